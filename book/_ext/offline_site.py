@@ -1,0 +1,77 @@
+"""Make the site stand alone: no request leaves the page, and every page works from ``file://``.
+
+- MathJax: one file from ``sphinx-mathjax-offline``, instead of a content delivery network.
+- Thebe (live code) is switched off: it would load its code from the network, and declares its
+  configuration twice.
+- Table headers get the ``scope`` that docutils and pandas leave out.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import distribution
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.config import Config
+
+MATHJAX = "tex-svg.js"  # the TeX reader and the SVG writer in one file, fonts included
+
+
+def mathjax_file() -> Path:
+    """Path of the MathJax bundle inside the installed package."""
+    return Path(
+        str(
+            distribution("sphinx-mathjax-offline").locate_file(
+                f"sphinx-mathjax-offline/static/mathjax/{MATHJAX}"
+            )
+        )
+    )
+
+
+def serve_mathjax(app: Sphinx, config: Config) -> None:
+    """Copy the bundle beside the other static files and use it."""
+    config.html_static_path = [*config.html_static_path, str(mathjax_file())]
+    config.mathjax_path = MATHJAX
+
+
+def switch_off(app: Sphinx, package: str) -> None:
+    """Silence an extension that the book builder always loads."""
+    for event, listeners in app.events.listeners.items():
+        app.events.listeners[event] = [
+            one for one in listeners if not one.handler.__module__.startswith(package)
+        ]
+    asset = package.replace("_", "-")
+    app.registry.css_files[:] = [f for f in app.registry.css_files if asset not in f[0]]
+
+
+def add_scope(html: str) -> str:
+    """Say of each table header whether it heads a column or a row."""
+
+    def scoped(section: re.Match[str]) -> str:
+        scope = "col" if section[1] == "thead" else "row"
+        return re.sub(r"<th(?![a-z])(?![^>]*\bscope=)", f'<th scope="{scope}"', section[0])
+
+    return re.sub(r"<(thead|tbody)\b.*?</\1>", scoped, html, flags=re.DOTALL)
+
+
+def finish_page(
+    app: Sphinx,
+    pagename: str,
+    templatename: str,
+    context: dict[str, Any],
+    doctree: nodes.document | None,
+) -> None:
+    """Touch up the body of one page."""
+    if body := context.get("body"):
+        context["body"] = add_scope(body)
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Register the extension."""
+    switch_off(app, "sphinx_thebe")
+    app.connect("config-inited", serve_mathjax)
+    app.connect("html-page-context", finish_page)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
