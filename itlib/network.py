@@ -1,0 +1,131 @@
+r"""The network of Section 4.2: a perceptron of depth 5 and width 256 that sees time through Fourier features.
+
+.. math::
+
+   h_1 = W_x x + W_t\,\phi(t) + b,\qquad h_{l+1} = W_l\,\mathrm{silu}(h_l) + b_l,\qquad
+   \hat x_1^\theta(x,t) = W_{\mathrm{out}}\,\mathrm{silu}(h_5) + b_{\mathrm{out}},
+
+with :math:`\phi(t) = [\sin 2\pi f t, \cos 2\pi f t]` at 64 fixed Gaussian frequencies :math:`f` (Tancik et al., arXiv
+2006.10739). The output is a prediction of :math:`X_1`, so the score is :math:`-\hat x_1^\theta/\sigma_t` (2.8).
+
+The first layer is split in two so that its time part is computed once when all samples share a time, as they do in
+every reverse step of Algorithm 1.
+
+What the paper leaves open and we chose: the activation (SiLU), the scale of the frequencies, and that "depth 5" counts
+hidden layers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from itlib.schedules import Schedule, column
+
+#: A denoiser is anything that maps (x (B, d), t (B,) or ()) to a prediction of X_1, (B, d): a network, or the exact one.
+Denoiser = Callable[[Tensor, Tensor], Tensor]
+
+
+class FourierFeatures(nn.Module):
+    """Sines and cosines of time at fixed random frequencies.
+
+    Args:
+        dimension: size of the embedding, even.
+        scale: standard deviation of the frequencies, in cycles per unit of time.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, dimension: int = 128, scale: float = 1.0) -> None:
+        super().__init__()
+        if dimension < 2 or dimension % 2:
+            raise ValueError(f"the time embedding needs an even dimension of at least 2, got {dimension}")
+        self.register_buffer("frequencies", scale * torch.randn(dimension // 2))
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Features of times t, (B,) or (), as (B, dimension) or (dimension,)."""
+        angle = 2.0 * math.pi * t.unsqueeze(-1) * self.frequencies
+        return torch.cat([angle.sin(), angle.cos()], dim=-1)
+
+
+class Network(nn.Module):
+    """The denoiser network of Section 4.2.
+
+    Args:
+        d: dimension of the data.
+        width: units of a hidden layer.
+        depth: number of hidden layers.
+        embedding: dimension of the time embedding.
+        fourier_scale: standard deviation of its frequencies.
+        seed: fixes the initial weights and the frequencies; the global random state is left alone.
+    """
+
+    def __init__(
+        self, d: int = 2, width: int = 256, depth: int = 5, embedding: int = 128, fourier_scale: float = 1.0, seed: int = 0
+    ) -> None:
+        super().__init__()
+        if min(d, width, depth) < 1:
+            raise ValueError(f"d, width and depth must be at least 1, got {d}, {width}, {depth}")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.features = FourierFeatures(embedding, fourier_scale)
+            self.space = nn.Linear(d, width)
+            self.time = nn.Linear(embedding, width, bias=False)
+            self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
+            self.output = nn.Linear(width, d)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """Predict X_1, (B, d), from noised samples x, (B, d), and times t, (B,) or ()."""
+        inplace = not torch.is_grad_enabled()  # autograd needs the pre-activations, sampling does not
+        h = self.space(x) + self.time(self.features(t.to(x)))
+        for layer in self.hidden:
+            h = layer(functional.silu(h, inplace=inplace))
+        result: Tensor = self.output(functional.silu(h, inplace=inplace))
+        return result
+
+
+class FromX0(nn.Module):
+    r"""Turns an :math:`X_0`-prediction into a denoiser by (2.6): :math:`\hat x_1 = (x - \alpha_t\hat x_0)/\sigma_t`.
+
+    Args:
+        x0_network: callable predicting X_0, such as a :class:`Network` trained on (2.9).
+        schedule: the pair alpha, sigma; times are kept above its t_min, where sigma would vanish.
+    """
+
+    def __init__(self, x0_network: nn.Module, schedule: Schedule) -> None:
+        super().__init__()
+        self.x0_network, self.schedule = x0_network, schedule
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """Predict X_1, (B, d)."""
+        t = t.clamp_min(self.schedule.t_min)
+        alpha, sigma = (column(f(t), x).to(x) for f in (self.schedule.alpha, self.schedule.sigma))
+        return (x - alpha * self.x0_network(x, t)) / sigma
+
+
+class Residual(nn.Module):
+    r"""A frozen denoiser plus a trainable correction that starts at zero.
+
+    This is how a denoiser without parameters, the exact one of a mixture for instance, is fine-tuned.
+
+    Args:
+        base: any denoiser; never trained.
+        correction: the network that learns; its output layer is set to zero here.
+    """
+
+    def __init__(self, base: Denoiser, correction: Network) -> None:
+        super().__init__()
+        nn.init.zeros_(correction.output.weight)
+        nn.init.zeros_(correction.output.bias)
+        self.base, self.correction = base, correction
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """Predict X_1, (B, d)."""
+        with torch.no_grad():
+            frozen = self.base(x, t)
+        result: Tensor = frozen + self.correction(x, t)
+        return result

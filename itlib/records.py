@@ -1,0 +1,153 @@
+"""Run records: what a run leaves behind, as JSON.
+
+A record holds parameters, metrics, a trace, seconds and provenance. It is validated against ``record.schema.json`` when
+written and when read. Files appear whole or not at all: they are written beside their place and moved there in one step.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import torch
+
+#: The version of the record's schema.
+SCHEMA = 1
+
+#: Modules that cannot change a run's numbers: how it is drawn, and how it is scheduled.
+_BYSTANDERS = {"plots.py", "reproduce.py"}
+
+
+class DamagedFileError(ValueError):
+    """A record or checkpoint that is truncated or not what it should be; the message says what to do."""
+
+
+# ---- files ---------------------------------------------------------------------------------------------------------
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that it appears whole or not at all.
+
+    Raises:
+        OSError: if it can't be written; when the disk is full the message says so and nothing is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(error.errno, f"no space left to write {path}: free some disk and run again, nothing is lost") from None
+        raise
+
+
+@cache
+def content_hash(bystanders: bool = False) -> str:
+    """Hash of the library's source, 12 hex digits; without ``bystanders`` only of what can change a run's numbers."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*")):
+        if path.suffix in (".py", ".json") and (bystanders or path.name not in _BYSTANDERS):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
+
+
+# ---- records -------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _schema() -> dict[str, Any]:
+    result: dict[str, Any] = json.loads(Path(__file__).with_name("record.schema.json").read_text())
+    return result
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, commit, content hash and platform of this run."""
+    root = Path(__file__).parents[1]
+    try:
+        git = ["git", "-C", str(root)]
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout.strip()
+        commit += "+changes" if changed else ""
+    except (OSError, subprocess.CalledProcessError):
+        commit = "unknown"
+    return {
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in ("itlib", "torch", "numpy")},
+        "commit": commit,
+        "content": content_hash(),
+        "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread",
+    }
+
+
+def _compact(value: Any) -> Any:
+    """Round floats to six significant digits, and turn NaN (not JSON) into null, so that records stay small and valid."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if value == value else None
+    if isinstance(value, dict):
+        return {k: _compact(v) for k, v in value.items()}
+    return [_compact(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def write_record(
+    path: Path,
+    task: str,
+    parameters: dict[str, Any],
+    metrics: dict[str, Any],
+    trace: list[float],
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """Validate and write a run's record, provenance added; returns it.
+
+    Raises:
+        DamagedFileError: if it does not follow the schema.
+    """
+    record: dict[str, Any] = _compact(
+        {
+            "schema": SCHEMA,
+            "task": task,
+            "parameters": parameters,
+            "metrics": metrics,
+            "trace": trace,
+            "seconds": seconds,
+        }
+    ) | {"provenance": provenance()}
+    _validate(record, path)
+    write_atomically(Path(path), (json.dumps(record, indent=1) + "\n").encode())
+    return record
+
+
+def _validate(record: Any, path: Path) -> None:
+    try:
+        jsonschema.validate(record, _schema())
+    except jsonschema.ValidationError as error:
+        place = "/".join(str(p) for p in error.absolute_path) or "the top level"
+        raise DamagedFileError(f"{path} is not a valid run record: at {place}, {error.message.splitlines()[0][:200]}") from None
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read and validate one record.
+
+    Raises:
+        DamagedFileError: if it is truncated or does not follow the schema.
+    """
+    try:
+        record: dict[str, Any] = json.loads(Path(path).read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise DamagedFileError(f"{path} is truncated or not JSON: delete it and run again to make it anew") from None
+    _validate(record, path)
+    return record
+
+
+def read_records(folder: Path, pattern: str = "*.json") -> list[dict[str, Any]]:
+    """All records of a folder, in the order of their names."""
+    return [read_record(path) for path in sorted(Path(folder).glob(pattern))]

@@ -1,0 +1,236 @@
+"""Runs that survive: a base trained once, and tilts that resume where they were stopped.
+
+:func:`resumable_base` wraps :func:`itlib.training.train_denoiser`, :func:`resumable_tilting` wraps
+:func:`itlib.tilting.iterative_tilting`. Both keep a safetensors checkpoint (nothing here ever unpickles) whose name carries
+a hash of everything that its content depends on: the library's source, the parameters, the weights it starts from, the
+version of torch. A finished run is found again, a changed one is not, and there is nothing to invalidate by hand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from itlib.gaussian_mixture import GaussianMixture
+from itlib.metrics import score_errors
+from itlib.network import Network
+from itlib.records import DamagedFileError, content_hash, write_atomically
+from itlib.rewards import QuadraticReward
+from itlib.schedules import Schedule
+from itlib.tilting import TiltingConfig, derive_seed, iterative_tilting, tilt_path
+from itlib.training import TrainingConfig, train_denoiser
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How much work a run is: the paper's numbers, or a first look that only shows that everything works."""
+
+    n: int
+    training: TrainingConfig
+    tilting: TiltingConfig
+    samples: int
+    flow_samples: int
+
+
+#: "full" is Section 4.2 of the paper; "smoke" runs the same code in seconds, and its figures mean nothing.
+PROFILES: dict[str, Profile] = {
+    "full": Profile(30_000, TrainingConfig(), TiltingConfig(), 5000, 2000),
+    "smoke": Profile(
+        6000, TrainingConfig(epochs=30, lr=2e-3), TiltingConfig(S=256, J=40, E=20, lr=5e-4), samples=1000, flow_samples=200
+    ),
+}
+
+
+def profile(name: str) -> Profile:
+    """A profile by name.
+
+    Raises:
+        ValueError: for an unknown name, with the ones that exist.
+    """
+    if name not in PROFILES:
+        raise ValueError(f"there is no profile {name!r}: choose from {', '.join(PROFILES)}")
+    return PROFILES[name]
+
+
+@dataclass
+class RunState:
+    """Where a resumable run stands.
+
+    Args:
+        done: finished tilts (or epochs).
+        total: tilts (or epochs) in all.
+        denoiser: the network so far; copy it to keep it.
+        trace: one figure per finished tilt (score RMSE) or epoch (validation loss).
+        losses: mean training loss of each tilt or epoch.
+        seconds: wall-clock seconds by activity, over all the sessions that the run took.
+        halfway: the samples of the model after tilt N // 2 (Figure 1), (S, d), once drawn.
+    """
+
+    done: int
+    total: int
+    denoiser: Network
+    trace: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=lambda: {"sampling": 0.0, "training": 0.0})
+    halfway: Tensor | None = None
+
+
+def default_cache() -> Path:
+    """Where checkpoints live: ``$ITLIB_CACHE``, or ``_build/cache`` in the checkout (else in the working folder)."""
+    checkout = Path(__file__).parents[1]
+    root = checkout if (checkout / "pyproject.toml").exists() else Path.cwd()
+    return Path(os.environ.get("ITLIB_CACHE") or root / "_build" / "cache")
+
+
+def _key(*parts: Any) -> str:
+    text = json.dumps([content_hash(), torch.__version__, *parts], sort_keys=True, default=repr)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def save_state(path: Path, state: RunState) -> None:
+    """Write a state as one safetensors file, atomically."""
+    tensors = {f"theta.{name}": value.detach().cpu().contiguous() for name, value in state.denoiser.state_dict().items()}
+    if state.halfway is not None:
+        tensors["halfway"] = state.halfway
+    notes = {key: getattr(state, key) for key in ("done", "total", "trace", "losses", "seconds")}
+    write_atomically(path, safetensors.torch.save(tensors, {"notes": json.dumps(notes)}))
+
+
+def load_state(path: Path, denoiser: Network) -> RunState:
+    """Read what :func:`save_state` wrote; the weights go into ``denoiser``.
+
+    Raises:
+        DamagedFileError: if the file is truncated or not a checkpoint of such a network.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+            notes = json.loads(file.metadata()["notes"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        halfway = tensors.pop("halfway", None)
+        denoiser.load_state_dict({name.removeprefix("theta."): value for name, value in tensors.items()})
+        return RunState(denoiser=denoiser, halfway=halfway, **notes)
+    except (safetensors.SafetensorError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
+        raise DamagedFileError(f"{path} is truncated or not a checkpoint: delete it, and the run starts anew") from error
+
+
+def _announce(what: str, state: RunState) -> None:
+    """Tell whoever watches from outside (``$ITLIB_PROGRESS`` names a file) how far the run is."""
+    if target := os.environ.get("ITLIB_PROGRESS"):
+        write_atomically(Path(target), f"{what} {state.done} {state.total}\n".encode())
+
+
+def resumable_base(
+    mixture: GaussianMixture,
+    schedule: Schedule,
+    config: TrainingConfig,
+    *,
+    n: int = 30_000,
+    seed: int = 0,
+    cache: Path | None = None,
+) -> Iterator[RunState]:
+    """Train the base denoiser of Section 4.2 on n samples of the mixture, or find it trained.
+
+    Args:
+        mixture: the base distribution.
+        schedule: the pair alpha, sigma.
+        config: of the training.
+        n: number of training samples.
+        seed: fixes samples, initial weights and training.
+        cache: folder of checkpoints.
+
+    Yields:
+        A :class:`RunState` per epoch, or a single one if it was found; the last holds the weights of the best epoch once
+        the iterator is exhausted.
+    """
+    described = [mixture.weights.tolist(), mixture.means.tolist(), mixture.covariances.tolist(), schedule]
+    path = (cache or default_cache()) / f"base_{_key('base', described, asdict(config), n, seed)}.safetensors"
+    state = RunState(0, config.epochs, Network(mixture.d, seed=derive_seed(seed, 1)))
+    if path.exists():
+        yield load_state(path, state.denoiser)
+        return
+    data = mixture.sample(n, torch.Generator().manual_seed(derive_seed(seed, 2))).float()
+    clock = time.perf_counter()
+    for step in train_denoiser(state.denoiser, data, schedule, config, seed=derive_seed(seed, 3)):
+        state.done = step.epoch
+        state.trace.append(step.validation_loss)
+        state.losses.append(step.train_loss)
+        state.seconds["training"] = time.perf_counter() - clock
+        _announce("base", state)
+        yield state
+    save_state(path, state)
+
+
+def resumable_tilting(
+    base: Network,
+    mixture: GaussianMixture,
+    reward: QuadraticReward,
+    schedule: Schedule,
+    config: TiltingConfig,
+    *,
+    seed: int = 0,
+    trace_samples: int = 5000,
+    cache: Path | None = None,
+) -> Iterator[RunState]:
+    """Run :func:`~itlib.tilting.iterative_tilting` so that it may be killed at any moment.
+
+    After each tilt the network, the trace and the clock are saved; a second call with the same arguments goes on from
+    there and ends with the same numbers, bit for bit on the same machine. A finished run is found, not repeated.
+
+    Args:
+        base: the pretrained denoiser.
+        mixture: the exact base distribution: it gives the trace its truth, and the method nothing.
+        reward: the tilt.
+        schedule: the pair alpha, sigma.
+        config: the knobs of Algorithm 2.
+        seed: fixes every random draw.
+        trace_samples: exact draws behind each figure of the trace.
+        cache: folder of checkpoints.
+
+    Yields:
+        A :class:`RunState` per tilt, its trace the score RMSE (4.13) against the exact p^k; first the state that was
+        found, if any.
+
+    Raises:
+        NotNormalisableError: before any work, if the target does not exist.
+        DamagedFileError: if a checkpoint was found but cannot be read.
+    """
+    path_of_tilts = tilt_path(mixture, reward, config.lam, config.N)
+    path_of_tilts(config.N)  # a target that does not exist is better found now than at the last tilt
+    start = hashlib.sha256(safetensors.torch.save(dict(base.state_dict()))).hexdigest()
+    tilt = [reward.A.tolist(), reward.b.tolist(), reward.c, schedule]
+    file = (cache or default_cache()) / f"tilts_{_key('tilts', start, tilt, asdict(config), seed, trace_samples)}.safetensors"
+    state = RunState(0, config.N, Network(mixture.d))
+    if file.exists():
+        state = load_state(file, state.denoiser)
+        _announce("tilts", state)
+        yield state
+    else:
+        state.denoiser.load_state_dict(base.state_dict())
+    steps = iterative_tilting(state.denoiser, reward, schedule, config, d=mixture.d, seed=seed, start=state.done)
+    for step in steps:
+        clock = time.perf_counter()
+        errors = score_errors(step.denoiser, path_of_tilts(step.k), schedule, n=trace_samples, seed=derive_seed(seed, 4))
+        spent = step.seconds | {"trace": time.perf_counter() - clock}
+        state = replace(
+            state,
+            done=step.k,
+            denoiser=step.denoiser,  # type: ignore[arg-type]  # a Network was handed in, so a Network comes back
+            trace=[*state.trace, errors.score_rmse],
+            losses=[*state.losses, float(step.losses.mean())],
+            seconds={key: state.seconds.get(key, 0.0) + value for key, value in spent.items()},
+            halfway=step.samples if step.k == config.N // 2 + 1 else state.halfway,
+        )
+        save_state(file, state)
+        _announce("tilts", state)
+        yield state

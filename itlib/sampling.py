@@ -1,0 +1,130 @@
+r"""Algorithm 1: DDIM sampling, stochastic or deterministic.
+
+Between times :math:`s<t` the transition (2.7) is the bridge (2.4) with both ends replaced by their predictions (2.6):
+
+.. math::
+
+   x_s = \alpha_s \hat x_0 + \sqrt{\sigma_s^2-\eta_s^2}\;\hat x_1 + \eta_s z
+       = \frac{\alpha_s}{\alpha_t}\,x_t
+         + \Big(\sqrt{\sigma_s^2-\eta_s^2}-\frac{\alpha_s\sigma_t}{\alpha_t}\Big)\hat x_1 + \eta_s z ,
+   \qquad z\sim\mathcal N(0,I).
+
+:math:`\eta=0` is deterministic. The stochastic sampler of DDPM has the standard deviation of the true bridge,
+
+.. math:: \eta_s^{\mathrm{DDPM}} = \sigma_s\sqrt{1-\frac{\alpha_t^2\sigma_s^2}{\alpha_s^2\sigma_t^2}}
+          \;\overset{\text{VP}}{=}\; \frac{\sigma_s}{\sigma_t}\sqrt{1-\frac{\alpha_t^2}{\alpha_s^2}},
+
+and the scalar ``eta`` of the code (the paper's "η = 1.0" of Section 4.2) multiplies it, as in Song et al. (arXiv
+2010.02502, eq. 16). The paper prints :math:`\sigma_t\sqrt{1-\alpha_t^2/\alpha_s^2}`, which swaps the times.
+
+Algorithm 1 as printed divides by :math:`\alpha_1=0` in its first step. The grid here therefore starts at
+``schedule.t_max``, just below 1, where :math:`X_t` is still indistinguishable from noise; the last step is the Dirac
+mass at :math:`\hat x_0` of the paper.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from itlib.network import Denoiser
+from itlib.schedules import Schedule
+
+
+def time_grid(schedule: Schedule, steps: int) -> list[float]:
+    """Times t_0 = 0 < t_1 < ... < t_K = schedule.t_max with K = steps, uniform but for the last.
+
+    Raises:
+        ValueError: if steps < 1.
+    """
+    if steps < 1:
+        raise ValueError(f"sampling needs at least one reverse step, got {steps}")
+    return [k / steps for k in range(steps)] + [schedule.t_max]
+
+
+def _at(schedule: Schedule, t: float) -> tuple[float, float]:
+    """alpha and sigma at one time, in double precision."""
+    time = torch.tensor(t, dtype=torch.float64)
+    return float(schedule.alpha(time)), float(schedule.sigma(time))
+
+
+def ddpm_std(schedule: Schedule, s: float, t: float) -> float:
+    """Standard deviation of the DDPM bridge from t to s < t, for any schedule."""
+    (alpha_s, sigma_s), (alpha_t, sigma_t) = _at(schedule, s), _at(schedule, t)
+    return sigma_s * math.sqrt(max(0.0, 1.0 - (alpha_t * sigma_s / (alpha_s * sigma_t)) ** 2))
+
+
+def transition(schedule: Schedule, s: float, t: float, eta: float) -> tuple[float, float, float]:
+    """Coefficients (a, b, std) of x_s = a x_t + b x1_hat + std z, for 0 <= s < t < 1.
+
+    At s = 0 this is the final denoising step of Algorithm 1, x_0 = (x_t - sigma_t x1_hat) / alpha_t.
+
+    Raises:
+        ValueError: if the times are out of order, alpha_t vanishes, or eta makes the noise exceed sigma_s.
+    """
+    (alpha_s, sigma_s), (alpha_t, sigma_t) = _at(schedule, s), _at(schedule, t)
+    if not 0.0 <= s < t or alpha_t <= 0.0:
+        raise ValueError(f"a reverse step needs 0 <= s < t < 1, got s={s:g}, t={t:g}: at t=1 alpha is zero")
+    std = eta * ddpm_std(schedule, s, t)
+    if eta < 0.0 or std > sigma_s:
+        raise ValueError(f"eta={eta:g} asks for more noise than sigma_s at s={s:g}: use 0 <= eta <= 1")
+    return alpha_s / alpha_t, math.sqrt(sigma_s**2 - std**2) - alpha_s * sigma_t / alpha_t, std
+
+
+@torch.no_grad()
+def reverse_process(
+    denoiser: Denoiser,
+    schedule: Schedule,
+    x: Tensor,
+    *,
+    steps: int = 200,
+    eta: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Iterator[tuple[float, Tensor]]:
+    """Algorithm 1, one state at a time.
+
+    Args:
+        denoiser: predicts X_1 from (x (B, d), t ()).
+        schedule: the pair alpha, sigma.
+        x: standard normal noise, (B, d): the state at schedule.t_max.
+        steps: K, the number of evaluations of the denoiser (the paper's J).
+        eta: 0 is deterministic, 1 is DDPM.
+        generator: source of the noise z.
+
+    Yields:
+        (t_k, x_{t_k}) for k = K-1, ..., 0; the last is (0, x_0).
+
+    Raises:
+        ValueError: for steps < 1 or eta outside [0, 1].
+    """
+    times = time_grid(schedule, steps)
+    for t, s in zip(times[:0:-1], times[-2::-1], strict=True):
+        a, b, std = transition(schedule, s, t, eta)
+        x = a * x + b * denoiser(x, torch.tensor(t, dtype=x.dtype, device=x.device))
+        if std > 0.0:
+            x = x + std * torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
+        yield s, x
+
+
+def sample(
+    denoiser: Denoiser,
+    schedule: Schedule,
+    n: int,
+    d: int = 2,
+    *,
+    steps: int = 200,
+    eta: float = 1.0,
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Draw n samples of X_0, (n, d), by Algorithm 1. Arguments as in :func:`reverse_process`."""
+    if n < 1:
+        raise ValueError(f"ask for at least one sample, got {n}")
+    x = torch.randn(n, d, generator=generator, dtype=dtype).to(device)
+    for _, state in reverse_process(denoiser, schedule, x, steps=steps, eta=eta, generator=generator):
+        x = state
+    return x
