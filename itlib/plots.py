@@ -24,6 +24,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 Array = NDArray[np.floating[Any]]
@@ -38,7 +39,7 @@ COLORS = {
     "band": "#8A8F98",
 }
 SERIES = (COLORS["base"], COLORS["target"], COLORS["learned"], COLORS["paper"], "#8C7A00", "#5E7C93")
-DASHES = ("-", (0, (5, 1.5)), (0, (3, 1.2, 1, 1.2)), (0, (1, 1.2)))  # colour is never the only sign
+MARKERS = "os^Dvp"  # colour is never the only sign
 
 STYLE: Any = {
     "font.family": "STIXGeneral",  # shipped with matplotlib: the same on every machine
@@ -46,36 +47,31 @@ STYLE: Any = {
     "font.size": 11,
     "axes.titlesize": 11,
     "axes.labelsize": 11,
-    "xtick.labelsize": 9.5,
-    "ytick.labelsize": 9.5,
     "legend.fontsize": 10,
     "legend.frameon": False,
     "axes.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.minor.width": 0.4,
-    "ytick.minor.width": 0.4,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.prop_cycle": mpl.rcsetup.cycler(color=SERIES),
     "lines.linewidth": 1.5,
     "figure.constrained_layout.use": True,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "savefig.facecolor": "none",
     "figure.dpi": 100,
     "savefig.dpi": 160,  # of what is rasterised inside the SVG
     "svg.fonttype": "path",
     "svg.hashsalt": "itlib",
-} | {f"{part}.color": INK for part in ("text", "xtick", "ytick")}
-STYLE |= {"axes.edgecolor": INK, "axes.labelcolor": INK, "axes.titlecolor": INK}
+}
+STYLE |= {f"{part}.facecolor": "none" for part in ("figure", "axes", "savefig")}
+STYLE |= {f"{tick}.labelsize": 9.5 for tick in ("xtick", "ytick")}
+STYLE |= {f"{tick}.{kind}.width": 0.5 for tick in ("xtick", "ytick") for kind in ("major", "minor")}
+STYLE |= {f"axes.{part}color": INK for part in ("edge", "label", "title")}
+STYLE |= {f"{part}.color": INK for part in ("text", "xtick", "ytick")}
 
 
 @contextmanager
-def house_style() -> Iterator[None]:
-    """Draw in the look of the book, leaving matplotlib's settings as they were."""
+def house_style() -> Iterator[Any]:
+    """Draw in the look of the book: ``with house_style() as plt``, which is pyplot; its settings are restored."""
     with mpl.rc_context(STYLE):
-        yield
+        yield plt
 
 
 def svg(fig: Figure, name: str, alt: str) -> str:
@@ -102,16 +98,12 @@ def svg(fig: Figure, name: str, alt: str) -> str:
 
 def bundle(fig: Figure, name: str, alt: str) -> tuple[dict[str, str], dict[str, Any]]:
     """What :func:`show` displays: a figure's data by MIME type, and its metadata. Closes the figure."""
-    picture = io.BytesIO()
-    source = svg(fig, name, alt)
-    fig.savefig(picture, format="png", dpi=110, facecolor="white", metadata={"Software": None})
+    source, picture = svg(fig, name, alt), io.BytesIO()
+    with mpl.rc_context(STYLE):
+        fig.savefig(picture, format="png", dpi=110, facecolor="white", metadata={"Software": None})
     plt.close(fig)
-    data = {
-        "image/svg+xml": source,
-        "image/png": base64.b64encode(picture.getvalue()).decode(),
-        "text/plain": f"[Figure: {alt}]",
-    }
-    return data, {
+    png = base64.b64encode(picture.getvalue()).decode()
+    return {"image/svg+xml": source, "image/png": png, "text/plain": f"[Figure: {alt}]"}, {
         "image/svg+xml": {"needs_background": "light"},
         "scrapbook": {"name": name, "mime_prefix": ""},  # what glue() leaves, without its import
     }
@@ -216,15 +208,19 @@ def figure_2(
         for i, (n, rmse) in enumerate(sorted(curves.items())):
             color, scale = SERIES[i % len(SERIES)], 1 if normalise else n
             x = np.arange(1, len(rmse) + 1) * (scale / n)
-            ax.plot(x, rmse, color=color, linestyle=DASHES[i % len(DASHES)], label=f"$N = {n}$")
+            marker = MARKERS[i % len(MARKERS)]
+            ax.plot(x, rmse, color=color, marker=marker, markevery=[-1], label=f"$N = {n}$", linewidth=1.3)
             if bands and n in bands:
                 at, low, high = bands[n]
                 ax.fill_between(at * scale, low, high, color=color, alpha=0.18, linewidth=0)
             if paper and n in paper:
                 ax.plot(paper[n][0] * scale, paper[n][1], color=color, linewidth=0.7, alpha=0.8)
         ax.set(yscale="log", xlabel="$k/N$" if normalise else "tilt $k$", ylabel="score RMSE")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # not a power of ten
+        ax.yaxis.set_minor_formatter(NullFormatter())
         ax.grid(axis="y", which="both", color=COLORS["band"], alpha=0.25, linewidth=0.5)
-        fig.legend(loc="outside upper center", ncols=len(curves), handlelength=2.6)
+        fig.legend(loc="outside upper center", ncols=len(curves))
     return fig
 
 
@@ -239,9 +235,7 @@ def losses(ax: Axes, train: Array, validation: Array, best_epoch: int) -> None:
     ax.legend(loc="upper center")
 
 
-def against_band(
-    ax: Axes, labels: Sequence[str], own: Array, low: Array, median: Array, high: Array
-) -> None:
+def against_band(ax: Axes, labels: Sequence[str], own: Array, low: Array, median: Array, high: Array) -> None:
     """Own values against the range of reference runs: one line per label, from the top.
 
     Args:

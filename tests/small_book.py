@@ -44,7 +44,7 @@ Score error, $\mathrm{RMSE}_k$ of {eq}`eq-4-13`, with $N$ tilts.
 | 20 | 2.75 | 6.48 | .005 | 1.67 | 12.1 | 14.2 |
 :::
 
-See {numref}`tab-metrics`."""
+See {numref}`tab-metrics` and {numref}`tab-output`."""
 
 RUN = r"""# N = 20, seed 0
 
@@ -53,7 +53,7 @@ RUN = r"""# N = 20, seed 0
 ```{glue:figure} samples
 :name: fig-samples-n020-seed0
 
-Samples half way and at the end, compare {numref}`fig-score-error` and {eq}`eq-2-1`.
+Samples at $k = N/2$ and at the end, compare {numref}`fig-score-error` and {eq}`eq-2-1`.
 ```"""
 
 
@@ -94,16 +94,14 @@ def make(root: Path) -> Path:
         {"N": n, "half": c[0], "final": c[1], "target": c[2], "density": grid, "density_half": grid}
         for n, c in zip(k, cloud, strict=True)
     ]
-    table = "| $N$ | value |\n|--:|--:|\n| 20 | $1.5$ |\n"
+    table = ":::{table} Computed, $N = 20$, see {eq}`eq-2-1`.\n:name: tab-output\n\n| $N$ | value |\n|--:|--:|\n| 20 | $1.5$ |\n:::\n"
     pages = {
         "book/pages/results.ipynb": notebook(
             RESULTS,
             (plots.figure_2(error, bands=bands), "score-error", "Curves that rise with k."),
             markdown=table,
         ),
-        "book/runs/N020_seed0.ipynb": notebook(
-            RUN, (plots.figure_1(rows), "samples", "Clouds of points.")
-        ),
+        "book/runs/N020_seed0.ipynb": notebook(RUN, (plots.figure_1(rows), "samples", "Clouds of points.")),
     }
     for path, page in pages.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)

@@ -23,11 +23,7 @@ MATHJAX = "tex-svg.js"  # the TeX reader and the SVG writer in one file, fonts i
 def mathjax_file() -> Path:
     """Path of the MathJax bundle inside the installed package."""
     return Path(
-        str(
-            distribution("sphinx-mathjax-offline").locate_file(
-                f"sphinx-mathjax-offline/static/mathjax/{MATHJAX}"
-            )
-        )
+        str(distribution("sphinx-mathjax-offline").locate_file(f"sphinx-mathjax-offline/static/mathjax/{MATHJAX}"))
     )
 
 
@@ -40,9 +36,7 @@ def serve_mathjax(app: Sphinx, config: Config) -> None:
 def switch_off(app: Sphinx, package: str) -> None:
     """Silence an extension that the book builder always loads."""
     for event, listeners in app.events.listeners.items():
-        app.events.listeners[event] = [
-            one for one in listeners if not one.handler.__module__.startswith(package)
-        ]
+        app.events.listeners[event] = [one for one in listeners if not one.handler.__module__.startswith(package)]
     asset = package.replace("_", "-")
     app.registry.css_files[:] = [f for f in app.registry.css_files if asset not in f[0]]
 

@@ -1,0 +1,331 @@
+"""The book as a reader gets it: built strictly, read from files, without a network, in a real browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from itlib import plots
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "book" / "_ext")]
+
+import small_book  # noqa: E402
+from api_modules import module_names, section  # noqa: E402
+from inline_svg import strip_prolog  # noqa: E402
+from offline_site import add_scope, mathjax_file  # noqa: E402
+from paper_equations import split_tag  # noqa: E402
+from site_checks import check_site  # noqa: E402
+
+PAGES = ("book/index", "book/pages/results", "book/runs/N020_seed0", "book/notation", "book/reproduce", "book/api")
+
+
+# The parts
+
+
+@pytest.mark.parametrize(
+    ("tex", "expected"),
+    [
+        (r"a = b \tag{2.1}", ("a = b", "2.1")),
+        (
+            r"\begin{aligned}a &= b\\ c &= d\end{aligned} \tag*{A.1}",
+            (r"\begin{aligned}a &= b\\ c &= d\end{aligned}", "A.1"),
+        ),
+        ("a = b", ("a = b", None)),
+    ],
+)
+def test_split_tag(tex: str, expected: tuple[str, str | None]) -> None:
+    assert split_tag(tex) == expected
+
+
+def test_split_tag_refuses_two_numbers() -> None:
+    with pytest.raises(ValueError, match="one number"):
+        split_tag(r"a \tag{1} b \tag{2}")
+
+
+def test_add_scope() -> None:
+    html = '<table><thead><tr><th class="head">a</th></tr></thead><tbody><tr><th>b</th><th scope="row">c</th></tr></tbody></table>'
+    expected = html.replace('<th class="head">', '<th scope="col" class="head">').replace("<th>b", '<th scope="row">b')
+    assert add_scope(html) == expected
+    assert add_scope(expected) == expected
+
+
+def test_strip_prolog() -> None:
+    assert strip_prolog('<?xml version="1.0"?>\n<!DOCTYPE svg>\n<svg><g/></svg>\n') == "<svg><g/></svg>"
+
+
+def test_mathjax_is_installed() -> None:
+    assert mathjax_file().is_file()
+
+
+def test_api_lists_every_public_module_once() -> None:
+    package = Path(plots.__file__).parent
+    assert sorted(module_names()) == sorted(p.stem for p in package.glob("[a-z]*.py"))
+    assert ".. automodule:: itlib.plots" in section("plots")
+
+
+# Figures
+
+
+def some_figure() -> Any:
+    curves = {n: np.linspace(0.2, 0.9, n) for n in (5, 10)}
+    return plots.figure_2(curves, bands={5: (np.arange(1, 6) / 5, np.full(5, 0.1), np.full(5, 1.0))})
+
+
+def test_a_figure_is_the_same_bytes_twice() -> None:
+    first, second = (plots.bundle(some_figure(), "error", "rising") for _ in range(2))
+    assert first == second
+
+
+def test_a_figure_takes_the_page_colour_and_says_what_it_shows() -> None:
+    source = plots.svg(some_figure(), "error", 'rises, "steeply" & fast')
+    root = ElementTree.fromstring(source)
+    assert root.attrib["role"] == "img"
+    assert root.attrib["aria-label"] == 'rises, "steeply" & fast'
+    assert "currentColor" in source
+    assert plots.INK not in source
+    assert "#000000" not in source
+    assert "<dc:date>" not in source
+
+
+def test_figures_on_one_page_share_no_ids() -> None:
+    one, two = (plots.svg(some_figure(), name, "x") for name in ("one", "two"))
+    ids = [set(re.findall(r'\bid="([^"]*)"', source)) for source in (one, two)]
+    assert ids[0]
+    assert not ids[0] & ids[1]
+    for source, known in zip((one, two), ids, strict=True):
+        assert set(re.findall(r'(?:href="#|url\(#)([^")]*)', source)) <= known
+
+
+def test_show_displays_what_glue_would_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[tuple[Any, dict[str, Any]]] = []
+    monkeypatch.setattr("IPython.display.display", lambda data, **options: shown.append((data, options)))
+    plots.plt.close("all")
+    plots.show(some_figure(), "error", "rising")
+    ((data, options),) = shown
+    assert set(data) == {"image/svg+xml", "image/png", "text/plain"}
+    assert options["raw"]
+    assert options["metadata"]["scrapbook"] == {"name": "error", "mime_prefix": ""}
+    assert plots.plt.get_fignums() == []
+
+
+@pytest.mark.parametrize("name", ["Score", "a b", "", "1"])
+def test_a_figure_needs_a_plain_name(name: str) -> None:
+    with pytest.raises(ValueError, match="figure's name"):
+        plots.svg(some_figure(), name, "x")
+
+
+def test_scatter_is_an_image_inside_the_svg() -> None:
+    cloud = np.random.default_rng(0).standard_normal((5000, 2))
+    row = {"N": 5, "half": cloud, "final": cloud, "target": cloud}
+    source = plots.svg(plots.figure_1([row]), "cloud", "x")
+    assert source.count("<image") == 3
+    assert len(source) < 200_000
+
+
+def test_small_plots_draw_their_data() -> None:
+    with plots.house_style():
+        figure, (left, right) = plots.plt.subplots(1, 2)
+        plots.losses(left, np.array([3.0, 2, 1]), np.array([3.0, 2, 2.5]), best_epoch=1)
+        values = np.array([1.0, np.nan])
+        plots.against_band(right, ["N = 20", "N = 50"], values, np.zeros(2), np.ones(2), np.full(2, 2.0))
+    assert [text.get_text() for text in right.get_yticklabels()] == ["N = 20", "N = 50"]
+    assert right.yaxis_inverted()
+    assert plots.svg(figure, "small", "x")
+
+
+# The site
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = small_book.make(tmp_path_factory.mktemp("book"))
+    result = small_book.build(root)
+    assert result.returncode == 0, result.stderr[-4000:]
+    return root / "_build" / "html"
+
+
+def test_links_ids_alts_and_requests(site: Path) -> None:
+    assert check_site(site) == []
+
+
+def test_check_site_sees_what_it_should(tmp_path: Path) -> None:
+    page = tmp_path / "index.html"
+    page.write_text(
+        '<body><p id="a"></p><p id="a"></p><img src="x.png"><a href="#b">b</a><a href="no.html">c</a>'
+        '<script src="https://example.org/a.js"></script><table><thead><tr><th>h</th></tr></thead></table></body>'
+    )
+    problems = "\n".join(check_site(tmp_path))
+    for expected in (
+        "used 2 times",
+        "alt text",
+        "no #b",
+        "nothing at no.html",
+        "example.org",
+        "without scope",
+        "nothing at x.png",
+    ):
+        assert expected in problems
+
+
+def test_the_captioned_figure_stays_and_the_plain_copy_goes(site: Path) -> None:
+    for page, name in (("pages/results", "score-error"), ("runs/N020_seed0", "samples")):
+        html = (site / "book" / f"{page}.html").read_text("utf-8")
+        assert html.count(f'data-itlib-figure="{name}"') == 1
+        assert "<figcaption" in html
+
+
+def test_a_table_made_by_code_is_numbered_and_referenced(site: Path) -> None:
+    html = (site / "book" / "pages" / "results.html").read_text("utf-8")
+    assert 'id="tab-output"' in html
+    assert re.search(r'href="#tab-output"><span class="std std-numref">Table \d+<', html)
+
+
+def test_only_the_contents_are_pages(site: Path) -> None:
+    pages = {p.relative_to(site).with_suffix("").as_posix() for p in site.rglob("*.html") if "_static" not in p.parts}
+    assert pages - {"genindex", "py-modindex", "search", "index"} == {*PAGES, "book/bibliography"}
+
+
+def test_custom_style_is_loaded_once(site: Path) -> None:
+    html = (site / "book" / "index.html").read_text("utf-8")
+    assert html.count("custom.css") == 1
+    assert "thebe" not in html
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("no chromium with chromedriver on this machine")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    with webdriver.Chrome(options=options, service=webdriver.ChromeService(driver)) as chrome:
+        yield chrome
+
+
+def visit(browser: Any, site: Path, page: str, width: int = 1280, scheme: str = "light") -> None:
+    """Open a page from its file, at a width and in a colour scheme, and wait for the maths."""
+    size = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    browser.get((site / page).as_uri() if ".html" in page else (site / f"{page}.html").as_uri())
+    browser.execute_async_script(
+        "const done = arguments[0]; (window.MathJax?.startup?.promise ?? Promise.resolve()).then(done)"
+    )
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_reads_well(browser: Any, site: Path, page: str) -> None:
+    visit(browser, site, page, width=390)
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+    assert browser.execute_script("return document.querySelectorAll('mjx-merror, [data-mjx-error]').length") == 0
+    if page != "book/reproduce":
+        assert browser.execute_script("return document.querySelectorAll('mjx-container svg').length") > 0
+    assert [m["message"] for m in browser.get_log("browser") if m["level"] not in ("INFO", "DEBUG")] == []
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    urls = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+    assert urls
+    assert [url for url in urls if not url.startswith(("file:", "data:", "blob:"))] == []
+
+
+def shown_numbers(browser: Any) -> dict[str, str]:
+    """Displayed number of every labelled equation, by label."""
+    pairs = browser.execute_script(
+        "return [...document.querySelectorAll('div.math[id^=equation-]')]"
+        ".map(e => [e.id, e.querySelector('.eqno').firstChild.textContent])"
+    )
+    return {identifier.removeprefix("equation-"): number for identifier, number in pairs}
+
+
+def test_equations_carry_the_papers_numbers(browser: Any, site: Path) -> None:
+    for page in ("book/index", "book/notation"):
+        visit(browser, site, page)
+        numbers = shown_numbers(browser)
+        assert numbers
+        assert numbers == {label: f"({label.removeprefix('eq-').replace('-', '.')})" for label in numbers}
+    visit(browser, site, "book/pages/results")
+    assert shown_numbers(browser) == {"eq-own": "(1)"}
+    links = browser.execute_script(
+        "return [...document.querySelectorAll('article a[href*=equation-]')].map(a => [a.hash, a.text])"
+    )
+    shown = {hash_: text for hash_, text in links if text.startswith("(")}
+    assert shown == {
+        "#equation-eq-2-1": "(2.1)",
+        "#equation-eq-3-10": "(3.10)",
+        "#equation-eq-4-13": "(4.13)",
+        "#equation-eq-own": "(1)",
+    }
+    every = browser.execute_script("return [...document.querySelectorAll('.eqno')].map(e => e.firstChild.textContent)")
+    assert "(9.9)" in every
+
+
+CONTRAST = """
+const luminance = ([r, g, b]) => [r, g, b].map(v => v / 255)
+  .map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+  .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
+const parts = text => text.match(/[\\d.]+/g).map(Number);
+const ground = element => {
+  for (let e = element; e; e = e.parentElement) {
+    const c = parts(getComputedStyle(e).backgroundColor);
+    if (c.length < 4 || c[3] === 1) return c.slice(0, 3);
+  }
+  return [255, 255, 255];
+};
+return arguments[0].map(selector => {
+  const element = document.querySelector(selector);
+  if (!element) return [selector, null];
+  const [a, b] = [parts(getComputedStyle(element).color).slice(0, 3), ground(element)].map(luminance);
+  return [selector, (Math.max(a, b) + .05) / (Math.min(a, b) + .05)];
+});
+"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_has_contrast(browser: Any, site: Path, scheme: str) -> None:
+    visit(browser, site, "book/pages/results", scheme=scheme)
+    assert browser.execute_script("return document.documentElement.dataset.theme") == scheme
+    selectors = [
+        "article p", "article p a", "article h1", "article th", "article td", "figcaption .caption-text", ".eqno", ".figure-svg > svg",
+        "nav.bd-links p.caption", "nav.bd-links li > a", ".bd-footer-content p", "div.cell_input pre",
+    ]  # fmt: skip
+    ratios = dict(browser.execute_script(CONTRAST, selectors))
+    assert {s: r for s, r in ratios.items() if r is None or r < 4.5} == {}
+    ground = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    rgb = [int(v) for v in re.findall(r"\d+", ground)[:3]]
+    assert (sum(rgb) < 150) == (scheme == "dark")
+
+
+def test_the_reader_can_switch_modes(browser: Any, site: Path) -> None:
+    visit(browser, site, "book/index", scheme="light")
+    seen = set()
+    for _ in range(3):
+        browser.execute_script("document.querySelector('.theme-switch-button').click()")
+        seen.add(browser.execute_script("return document.documentElement.dataset.theme"))
+    browser.execute_script("localStorage.clear()")
+    assert seen == {"light", "dark"}
+
+
+def test_search_works_without_a_server(browser: Any, site: Path) -> None:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    browser.get((site / "search.html").as_uri() + "?q=notation")
+    found = WebDriverWait(browser, 10).until(
+        lambda b: b.execute_script("return [...document.querySelectorAll('#search-results li a')].map(a => a.href)")
+    )
+    assert any("book/notation.html" in url for url in found)
+    assert [m["message"] for m in browser.get_log("browser") if m["level"] == "SEVERE"] == []
