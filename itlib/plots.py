@@ -232,7 +232,7 @@ def losses(ax: Axes, train: Array, validation: Array, best_epoch: int) -> None:
     ax.axvline(best_epoch, color=INK, linewidth=0.7, linestyle=(0, (2, 2)))
     ax.plot([best_epoch], [validation[best_epoch]], "o", color=COLORS["base"], markersize=5, label="kept")
     ax.set(xlabel="epoch", ylabel="loss")
-    ax.legend(loc="upper center")
+    ax.legend(loc="upper right")
 
 
 def against_band(ax: Axes, labels: Sequence[str], own: Array, low: Array, median: Array, high: Array) -> None:

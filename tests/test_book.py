@@ -6,10 +6,10 @@ import json
 import re
 import shutil
 import sys
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -18,12 +18,12 @@ from itlib import plots
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "book" / "_ext")]
 
-import small_book  # noqa: E402
-from api_modules import module_names, section  # noqa: E402
-from inline_svg import strip_prolog  # noqa: E402
-from offline_site import add_scope, mathjax_file  # noqa: E402
-from paper_equations import split_tag  # noqa: E402
-from site_checks import check_site  # noqa: E402
+import small_book
+from api_modules import module_names, section
+from inline_svg import strip_prolog
+from offline_site import add_scope, mathjax_file
+from paper_equations import split_tag
+from site_checks import check_site
 
 PAGES = ("book/index", "book/pages/results", "book/runs/N020_seed0", "book/notation", "book/reproduce", "book/api")
 
@@ -70,6 +70,10 @@ def test_api_lists_every_public_module_once() -> None:
     package = Path(plots.__file__).parent
     assert sorted(module_names()) == sorted(p.stem for p in package.glob("[a-z]*.py"))
     assert ".. automodule:: itlib.plots" in section("plots")
+    source = {name: (package / f"{name}.py").read_text("utf-8") for name in module_names()}
+    for later, name in enumerate(module_names()):
+        below = set(re.findall(r"^from itlib\.(\w+)", source[name], re.MULTILINE))
+        assert below <= set(module_names()[:later]), name
 
 
 # Figures

@@ -7,17 +7,17 @@ cannot be imported, or a docstring that is not valid reStructuredText, is a warn
 from __future__ import annotations
 
 import importlib.util
-import pkgutil
+import re
 from pathlib import Path
 from typing import Any
 
 from sphinx.application import Sphinx
 
 MARKER = "<!-- the modules of itlib -->"
-LAYERS = (  # the order in which they build on each other; newcomers go to the end
+READING = (  # the paper's order, among modules that do not need each other; newcomers go to the end
     "schedules",
-    "gaussian_mixture",
     "rewards",
+    "gaussian_mixture",
     "network",
     "training",
     "sampling",
@@ -25,19 +25,26 @@ LAYERS = (  # the order in which they build on each other; newcomers go to the e
     "likelihood",
     "metrics",
     "records",
+    "runs",
     "plots",
     "reproduce",
 )
 
 
 def module_names(package: str = "itlib") -> list[str]:
-    """Public modules of the package, in the order of the layers."""
+    """Public modules of the package, each after those that it imports."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.origin:
         raise ModuleNotFoundError(package)
-    found = pkgutil.iter_modules([str(Path(spec.origin).parent)])
-    names = [m.name for m in found if not m.name.startswith("_")]
-    return sorted(names, key=lambda n: (LAYERS.index(n) if n in LAYERS else len(LAYERS), n))
+    files = {p.stem: p for p in Path(spec.origin).parent.glob("[a-z]*.py")}
+    imports = re.compile(rf"^(?:from|import) {package}\.(\w+)", re.MULTILINE)
+    needs = {name: set(imports.findall(path.read_text("utf-8"))) & files.keys() for name, path in files.items()}
+    waiting = sorted(files, key=lambda n: (READING.index(n) if n in READING else len(READING), n))
+    order: list[str] = []
+    while waiting:
+        order.append(next((n for n in waiting if needs[n] <= set(order)), waiting[0]))
+        waiting.remove(order[-1])
+    return order
 
 
 def section(name: str, package: str = "itlib") -> str:
