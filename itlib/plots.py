@@ -69,7 +69,7 @@ STYLE |= {f"{part}.color": INK for part in ("text", "xtick", "ytick")}
 
 @contextmanager
 def house_style() -> Iterator[Any]:
-    """Draw in the look of the book: ``with house_style() as plt``, which is pyplot; its settings are restored."""
+    """Draw in the look of the book: ``with house_style() as plt:`` gives pyplot, and restores its settings after."""
     with mpl.rc_context(STYLE):
         yield plt
 

@@ -36,9 +36,7 @@ def check_page(page: Path, soup: BeautifulSoup) -> list[str]:
     ids = Counter(str(tag["id"]) for tag in soup.find_all(id=True))
     found = [f"the id {name!r} is used {count} times" for name, count in ids.items() if count > 1]
     found += [f"an image without alt text: {tag.get('src')}" for tag in soup.find_all("img") if not has_name(tag)]
-    found += [
-        f"a drawing without aria-label: {str(tag)[:80]}" for tag in soup.find_all(role="img") if not has_name(tag)
-    ]
+    found += [f"a drawing without aria-label: {str(tag)[:80]}" for tag in soup.find_all(role="img") if not has_name(tag)]
     for name, attribute in LOADED.items():
         for tag in soup.find_all(name):
             url = str(tag.get(attribute) or tag.get(f"xlink:{attribute}") or "")

@@ -24,7 +24,10 @@ RESULTS = r"""# Section 4.2: results
 The error {eq}`eq-4-13` of {numref}`fig-score-error`, on the path {eq}`eq-own`, for {eq}`eq-3-10` of
 {cite:t}`pachebat2025iterative`.
 
-$$ \|s\|^2 = \int \|s_\theta - \nabla\log p\|^2\, p\, dx + \sum_{i=1}^{100} \frac{a_i b_i c_i d_i}{e_i f_i g_i h_i} + A + B + C + D + E + F + G $$ (eq-own)
+$$
+\|s\|^2 = \int \|s_\theta - \nabla\log p\|^2\, p\, dx
+  + \sum_{i=1}^{100} \frac{a_i b_i c_i d_i}{e_i f_i g_i h_i} + A + B + C + D + E + F + G
+$$ (eq-own)
 
 Without a label, a number may still be shown:
 
@@ -94,7 +97,8 @@ def make(root: Path) -> Path:
         {"N": n, "half": c[0], "final": c[1], "target": c[2], "density": grid, "density_half": grid}
         for n, c in zip(k, cloud, strict=True)
     ]
-    table = ":::{table} Computed, $N = 20$, see {eq}`eq-2-1`.\n:name: tab-output\n\n| $N$ | value |\n|--:|--:|\n| 20 | $1.5$ |\n:::\n"
+    table = ":::{table} Computed, $N = 20$, see {eq}`eq-2-1`.\n:name: tab-output\n\n"
+    table += "| $N$ | value |\n|--:|--:|\n| 20 | $1.5$ |\n:::\n"
     pages = {
         "book/pages/results.ipynb": notebook(
             RESULTS,

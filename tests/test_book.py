@@ -18,12 +18,12 @@ from itlib import plots
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "book" / "_ext")]
 
-import small_book
-from api_modules import module_names, section
-from inline_svg import strip_prolog
-from offline_site import add_scope, mathjax_file
-from paper_equations import split_tag
-from site_checks import check_site
+import small_book  # noqa: E402
+from api_modules import module_names, section  # noqa: E402
+from inline_svg import strip_prolog  # noqa: E402
+from offline_site import add_scope, mathjax_file  # noqa: E402
+from paper_equations import split_tag  # noqa: E402
+from site_checks import check_site  # noqa: E402
 
 PAGES = ("book/index", "book/pages/results", "book/runs/N020_seed0", "book/notation", "book/reproduce", "book/api")
 
@@ -52,7 +52,7 @@ def test_split_tag_refuses_two_numbers() -> None:
 
 
 def test_add_scope() -> None:
-    html = '<table><thead><tr><th class="head">a</th></tr></thead><tbody><tr><th>b</th><th scope="row">c</th></tr></tbody></table>'
+    html = '<thead><tr><th class="head">a</th></tr></thead><tbody><tr><th>b</th><th scope="row">c</th></tr></tbody>'
     expected = html.replace('<th class="head">', '<th scope="col" class="head">').replace("<th>b", '<th scope="row">b')
     assert add_scope(html) == expected
     assert add_scope(expected) == expected
@@ -304,14 +304,26 @@ def test_text_has_contrast(browser: Any, site: Path, scheme: str) -> None:
     visit(browser, site, "book/pages/results", scheme=scheme)
     assert browser.execute_script("return document.documentElement.dataset.theme") == scheme
     selectors = [
-        "article p", "article p a", "article h1", "article th", "article td", "figcaption .caption-text", ".eqno", ".figure-svg > svg",
-        "nav.bd-links p.caption", "nav.bd-links li > a", ".bd-footer-content p", "div.cell_input pre",
+        "article p", "article p a", "article h1", "article th", "article td", "figcaption .caption-text", ".eqno",
+        ".figure-svg > svg", "nav.bd-links p.caption", "nav.bd-links li > a", ".bd-footer-content p", "div.cell_input pre",
     ]  # fmt: skip
     ratios = dict(browser.execute_script(CONTRAST, selectors))
     assert {s: r for s, r in ratios.items() if r is None or r < 4.5} == {}
     ground = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
     rgb = [int(v) for v in re.findall(r"\d+", ground)[:3]]
     assert (sum(rgb) < 150) == (scheme == "dark")
+
+
+def test_a_dark_page_prints_dark_on_white(browser: Any, site: Path) -> None:
+    visit(browser, site, "book/pages/results", scheme="dark")
+    media = {"media": "print", "features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    selectors = ["article p", "article td", "figcaption .caption-text", "div.cell_input pre", ".figure-svg > svg"]
+    ratios = dict(browser.execute_script(CONTRAST, selectors))
+    background = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    assert background == "rgb(255, 255, 255)"
+    assert {s: r for s, r in ratios.items() if r is None or r < 7} == {}
 
 
 def test_the_reader_can_switch_modes(browser: Any, site: Path) -> None:
@@ -329,7 +341,7 @@ def test_search_works_without_a_server(browser: Any, site: Path) -> None:
 
     browser.get((site / "search.html").as_uri() + "?q=notation")
     found = WebDriverWait(browser, 10).until(
-        lambda b: b.execute_script("return [...document.querySelectorAll('#search-results li a')].map(a => a.href)")
+        lambda b: [a.get_attribute("href") for a in b.find_elements("css selector", "#search-results li a")]
     )
     assert any("book/notation.html" in url for url in found)
     assert [m["message"] for m in browser.get_log("browser") if m["level"] == "SEVERE"] == []

@@ -22,9 +22,7 @@ MATHJAX = "tex-svg.js"  # the TeX reader and the SVG writer in one file, fonts i
 
 def mathjax_file() -> Path:
     """Path of the MathJax bundle inside the installed package."""
-    return Path(
-        str(distribution("sphinx-mathjax-offline").locate_file(f"sphinx-mathjax-offline/static/mathjax/{MATHJAX}"))
-    )
+    return Path(str(distribution("sphinx-mathjax-offline").locate_file(f"sphinx-mathjax-offline/static/mathjax/{MATHJAX}")))
 
 
 def serve_mathjax(app: Sphinx, config: Config) -> None:

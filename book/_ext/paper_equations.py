@@ -1,6 +1,6 @@
-"""Show equations under the numbers that the paper gives them.
+r"""Show equations under the numbers that the paper gives them.
 
-An author writes ``\\tag{2.1}`` inside a display and, where it is to be referenced, a label after it.
+An author writes ``\tag{2.1}`` inside a display and, where it is to be referenced, a label after it.
 Sphinx would number the equation itself, so before the page is stored the tag is taken out of the TeX
 and put where Sphinx looks for numbers: into the node (shown beside the equation) and into the math
 domain (shown by ``{eq}``, from any page). Needs ``math_numfig = False``.
