@@ -4,7 +4,8 @@ Along the probability-flow ODE of the process (2.1), written with both predictio
 
 .. math::
 
-   \frac{dx}{dt} = v(x,t) = \dot\alpha_t\,\hat x_0(x,t) + \dot\sigma_t\,\hat x_1(x,t),\qquad
+   \frac{dx}{dt} = v(x,t) = \dot\alpha_t\,\hat x_0(x,t) + \dot\sigma_t\,\hat x_1(x,t),
+
    \log p_{t_{\min}}(x_{t_{\min}}) = \log p_{t_{\max}}(x_{t_{\max}}) + \int_{t_{\min}}^{t_{\max}} \nabla\!\cdot v(x_t,t)\,dt ,
 
 with :math:`p_{t_{\max}}` taken as the standard normal. For the variance-preserving schedule this is (2.13) with the sign
@@ -36,9 +37,7 @@ def velocity(denoiser: Denoiser, schedule: Schedule, x: Tensor, t: Tensor) -> Te
     return column(rate, x).to(x) * x + column(noise_rate, x).to(x) * denoiser(x, t)
 
 
-def log_likelihood(
-    denoiser: Denoiser, schedule: Schedule, x: Tensor, *, rtol: float = 1e-4, atol: float = 1e-4
-) -> Tensor:
+def log_likelihood(denoiser: Denoiser, schedule: Schedule, x: Tensor, *, rtol: float = 1e-4, atol: float = 1e-4) -> Tensor:
     """Log-density in nats, (B,), that the probability flow of a denoiser assigns to x, (B, d).
 
     Args:

@@ -122,32 +122,33 @@ def flow_nll(denoiser: Denoiser, schedule: Schedule, mixture: GaussianMixture, e
 def score_card(
     denoiser: Denoiser,
     schedule: Schedule,
+    truth: GaussianMixture,
+    *,
     target: GaussianMixture,
     base: GaussianMixture,
-    *,
     samples: int = 5000,
     flow_samples: int = 2000,
     steps: int = 200,
     eta: float = 1.0,
     seed: int = 0,
 ) -> dict[str, float | list[float] | list[list[float]]]:
-    """All figures of a fine-tuned denoiser, by the keys of a run record.
+    """All figures of a denoiser, by the keys of a run record.
 
     Args:
         denoiser: the one to judge.
         schedule: the pair alpha, sigma.
-        target: the exact tilted mixture.
-        base: the exact base mixture; NLL and mean are scored against both.
+        truth: what it should match: the target after the tilts, the base before them.
+        target: the exact tilted mixture; NLL and mean are scored against it ...
+        base: ... and against the exact base mixture.
         samples: number of model samples, drawn by Algorithm 1 (and of exact draws for the score errors).
-        flow_samples: exact target draws for the probability-flow NLL.
+        flow_samples: exact draws of the truth for the probability-flow NLL.
         steps: reverse steps of Algorithm 1.
         eta: its DDIM multiplier.
         seed: fixes all draws.
     """
     generator = torch.Generator().manual_seed(seed)
-    x = sample(denoiser, schedule, samples, target.d, steps=steps, eta=eta, generator=generator)
-    errors = score_errors(denoiser, target, schedule, n=samples, seed=seed)
-    exact = target.sample(flow_samples, generator).float()
+    x = sample(denoiser, schedule, samples, truth.d, steps=steps, eta=eta, generator=generator)
+    errors = score_errors(denoiser, truth, schedule, n=samples, seed=seed)
     return {
         "nll_target": negative_log_likelihood(x, target),
         "nll_base": negative_log_likelihood(x, base),
@@ -155,8 +156,8 @@ def score_card(
         "mean_mse_base": mean_mse(x, base),
         "score_rmse": errors.score_rmse,
         "eps_rmse": errors.eps_rmse,
-        "mode_weights": mode_weights(x, target).tolist(),
-        "component_variances": component_variances(x, target).tolist(),
-        "flow_nll": flow_nll(denoiser, schedule, target, exact),
-        "sliced_w2": sliced_wasserstein(x, target, seed=seed),
+        "mode_weights": mode_weights(x, truth).tolist(),
+        "component_variances": component_variances(x, truth).tolist(),
+        "flow_nll": flow_nll(denoiser, schedule, truth, truth.sample(flow_samples, generator).float()),
+        "sliced_w2": sliced_wasserstein(x, truth, seed=seed),
     }

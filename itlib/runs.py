@@ -73,7 +73,7 @@ class RunState:
         denoiser: the network so far; copy it to keep it.
         trace: one figure per finished tilt (score RMSE) or epoch (validation loss).
         losses: mean training loss of each tilt or epoch.
-        seconds: wall-clock seconds by activity, over all the sessions that the run took.
+        seconds: processor seconds by activity, over all the sessions that the run took.
         halfway: the samples of the model after tilt N // 2 (Figure 1), (S, d), once drawn.
     """
 
@@ -114,7 +114,7 @@ def load_state(path: Path, denoiser: Network) -> RunState:
         DamagedFileError: if the file is truncated or not a checkpoint of such a network.
     """
     try:
-        with safetensors.safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+        with safetensors.safe_open(path, framework="pt") as file:
             notes = json.loads(file.metadata()["notes"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         halfway = tensors.pop("halfway", None)
@@ -160,12 +160,12 @@ def resumable_base(
         yield load_state(path, state.denoiser)
         return
     data = mixture.sample(n, torch.Generator().manual_seed(derive_seed(seed, 2))).float()
-    clock = time.perf_counter()
+    clock = time.process_time()
     for step in train_denoiser(state.denoiser, data, schedule, config, seed=derive_seed(seed, 3)):
         state.done = step.epoch
         state.trace.append(step.validation_loss)
         state.losses.append(step.train_loss)
-        state.seconds["training"] = time.perf_counter() - clock
+        state.seconds["training"] = time.process_time() - clock
         _announce("base", state)
         yield state
     save_state(path, state)
@@ -209,7 +209,9 @@ def resumable_tilting(
     path_of_tilts(config.N)  # a target that does not exist is better found now than at the last tilt
     start = hashlib.sha256(safetensors.torch.save(dict(base.state_dict()))).hexdigest()
     tilt = [reward.A.tolist(), reward.b.tolist(), reward.c, schedule]
-    file = (cache or default_cache()) / f"tilts_{_key('tilts', start, tilt, asdict(config), seed, trace_samples)}.safetensors"
+    file = (
+        cache or default_cache()
+    ) / f"tilts_{_key('tilts', start, tilt, asdict(config), seed, trace_samples)}.safetensors"
     state = RunState(0, config.N, Network(mixture.d))
     if file.exists():
         state = load_state(file, state.denoiser)
@@ -219,9 +221,9 @@ def resumable_tilting(
         state.denoiser.load_state_dict(base.state_dict())
     steps = iterative_tilting(state.denoiser, reward, schedule, config, d=mixture.d, seed=seed, start=state.done)
     for step in steps:
-        clock = time.perf_counter()
+        clock = time.process_time()
         errors = score_errors(step.denoiser, path_of_tilts(step.k), schedule, n=trace_samples, seed=derive_seed(seed, 4))
-        spent = step.seconds | {"trace": time.perf_counter() - clock}
+        spent = step.seconds | {"trace": time.process_time() - clock}
         state = replace(
             state,
             done=step.k,

@@ -41,7 +41,7 @@ class TrainingConfig:
     """
 
     epochs: int = 200
-    batch_size: int = 256
+    batch_size: int = 512
     lr: float = 1e-3
     patience: int = 50
     validation_fraction: float = 0.1
@@ -69,7 +69,12 @@ class TrainingStep:
 
 
 def regression_step(
-    network: nn.Module, optimizer: torch.optim.Optimizer, x_t: Tensor, t: Tensor, target: Tensor, weight: Tensor | float = 1.0
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    x_t: Tensor,
+    t: Tensor,
+    target: Tensor,
+    weight: Tensor | float = 1.0,
 ) -> Tensor:
     """One optimiser step on the batch mean of ||weight (network(x_t, t) - target)||^2.
 
@@ -84,9 +89,9 @@ def regression_step(
     Returns:
         The loss before the step, ().
     """
-    loss = (weight * (network(x_t, t) - target)).square().sum(-1).mean()
+    loss: Tensor = (weight * (network(x_t, t) - target)).square().sum(-1).mean()
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     optimizer.step()
     return loss.detach()
 

@@ -1,0 +1,67 @@
+# Two commands do everything: `make book` and `make test`. Each sets up what it needs.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# What to run: make book N="10 30" SEEDS="0 1" PROFILE=smoke JOBS=1
+PROFILE ?= full
+JOBS ?=
+N ?=
+SEEDS ?=
+EXECUTOR ?= local
+GRID := --profile $(PROFILE) --executor $(EXECUTOR) $(if $(N),--N $(N)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(JOBS),--jobs $(JOBS))
+
+# uv ignores pip's settings. Where wheels are found locally it is told so; elsewhere it picks the torch build that fits the
+# machine (a CPU build where there is no GPU) instead of several gigabytes of CUDA.
+UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+UV_TORCH := $(if $(UV_FIND_LINKS),,--torch-backend=auto)
+# Without bytecode every kernel would compile torch again.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: book test lab bench lint lock reference clean help
+
+help:  ## Show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+	@echo
+	@echo '  make book N="10 30" SEEDS="0 1"    other numbers of tilts, several seeds'
+	@echo '  make book PROFILE=smoke            a first look in a few minutes; its figures mean nothing'
+
+$(VENV)/.ready: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
+	@echo "Installing the locked dependencies into $(VENV) (once)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	@$(UV) $(UV_TORCH) -r requirements.txt
+	@touch $@
+
+book: $(VENV)/.ready  ## Run what is out of date, then build the book
+	@$(BIN)/python -m itlib.reproduce $(GRID)
+	@$(BIN)/python -m jupyter_book build . --all -W --keep-going -q >_build/book.log 2>&1 || { cat _build/book.log; exit 1; }
+	@echo "The book is built. Open: $(CURDIR)/_build/html/index.html"
+
+test: $(VENV)/.ready  ## Run all tests, a small batch and a build of the book among them
+	@$(BIN)/python -m pytest
+
+lab: $(VENV)/.ready  ## Open the notebooks in JupyterLab
+	@$(BIN)/jupyter lab notebooks
+
+bench: $(VENV)/.ready  ## Measure speed against floors of the same machine, as ratios
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/speed.py
+
+lint: $(VENV)/.ready  ## Check style, types and that the notebooks' pairs agree
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/python tests/pairs.py
+
+reference: $(VENV)/.ready  ## Compute the committed reference grid again: 10 seeds, about an hour on 2 cores
+	@$(BIN)/python -m itlib.reproduce --seeds 0 1 2 3 4 5 6 7 8 9 --records-only --out book/reference/paper
+
+lock: $(VENV)/.ready  ## Write requirements.txt anew from pyproject.toml
+	@$(BIN)/uv pip compile -q --universal --python-version 3.11 --all-extras --no-header --no-emit-find-links --no-annotate pyproject.toml -o _build/lock.txt
+	@{ echo "# The full lock: every extra of pyproject.toml, for Python >= 3.11. Regenerate with: make lock"; \
+	   echo "# torch's own CUDA packages are left out on purpose: the installer adds what the machine needs."; \
+	   echo "torch==2.13.0"; grep -vE '^(torch|nvidia-.*|cuda-.*|triton)==' _build/lock.txt; echo "-e ."; } > requirements.txt
+
+clean:  ## Remove what was built: pages, runs, checkpoints (the reference records and .venv stay)
+	@rm -rf _build book/runs book/pages

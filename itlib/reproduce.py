@@ -1,0 +1,500 @@
+"""Reproduce the paper's grid: one papermill run of the template notebook per number of tilts N and seed.
+
+    python -m itlib.reproduce --N 20 50 --seeds 0 1
+
+A *cell* is a notebook with parameters. The base denoiser of a seed is a cell too, and the tilts of that seed wait for it;
+the longest cells go first. A cell runs in a process of its own, so one that fails, or is killed, takes nothing with it. It
+leaves an executed notebook, which is a page of the book, and a JSON record (:mod:`itlib.records`). A page is made again
+when the text of its notebook, the library or its parameters have changed, never because of a date; the tilts themselves
+live in checkpoints (:mod:`itlib.runs`), so a page that only has to be drawn again takes seconds, and a batch that was
+killed goes on at the last finished tilt.
+
+The batch speaks to a :class:`concurrent.futures.Executor`: threads that watch local processes, or a Dask cluster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from itlib.records import DamagedFileError, content_hash, read_record, write_atomically
+
+CONFIGS = ("paper",)
+DEFAULT_N = {"full": (20, 50, 100, 200), "smoke": (5, 10)}
+TEMPLATE, BASE = "s4_2_experiment", "s2_1_base_model"
+#: Work of training a base, counted in tilts; only the progress bar and the order of the cells use it.
+BASE_WORK = 60
+
+
+class BatchError(Exception):
+    """Something the user can mend; the message is all that they need to see."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One notebook to execute.
+
+    Args:
+        name: unique, and the stem of what it leaves.
+        notebook: path of the jupytext source.
+        parameters: for its parameters cell.
+        page: where the executed notebook goes; None if it is not a page.
+        record: where its record goes; None if it leaves none.
+        title: appended to its first heading.
+        after: names of cells that have to succeed first.
+        work: how long it takes, in tilts.
+        reads: folders of records that the page shows: it is stale when they change.
+    """
+
+    name: str
+    notebook: str
+    parameters: dict[str, Any]
+    page: str | None = None
+    record: str | None = None
+    title: str = ""
+    after: tuple[str, ...] = ()
+    work: int = 5
+    reads: tuple[str, ...] = field(default=())
+
+    def key(self) -> str:
+        """Hash of everything the page depends on."""
+        digest = hashlib.sha256(Path(self.notebook).read_bytes())
+        digest.update(json.dumps([content_hash(bystanders=True), self.parameters, self.title], sort_keys=True).encode())
+        for path in sorted(p for folder in self.reads for p in Path(folder).rglob("*.json")):
+            digest.update(str(path).encode() + path.read_bytes())
+        return digest.hexdigest()
+
+    def is_fresh(self) -> bool:
+        """Whether what the cell would leave is there already, made from the same source, library and parameters."""
+        if self.record is not None:
+            if not Path(self.record).exists():
+                return False
+            record = read_record(Path(self.record))
+            asked = {k: v for k, v in self.parameters.items() if k != "record"}
+            if record["provenance"]["content"] != content_hash() or not asked.items() <= record["parameters"].items():
+                return False
+        if self.page is None:
+            return self.record is not None
+        try:
+            metadata = json.loads(Path(self.page).read_text())["metadata"]
+        except (OSError, ValueError, KeyError):
+            return False
+        return bool(metadata.get("itlib", {}).get("key") == self.key())
+
+
+def grid(
+    root: Path,
+    *,
+    N: Sequence[int],
+    seeds: Sequence[int],
+    config: str = "paper",
+    profile: str = "full",
+    overrides: dict[str, Any] | None = None,
+    out: Path | None = None,
+    pages: bool = True,
+) -> list[Cell]:
+    """The cells of a grid over N and seeds: a base per seed, and a run of the template per N and seed.
+
+    Args:
+        root: the checkout, which holds notebooks/.
+        N: numbers of tilts.
+        seeds: seeds; each covers base training too.
+        config: named configuration of the method.
+        profile: "full" or "smoke".
+        overrides: further parameters of the template, such as lr.
+        out: folder of records and pages; book/runs by default.
+        pages: whether executed notebooks are kept beside the records.
+    """
+    out = out or root / "book" / "runs"
+    common = {"profile": profile, "config": config}
+    cells = []
+    for seed in seeds:
+        base = f"base_seed{seed}"
+        rows: list[tuple[str, str, dict[str, Any], str, int]] = [(base, BASE, {}, f"seed {seed}", BASE_WORK)]
+        rows += [(f"N{n:03d}_seed{seed}", TEMPLATE, {"N": n, **(overrides or {})}, f"N = {n}, seed {seed}", n) for n in N]
+        for name, stem, parameters, title, work in rows:
+            record = str(out / f"{name}.json")
+            cells.append(
+                Cell(
+                    name,
+                    str(root / "notebooks" / f"{stem}.py"),
+                    {**common, "seed": seed, **parameters, "record": record},
+                    page=str(out / f"{name}.ipynb") if pages else None,
+                    record=record,
+                    title=title,
+                    after=(base,) if stem == TEMPLATE else (),
+                    work=work,
+                )
+            )
+    return cells
+
+
+def chapters(root: Path, profile: str, after: Iterable[str] = ()) -> list[Cell]:
+    """One cell per notebook that is not a template of the grid; its header says which folders of records it reads."""
+    import jupytext
+
+    cells = []
+    for path in sorted((root / "notebooks").glob("*.py")):
+        if path.stem in (TEMPLATE, BASE):
+            continue
+        reads = jupytext.read(path).metadata.get("itlib", {}).get("reads", [])
+        cells.append(
+            Cell(
+                path.stem,
+                str(path),
+                {"profile": profile},
+                page=str(root / "book" / "pages" / f"{path.stem}.ipynb"),
+                after=tuple(after) if reads else (),
+                reads=tuple(str(root / folder) for folder in reads),
+            )
+        )
+    return cells
+
+
+# ---- one cell, in a process of its own -----------------------------------------------------------------------------
+
+
+def execute(cell: Cell) -> None:
+    """Execute a cell with papermill in this process and leave its page.
+
+    Raises:
+        BatchError: naming what went wrong in the notebook.
+    """
+    import jupytext
+    import nbformat
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+
+    notebook = jupytext.read(cell.notebook)
+    if cell.title:
+        first = next(c for c in notebook.cells if c.cell_type == "markdown")
+        first.source = re.sub(r"^# .*$", rf"\g<0>: {cell.title}", first.source, count=1, flags=re.MULTILINE)
+    scratch = Path(cell.notebook).parents[1] / "_build" / "tmp" / f"{cell.name}.{os.getpid()}.ipynb"
+    write_atomically(scratch, nbformat.writes(notebook).encode())
+    try:
+        known = papermill.inspect_notebook(scratch)
+        if unknown := sorted(set(cell.parameters) - set(known)):
+            raise BatchError(
+                f"{Path(cell.notebook).stem} has no parameter {', '.join(unknown)}; it has {', '.join(sorted(known))}"
+            )
+        done = papermill.execute_notebook(
+            str(scratch),
+            str(scratch),
+            parameters=cell.parameters,
+            kernel_name="python3",
+            cwd=str(Path(cell.notebook).parent),
+            progress_bar=False,
+        )
+    except papermill.PapermillExecutionError as error:
+        raise BatchError(f"{error.ename}: {error.evalue}") from None
+    except DeadKernelError:
+        raise BatchError("its kernel died; if memory was short, run fewer --jobs") from None
+    finally:
+        scratch.unlink(missing_ok=True)
+    if cell.page is not None:
+        # What differs from run to run without meaning anything (times, ids, progress bars) is left out of the page.
+        done.metadata.pop("papermill", None)
+        done.metadata["itlib"] = {"key": cell.key()}
+        for i, c in enumerate(done.cells):
+            c.id = f"cell-{i}"
+            for noisy in ("papermill", "execution"):
+                c.metadata.pop(noisy, None)
+            if c.cell_type == "code":
+                c.outputs = [o for o in c.outputs if o.get("name") != "stderr"]
+        write_atomically(Path(cell.page), nbformat.writes(done).encode())
+
+
+def run_in_process(cell: dict[str, Any], progress: str | None = None) -> str:
+    """Execute a cell in a fresh process, and return "" or one sentence about what went wrong.
+
+    This is what the executor runs, here or on a worker of a cluster; running it twice does no harm.
+    """
+    environment = dict(os.environ) | {"OMP_NUM_THREADS": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # it doubles the time that every kernel takes to import torch
+    if progress:
+        environment["ITLIB_PROGRESS"] = progress
+    child = subprocess.Popen(
+        [sys.executable, "-m", "itlib.reproduce", "--cell", json.dumps(cell)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.PIPE,  # the child ends when this end closes, so nothing outlives a batch that was killed
+        text=True,
+        env=environment,
+    )
+    out, err = _communicate(child)
+    if child.returncode == 0:
+        return ""
+    if child.returncode < 0:
+        return f"killed by signal {-child.returncode}"
+    lines = (out.strip() or err.strip() or "no message").splitlines()
+    return lines[-1]
+
+
+_children: set[subprocess.Popen[str]] = set()
+
+
+def _communicate(child: subprocess.Popen[str]) -> tuple[str, str]:
+    """Like Popen.communicate, but the child's standard input stays open for as long as this process lives."""
+    _children.add(child)
+    errors: list[str] = []
+    assert child.stdout
+    assert child.stderr
+    assert child.stdin
+    stderr = child.stderr
+    reader = threading.Thread(target=lambda: errors.append(stderr.read()), daemon=True)
+    reader.start()
+    out = child.stdout.read()
+    child.wait()
+    reader.join()
+    child.stdin.close()
+    _children.discard(child)
+    return out, "".join(errors)
+
+
+def _child(text: str) -> int:
+    """The process of one cell."""
+
+    def end_with_parent() -> None:
+        sys.stdin.read()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    values: dict[str, Any] = json.loads(text)
+    try:
+        execute(Cell(**values))
+    except (BatchError, DamagedFileError, OSError) as error:
+        print(" ".join(str(error).split()))
+        return 1
+    return 0
+
+
+# ---- the batch -----------------------------------------------------------------------------------------------------
+
+
+def run_batch(cells: Sequence[Cell], executor: Executor, *, scratch: Path, quiet: bool = False) -> dict[str, str]:
+    """Run cells that are not fresh, each after the ones it waits for, and return {name: what went wrong}.
+
+    Args:
+        cells: what to run; a cell may only wait for cells of this list.
+        executor: where to run them.
+        scratch: folder for progress files, shared with the workers.
+        quiet: no progress bar.
+    """
+    failures: dict[str, str] = {}
+    waiting = {cell.name: cell for cell in cells}
+    running: dict[Future[str], Cell] = {}
+    finished: set[str] = set()
+    total = sum(cell.work for cell in cells)
+    scratch.mkdir(parents=True, exist_ok=True)
+    with tqdm(total=total, unit="tilt", disable=quiet, bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}") as bar:
+        while waiting or running:
+            ready = [c for c in waiting.values() if all(name in finished or name in failures for name in c.after)]
+            for cell in sorted(ready, key=lambda c: -c.work):
+                del waiting[cell.name]
+                if broken := [name for name in cell.after if name in failures]:
+                    failures[cell.name] = f"not run, because {broken[0]} failed"
+                elif _fresh(cell, failures):
+                    finished.add(cell.name)
+                elif cell.name not in failures:
+                    progress = str(scratch / f"{cell.name}.progress")
+                    Path(progress).unlink(missing_ok=True)
+                    running[executor.submit(run_in_process, asdict(cell), progress)] = cell
+            done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED) if running else (set(), None)
+            for future in done:
+                cell = running.pop(future)
+                error = f"{future.exception()}" if future.exception() else future.result()
+                if error:
+                    failures[cell.name] = error
+                else:
+                    finished.add(cell.name)
+                (scratch / f"{cell.name}.progress").unlink(missing_ok=True)
+            _draw(bar, cells, finished | set(failures), running.values(), scratch)
+    return failures
+
+
+def _fresh(cell: Cell, failures: dict[str, str]) -> bool:
+    try:
+        return cell.is_fresh()
+    except DamagedFileError as error:
+        failures[cell.name] = str(error)
+        return False
+
+
+def _draw(bar: Any, cells: Sequence[Cell], over: set[str], running: Iterable[Cell], scratch: Path) -> None:
+    work, notes = float(sum(cell.work for cell in cells if cell.name in over)), []
+    for cell in running:
+        try:
+            what, done, total = (scratch / f"{cell.name}.progress").read_text().split()
+        except (OSError, ValueError):
+            continue
+        # A tilting cell whose base is not in the cache trains it first: that is not progress of its own tilts yet.
+        if (what == "base") == (cell.name.startswith("base")):
+            work += cell.work * int(done) / int(total)
+        notes.append(f"{cell.name} {'epoch' if what == 'base' else 'tilt'} {done}/{total}")
+    bar.n = min(work, bar.total)
+    bar.set_description_str(f"{sum(c.name in over for c in cells)}/{len(cells)} cells", refresh=False)
+    bar.set_postfix_str(", ".join(notes), refresh=False)
+    bar.refresh()
+
+
+def _executor(where: str, jobs: int) -> Executor:
+    if where == "local":
+        return ThreadPoolExecutor(jobs)
+    try:
+        from distributed import Client
+    except ImportError:
+        raise BatchError("a cluster needs the extra: pip install 'itlib[cluster]'") from None
+    try:
+        client = Client(where, timeout=10)
+    except (OSError, ValueError) as error:
+        raise BatchError(
+            f"no Dask scheduler answers at {where} ({type(error).__name__}): start one with 'dask scheduler'"
+        ) from None
+    # Dask may run a task again after a worker was lost; a cell may be run twice, so that does no harm.
+    executor: Executor = client.get_executor(pure=False, retries=2)
+    return executor
+
+
+def _set_aside(out: Path, profile: str) -> None:
+    """Remove pages and records of the other profile: they would mix with this one's. Their checkpoints stay."""
+    for path in out.glob("*.json"):
+        try:
+            other = read_record(path)["parameters"]["profile"] != profile
+        except DamagedFileError:
+            continue  # reported by the cell that it belongs to
+        if other:
+            path.unlink()
+            for suffix in (".ipynb", ".safetensors"):
+                path.with_suffix(suffix).unlink(missing_ok=True)
+            print(f"set aside {path.stem}: it was another profile's (its checkpoint is kept)")
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a number of tilts or jobs is a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"a seed is a whole number of at least 0, got {text!r}")
+    return int(text)
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"write NAME=VALUE, got {text!r}")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m itlib.reproduce",
+        description="Run the paper's experiment, one notebook per number of tilts N and seed, and keep what each run "
+        "leaves: an executed notebook, which is a page of the book, and a JSON record.",
+        epilog="""examples:
+  python -m itlib.reproduce                          the paper's grid: N = 20 50 100 200, seed 0
+  python -m itlib.reproduce --profile smoke          the same code in a minute; its figures mean nothing
+  python -m itlib.reproduce --N 10 30 --seeds 0 1    other numbers of tilts, two seeds
+  python -m itlib.reproduce --set lr=1e-3            another learning rate, or any parameter of the template
+  python -m itlib.reproduce --executor tcp://127.0.0.1:8786    on the workers of a running Dask scheduler
+
+Killed? Run the same command again: it goes on at the last finished tilt. What is up to date is not run again.
+Results: book/runs/N050_seed0.ipynb and .json. Checkpoints: _build/cache, or the folder in $ITLIB_CACHE.""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--N", nargs="+", type=_number, metavar="N", help="numbers of tilts (20 50 100 200; smoke: 5 10)")
+    parser.add_argument(
+        "--seeds", nargs="+", type=_seed, default=[0], metavar="SEED", help="seeds, each with its own base (0)"
+    )
+    parser.add_argument("--config", choices=CONFIGS, default="paper", help="the method's configuration (paper)")
+    parser.add_argument("--profile", choices=tuple(DEFAULT_N), default="full", help="amount of work (full)")
+    parser.add_argument("--set", nargs="+", type=_assignment, default=[], metavar="NAME=VALUE", help="other parameters")
+    parser.add_argument("--jobs", type=_number, default=os.cpu_count() or 1, metavar="K", help="cells at a time (all cores)")
+    parser.add_argument("--executor", default="local", metavar="local|ADDRESS", help="where: here, or a Dask scheduler")
+    parser.add_argument("--out", type=Path, help="folder for records and pages (book/runs)")
+    parser.add_argument("--records-only", action="store_true", help="keep records and no pages, as the reference grid does")
+    parser.add_argument("--root", type=Path, default=Path(__file__).parents[1], help=argparse.SUPPRESS)
+    parser.add_argument("--cell", help=argparse.SUPPRESS)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.cell:
+        return _child(options.cell)
+    try:
+        return _batch(options)
+    except (BatchError, DamagedFileError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        for child in list(_children):
+            child.terminate()
+        print("\nstopped; run the same command again to go on from here", file=sys.stderr)
+        os._exit(130)
+
+
+def _batch(options: argparse.Namespace) -> int:
+    from itlib.gaussian_mixture import paper_mixture
+    from itlib.rewards import parse_reward
+
+    root, overrides = options.root.resolve(), dict(options.set)
+    out = (options.out or root / "book" / "runs").resolve()
+    # A tilt that can't be is better refused here than by every cell.
+    paper_mixture().tilted(parse_reward(str(overrides.get("reward", "paper"))), float(overrides.get("lam", 1.0)))
+    N, seeds = sorted(set(options.N or DEFAULT_N[options.profile])), sorted(set(options.seeds))
+    cells = grid(
+        root,
+        N=N,
+        seeds=seeds,
+        config=options.config,
+        profile=options.profile,
+        overrides=overrides,
+        out=out,
+        pages=not options.records_only,
+    )
+    if not options.records_only:
+        _set_aside(out, options.profile)
+    start = time.perf_counter()
+    with _executor(options.executor, options.jobs) as executor:
+        failures = run_batch(cells, executor, scratch=root / "_build" / "progress")
+        if not options.records_only:
+            # The pages that read records come last, and are made from whatever runs exist.
+            failures |= run_batch(
+                chapters(root, options.profile), executor, scratch=root / "_build" / "progress", quiet=True
+            )
+    if failures:
+        print(f"\n{len(failures)} of {len(cells)} cells failed:", file=sys.stderr)
+        for name, error in failures.items():
+            print(f"  {name}: {error}", file=sys.stderr)
+        print("The others are finished. To run the failed ones again, repeat this command:", file=sys.stderr)
+        print(f"  python -m itlib.reproduce {' '.join(sys.argv[1:])}", file=sys.stderr)
+        return 1
+    print(f"{len(cells)} cells up to date in {time.perf_counter() - start:.0f} s: {os.path.relpath(out)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
