@@ -39,7 +39,7 @@ $(VENV)/.ready: requirements.txt pyproject.toml
 
 book: $(VENV)/.ready  ## Run what is out of date, then build the book
 	@$(BIN)/python -m itlib.reproduce $(GRID)
-	@$(BIN)/python -m jupyter_book build . --all -W --keep-going -q >_build/book.log 2>&1 || { cat _build/book.log; exit 1; }
+	@$(BIN)/jupyter-book build . --all -W --keep-going -q >_build/book.log 2>&1 || { cat _build/book.log; exit 1; }
 	@echo "The book is built. Open: $(CURDIR)/_build/html/index.html"
 
 test: $(VENV)/.ready  ## Run all tests, a small batch and a build of the book among them
@@ -56,6 +56,8 @@ lint: $(VENV)/.ready  ## Check style, types and that the notebooks' pairs agree
 
 reference: $(VENV)/.ready  ## Compute the committed reference grid again: 10 seeds, about an hour on 2 cores
 	@$(BIN)/python -m itlib.reproduce --seeds 0 1 2 3 4 5 6 7 8 9 --records-only --out book/reference/paper
+	@cp book/reference/paper/N100_seed0.safetensors book/reference/hero.safetensors
+	@$(BIN)/python book/showcase.py
 
 lock: $(VENV)/.ready  ## Write requirements.txt anew from pyproject.toml
 	@$(BIN)/uv pip compile -q --universal --python-version 3.11 --all-extras --no-header --no-emit-find-links --no-annotate pyproject.toml -o _build/lock.txt

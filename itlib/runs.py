@@ -46,9 +46,7 @@ class Profile:
 #: "full" is Section 4.2 of the paper; "smoke" runs the same code in seconds, and its figures mean nothing.
 PROFILES: dict[str, Profile] = {
     "full": Profile(30_000, TrainingConfig(), TiltingConfig(), 5000, 2000),
-    "smoke": Profile(
-        6000, TrainingConfig(epochs=30, lr=2e-3), TiltingConfig(S=256, J=40, E=20, lr=5e-4), samples=1000, flow_samples=200
-    ),
+    "smoke": Profile(6000, TrainingConfig(epochs=60, batch_size=256), TiltingConfig(S=500, J=50), 1000, 200),
 }
 
 

@@ -269,7 +269,7 @@ display(Markdown(table.to_markdown()))
 # ## Try this
 #
 # - Set `N = 1`. The Taylor step is *exact* for this reward, whatever its size. So what goes wrong?
-# - Set `epoch = "pass"`: sixteen times the training on the same samples. Look at the component variances.
+# - Set `epoch = "pass"`: all $S$ samples in every epoch instead of one minibatch. Look at the component variances.
 # - Set `reward = "one-mode"`: now the tilt changes the weights of the modes, and the number of tilts matters.
 
 # %% tags=["remove-cell"]

@@ -100,7 +100,7 @@ def make(root: Path) -> Path:
     table = ":::{table} Computed, $N = 20$, see {eq}`eq-2-1`.\n:name: tab-output\n\n"
     table += "| $N$ | value |\n|--:|--:|\n| 20 | $1.5$ |\n:::\n"
     pages = {
-        "book/pages/results.ipynb": notebook(
+        "book/pages/s4_2_results.ipynb": notebook(
             RESULTS,
             (plots.figure_2(error, bands=bands), "score-error", "Curves that rise with k."),
             markdown=table,

@@ -25,7 +25,7 @@ from offline_site import add_scope, mathjax_file  # noqa: E402
 from paper_equations import split_tag  # noqa: E402
 from site_checks import check_site  # noqa: E402
 
-PAGES = ("book/index", "book/pages/results", "book/runs/N020_seed0", "book/notation", "book/reproduce", "book/api")
+PAGES = ("book/index", "book/pages/s4_2_results", "book/runs/N020_seed0", "book/notation", "book/reproduce", "book/api")
 
 
 # The parts
@@ -181,7 +181,7 @@ def test_check_site_sees_what_it_should(tmp_path: Path) -> None:
 
 
 def test_the_captioned_figure_stays_and_the_plain_copy_goes(site: Path) -> None:
-    for page, name in (("pages/results", "score-error"), ("runs/N020_seed0", "samples")):
+    for page, name in (("pages/s4_2_results", "score-error"), ("runs/N020_seed0", "samples")):
         html = (site / "book" / f"{page}.html").read_text("utf-8")
         assert html.count(f'data-itlib-figure="{name}"') == 1
         assert "<figcaption" in html
@@ -262,7 +262,7 @@ def test_equations_carry_the_papers_numbers(browser: Any, site: Path) -> None:
         numbers = shown_numbers(browser)
         assert numbers
         assert numbers == {label: f"({label.removeprefix('eq-').replace('-', '.')})" for label in numbers}
-    visit(browser, site, "book/pages/results")
+    visit(browser, site, "book/pages/s4_2_results")
     assert shown_numbers(browser) == {"eq-own": "(1)"}
     links = browser.execute_script(
         "return [...document.querySelectorAll('article a[href*=equation-]')].map(a => [a.hash, a.text])"
@@ -301,7 +301,7 @@ return arguments[0].map(selector => {
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_has_contrast(browser: Any, site: Path, scheme: str) -> None:
-    visit(browser, site, "book/pages/results", scheme=scheme)
+    visit(browser, site, "book/pages/s4_2_results", scheme=scheme)
     assert browser.execute_script("return document.documentElement.dataset.theme") == scheme
     selectors = [
         "article p", "article p a", "article h1", "article th", "article td", "figcaption .caption-text", ".eqno",
@@ -315,7 +315,7 @@ def test_text_has_contrast(browser: Any, site: Path, scheme: str) -> None:
 
 
 def test_a_dark_page_prints_dark_on_white(browser: Any, site: Path) -> None:
-    visit(browser, site, "book/pages/results", scheme="dark")
+    visit(browser, site, "book/pages/s4_2_results", scheme="dark")
     media = {"media": "print", "features": [{"name": "prefers-color-scheme", "value": "dark"}]}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
     selectors = ["article p", "article td", "figcaption .caption-text", "div.cell_input pre", ".figure-svg > svg"]

@@ -1,0 +1,100 @@
+"""Make what the front pages show from the committed reference records: the picture, and the README's table.
+
+Run by `make reference`; `--check` only says whether both are up to date.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import safetensors.torch
+import torch
+
+from itlib import plots
+from itlib.gaussian_mixture import paper_mixture
+from itlib.records import read_records
+from itlib.rewards import parse_reward
+
+ROOT = Path(__file__).parents[1]
+REFERENCE = ROOT / "book" / "reference"
+#: Table 1 of the paper, as printed: negative log-likelihood and MSE of the mean.
+PAPER = {20: ("6.48", "1.67"), 50: ("6.94", "2.20"), 100: ("7.23", "2.16"), 200: ("6.34", "1.59")}
+MARKS = "<!-- results: written by book/showcase.py -->\n", "<!-- end of results -->\n"
+
+
+def picture() -> dict[Path, str]:
+    """The hero: base, half way, all tilts, target. Its samples are those of one reference run."""
+    base, reward = paper_mixture(), parse_reward("paper")
+    kept = safetensors.torch.load_file(REFERENCE / "hero.safetensors")
+    exact = [m.sample(1000, torch.Generator().manual_seed(0)).numpy() for m in (base, base.tilted(reward))]
+    panels = [
+        (exact[0], 0.0, "base", "$p_0^b$"),
+        (kept["half"].numpy(), 0.5, "learned", "after $N/2$ tilts"),
+        (kept["final"].numpy(), 1.0, "learned", "after $N$ tilts"),
+        (exact[1], 1.0, "target", r"exact $p_0^{\lambda r}$"),
+    ]
+    xs, ys = np.linspace(-5, 5, 120), np.linspace(-3, 5, 96)
+    plane = torch.from_numpy(np.stack(np.meshgrid(xs, ys), -1).reshape(-1, 2))
+    with plots.house_style() as plt:
+        fig, axes = plt.subplots(1, 4, figsize=(9.6, 2.35), sharey=True)
+        for ax, (points, share, color, title) in zip(axes, panels, strict=True):
+            density = base.tilted(reward, share).log_prob(plane).reshape(len(ys), len(xs)).numpy()
+            plots.samples(
+                ax, points, density=(xs, ys, density), color=plots.COLORS[color], title=title, limits=(-4.6, 4.6, -2.6, 4.6)
+            )
+            ax.set_axis_off()
+        alt = (
+            "Four panels: samples of the two-mode base density, of the model after half of the tilts, of the model after all "
+            "tilts, and of the exact tilted density, which lies above the base."
+        )
+        source = plots.svg(fig, "hero", alt)
+    static = ROOT / "book" / "_static"
+    # A README shows the picture as an image of its own, which cannot see the page's text colour: grey reads on both.
+    return {static / "hero.svg": source, static / "hero-readme.svg": source.replace("currentColor", "#808080")}
+
+
+def table() -> str:
+    """The README's result table."""
+    records = [r for r in read_records(REFERENCE / "paper", "N*.json")]
+    rows = pd.DataFrame([{"N": r["parameters"]["N"], "seed": r["parameters"]["seed"], **r["metrics"]} for r in records])
+    lines = [
+        "| $N$ | NLL vs base (paper's) | NLL vs target | MSE of mean vs base (paper's) | vs target | error of $\\hat x_1$ |",
+        "|--:|--:|--:|--:|--:|--:|",
+    ]
+    for n, group in rows.groupby("N"):
+        nll, mse = PAPER[n]
+
+        def spread(key: str, digits: int, group: pd.DataFrame = group) -> str:
+            return f"{group[key].mean():.{digits}f} ± {group[key].std():.{digits}f}"
+
+        lines.append(
+            f"| {n} | {spread('nll_base', 2)} ({nll}) | {spread('nll_target', 2)} | {spread('mean_mse_base', 2)} ({mse}) | "
+            f"{spread('mean_mse_target', 2)} | {spread('eps_rmse', 3)} |"
+        )
+    base, target = paper_mixture(), paper_mixture().tilted(parse_reward("paper"))
+    exact = target.sample(400_000, torch.Generator().manual_seed(0))
+    shift = float((target.mean - base.mean).square().mean())
+    lines.append(f"| exact | {-float(base.log_prob(exact).mean()):.2f} | {target.entropy():.2f} | {shift:.2f} | 0 | 0 |")
+    seeds = rows["seed"].nunique()
+    return "\n".join(lines) + f"\n\nMean ± standard deviation over {seeds} seeds, base training included.\n"
+
+
+def main() -> int:
+    """Write both, or check them."""
+    readme = (ROOT / "README.md").read_text()
+    before, rest = readme.split(MARKS[0])
+    after = rest.split(MARKS[1])[1]
+    made = picture() | {ROOT / "README.md": before + MARKS[0] + table() + MARKS[1] + after}
+    stale = [path for path, text in made.items() if not path.exists() or path.read_text() != text]
+    if "--check" not in sys.argv:
+        for path in stale:
+            path.write_text(made[path])
+        return 0
+    for path in stale:
+        print(f"{path.relative_to(ROOT)} does not show the reference records: python book/showcase.py")
+    return bool(stale)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
