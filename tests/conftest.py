@@ -1,0 +1,37 @@
+"""What the tests share: one thread, reproducible property tests, and a small network trained once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import settings
+
+from itlib.gaussian_mixture import GaussianMixture, paper_mixture
+from itlib.network import Network
+from itlib.schedules import Cosine
+from itlib.training import TrainingConfig, TrainingStep, train_denoiser
+
+torch.set_num_threads(1)
+settings.register_profile("itlib", derandomize=True, deadline=None, database=None, max_examples=25)
+settings.load_profile("itlib")
+
+
+@pytest.fixture(scope="session")
+def paper() -> GaussianMixture:
+    """The base distribution of (4.11)."""
+    return paper_mixture()
+
+
+@pytest.fixture(scope="session")
+def cosine() -> Cosine:
+    """The schedule of Section 4.2."""
+    return Cosine()
+
+
+@pytest.fixture(scope="session")
+def trained(paper: GaussianMixture, cosine: Cosine) -> tuple[Network, list[TrainingStep]]:
+    """A small network after a short training on the paper's mixture, and how it went. Copy it before changing it."""
+    network = Network(width=64, depth=3, embedding=32)
+    data = paper.sample(4000, torch.Generator().manual_seed(0))
+    steps = list(train_denoiser(network, data, cosine, TrainingConfig(epochs=15, batch_size=128, lr=2e-3)))
+    return network, steps
