@@ -25,7 +25,7 @@ from torch import Tensor
 
 from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture
 from itlib.likelihood import log_likelihood
-from itlib.network import Denoiser
+from itlib.network import Denoiser, device_of
 from itlib.sampling import sample
 from itlib.schedules import Schedule, noise
 
@@ -61,8 +61,9 @@ def score_errors(
     t = schedule.t_min + (schedule.t_max - schedule.t_min) * torch.rand(n, generator=generator, dtype=torch.float64)
     x_1 = torch.randn(x_0.shape, generator=generator, dtype=torch.float64)
     x_t = noise(schedule, x_0, x_1, t).float()
+    device = device_of(denoiser)
     with torch.no_grad():
-        error = denoiser(x_t, t.float()) - (truth or ExactDenoiser(mixture, schedule))(x_t, t)
+        error = denoiser(x_t.to(device), t.float().to(device)).cpu() - (truth or ExactDenoiser(mixture, schedule))(x_t, t)
     squared = error.double().square().sum(-1)
     return ScoreErrors(float(squared.mean().sqrt()), float((squared / schedule.sigma(t) ** 2).mean().sqrt()))
 

@@ -30,6 +30,12 @@ from itlib.schedules import Schedule, column
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 
 
+def device_of(denoiser: Denoiser) -> torch.device:
+    """Where a denoiser's parameters live; the CPU for one that has none."""
+    parameters = denoiser.parameters() if isinstance(denoiser, nn.Module) else iter(())
+    return next((p.device for p in parameters), torch.device("cpu"))
+
+
 class FourierFeatures(nn.Module):
     """Sines and cosines of time at fixed random frequencies.
 

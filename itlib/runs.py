@@ -24,7 +24,7 @@ from torch import Tensor
 
 from itlib.gaussian_mixture import GaussianMixture
 from itlib.metrics import score_errors
-from itlib.network import Network
+from itlib.network import Network, device_of
 from itlib.records import DamagedFileError, content_hash, write_atomically
 from itlib.rewards import QuadraticReward
 from itlib.schedules import Schedule
@@ -100,7 +100,7 @@ def save_state(path: Path, state: RunState) -> None:
     """Write a state as one safetensors file, atomically."""
     tensors = {f"theta.{name}": value.detach().cpu().contiguous() for name, value in state.denoiser.state_dict().items()}
     if state.halfway is not None:
-        tensors["halfway"] = state.halfway
+        tensors["halfway"] = state.halfway.cpu().contiguous()
     notes = {key: getattr(state, key) for key in ("done", "total", "trace", "losses", "seconds")}
     write_atomically(path, safetensors.torch.save(tensors, {"notes": json.dumps(notes)}))
 
@@ -210,7 +210,7 @@ def resumable_tilting(
     file = (
         cache or default_cache()
     ) / f"tilts_{_key('tilts', start, tilt, asdict(config), seed, trace_samples)}.safetensors"
-    state = RunState(0, config.N, Network(mixture.d))
+    state = RunState(0, config.N, Network(mixture.d).to(device_of(base)))
     if file.exists():
         state = load_state(file, state.denoiser)
         _announce("tilts", state)

@@ -39,7 +39,7 @@ import torch
 from torch import Tensor, nn
 
 from itlib.gaussian_mixture import GaussianMixture
-from itlib.network import Denoiser, Network, Residual
+from itlib.network import Denoiser, Network, Residual, device_of
 from itlib.rewards import QuadraticReward, Reward, evaluate
 from itlib.sampling import sample
 from itlib.schedules import Schedule, column, noise
@@ -248,7 +248,7 @@ def iterative_tilting(
     if not 0 <= start <= config.N:
         raise ValueError(f"start must lie between 0 and N={config.N}, got {start}")
     student = as_student(base, d, derive_seed(seed, 0))
-    device = next(student.parameters()).device
+    device = device_of(student)
     _optimizer(config, student)  # the first optimiser of a process imports for seconds, which is no cost of a tilt
     if sampler is None:
 
