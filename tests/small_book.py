@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -107,6 +108,10 @@ def make(root: Path) -> Path:
         ),
         "book/runs/N020_seed0.ipynb": notebook(RUN, (plots.figure_1(rows), "samples", "Clouds of points.")),
     }
+    # The other computed pages of the contents: a title is enough.
+    listed = re.findall(r"file: (book/pages/\S+)", (root / "_toc.yml").read_text("utf-8"))
+    for stem in (*listed, "book/runs/base_seed0"):
+        pages.setdefault(f"{stem}.ipynb", notebook(f"# {Path(stem).name}\n\n## Nothing here"))
     for path, page in pages.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(page, root / path)
