@@ -9,10 +9,10 @@ with :math:`\alpha` falling from 1 to 0 and :math:`\sigma` rising from 0 to 1 on
 
 .. math::
 
-   &\text{cosine, variance preserving:}
-   && \alpha_t = \frac{\cos\theta_t}{\cos\theta_0},\quad \theta_t = \frac{\pi}{2}\,\frac{t+s}{1+s},\quad s = 0.008,\\
-   &\text{linear, flow matching:}
-   && \alpha_t = 1-t,\quad \sigma_t = t.
+   &\text{cosine, variance preserving:} \quad
+   \alpha_t = \frac{\cos\theta_t}{\cos\theta_0},\quad \theta_t = \frac{\pi}{2}\,\frac{t+s}{1+s},\quad s = 0.008,\\
+   &\text{linear, flow matching:} \quad
+   \alpha_t = 1-t,\quad \sigma_t = t.
 
 For the cosine schedule :math:`\sigma_t^2 = 1-\alpha_t^2` loses every digit near :math:`t=0` in single precision, so it
 is evaluated as :math:`\sin(\theta_t-\theta_0)\sin(\theta_t+\theta_0)/\cos^2\theta_0`, which is the same number.
