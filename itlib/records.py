@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import platform
 import subprocess
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
-import torch
 
 #: The version of the record's schema.
 SCHEMA = 1
@@ -75,6 +75,8 @@ def _schema() -> dict[str, Any]:
 
 def provenance() -> dict[str, Any]:
     """Versions, commit, content hash and platform of this run."""
+    import torch  # here, so that a process that only reads records, or watches a run, starts in no time
+
     root = Path(__file__).parents[1]
     try:
         git = ["git", "-C", str(root)]
@@ -91,13 +93,13 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def _compact(value: Any) -> Any:
-    """Round floats to six significant digits, and turn NaN (not JSON) into null, so that records stay small and valid."""
+def compact(value: Any) -> Any:
+    """Round floats to six significant digits, and turn NaN and infinity (not JSON) into null: small, valid records."""
     if isinstance(value, float):
-        return float(f"{value:.6g}") if value == value else None
+        return float(f"{value:.6g}") if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {k: _compact(v) for k, v in value.items()}
-    return [_compact(v) for v in value] if isinstance(value, list | tuple) else value
+        return {k: compact(v) for k, v in value.items()}
+    return [compact(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def write_record(
@@ -113,7 +115,7 @@ def write_record(
     Raises:
         DamagedFileError: if it does not follow the schema.
     """
-    record: dict[str, Any] = _compact(
+    record: dict[str, Any] = compact(
         {
             "schema": SCHEMA,
             "task": task,
@@ -128,13 +130,13 @@ def write_record(
     return record
 
 
-def _validate(record: Any, path: Path) -> None:
+def _validate(record: Any, path: Path, advice: str = "") -> None:
     try:
         jsonschema.validate(record, _schema())
     except jsonschema.ValidationError as error:
         place = "/".join(str(p) for p in error.absolute_path) or "the top level"
         raise DamagedFileError(
-            f"{path} is not a valid run record: at {place}, {error.message.splitlines()[0][:200]}"
+            f"{path} is not a valid run record: at {place}, {error.message.splitlines()[0][:200]}{advice}"
         ) from None
 
 
@@ -148,7 +150,7 @@ def read_record(path: Path) -> dict[str, Any]:
         record: dict[str, Any] = json.loads(Path(path).read_text())
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise DamagedFileError(f"{path} is truncated or not JSON: delete it and run again to make it anew") from None
-    _validate(record, path)
+    _validate(record, path, ": delete it and run again to make it anew")
     return record
 
 

@@ -20,22 +20,23 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from tqdm import tqdm
 
-from itlib.records import DamagedFileError, content_hash, read_record, write_atomically
+from itlib.records import DamagedFileError, compact, content_hash, read_record, read_records, write_atomically
 
 CONFIGS = ("paper",)
-DEFAULT_N = {"full": (20, 50, 100, 200), "smoke": (5, 10)}
+DEFAULT_N = {"full": (20, 50, 100, 200), "smoke": (10, 20)}
 TEMPLATE, BASE = "s4_2_experiment", "s2_1_base_model"
 #: Work of training a base, counted in tilts; only the progress bar and the order of the cells use it.
 BASE_WORK = 60
@@ -76,17 +77,26 @@ class Cell:
         digest = hashlib.sha256(Path(self.notebook).read_bytes())
         digest.update(json.dumps([content_hash(bystanders=True), self.parameters, self.title], sort_keys=True).encode())
         for path in sorted(p for folder in self.reads for p in Path(folder).rglob("*.json")):
-            digest.update(str(path).encode() + path.read_bytes())
+            digest.update(path.name.encode() + path.read_bytes())
         return digest.hexdigest()
+
+    def recorded(self) -> dict[str, Any]:
+        """The parameters that its record must show: what is not given is the notebook's choice, and then the profile's."""
+        from itlib.runs import PROFILES
+
+        asked = parameters_of(self.notebook) | self.parameters
+        chosen = asdict(PROFILES[asked["profile"]].tilting)
+        known: dict[str, Any] = compact({k: chosen.get(k) if v is None else v for k, v in asked.items() if k != "record"})
+        return known
 
     def is_fresh(self) -> bool:
         """Whether what the cell would leave is there already, made from the same source, library and parameters."""
         if self.record is not None:
             if not Path(self.record).exists():
                 return False
-            record = read_record(Path(self.record))
-            asked = {k: v for k, v in self.parameters.items() if k != "record"}
-            if record["provenance"]["content"] != content_hash() or not asked.items() <= record["parameters"].items():
+            found = read_record(Path(self.record))
+            made_as_asked = self.recorded().items() <= found["parameters"].items()
+            if not made_as_asked or found["provenance"]["content"] != content_hash():
                 return False
         if self.page is None:
             return self.record is not None
@@ -95,6 +105,15 @@ class Cell:
         except (OSError, ValueError, KeyError):
             return False
         return bool(metadata.get("itlib", {}).get("key") == self.key())
+
+
+def parameters_of(notebook: str) -> dict[str, Any]:
+    """Names and defaults in the parameters cell of a notebook."""
+    import jupytext
+
+    cell = next(c for c in jupytext.read(notebook).cells if "parameters" in c.metadata.get("tags", ()))
+    lines = [line for line in ast.parse(cell.source).body if isinstance(line, ast.Assign)]
+    return {ast.unparse(line.targets[0]): ast.literal_eval(line.value) for line in lines}
 
 
 def grid(
@@ -119,8 +138,15 @@ def grid(
         overrides: further parameters of the template, such as lr.
         out: folder of records and pages; book/runs by default.
         pages: whether executed notebooks are kept beside the records.
+
+    Raises:
+        BatchError: for a parameter that the template does not have, or that the grid sets itself.
     """
     out = out or root / "book" / "runs"
+    template = str(root / "notebooks" / f"{TEMPLATE}.py")
+    known = set(parameters_of(template)) - {"N", "seed", "config", "profile", "record"}
+    if unknown := sorted(set(overrides or {}) - known):
+        raise BatchError(f"--set has no parameter {', '.join(unknown)}: it has {', '.join(sorted(known))}")
     common = {"profile": profile, "config": config}
     cells = []
     for seed in seeds:
@@ -128,14 +154,16 @@ def grid(
         rows: list[tuple[str, str, dict[str, Any], str, int]] = [(base, BASE, {}, f"seed {seed}", BASE_WORK)]
         rows += [(f"N{n:03d}_seed{seed}", TEMPLATE, {"N": n, **(overrides or {})}, f"N = {n}, seed {seed}", n) for n in N]
         for name, stem, parameters, title, work in rows:
-            record = str(out / f"{name}.json")
+            record = out / f"{name}.json"
+            # The page shows its parameters: a path from the notebook's folder, which says nothing of this machine.
+            shown = os.path.relpath(record, root / "notebooks")
             cells.append(
                 Cell(
                     name,
                     str(root / "notebooks" / f"{stem}.py"),
-                    {**common, "seed": seed, **parameters, "record": record},
+                    {**common, "seed": seed, **parameters, "record": shown},
                     page=str(out / f"{name}.ipynb") if pages else None,
-                    record=record,
+                    record=str(record),
                     title=title,
                     after=(base,) if stem == TEMPLATE else (),
                     work=work,
@@ -144,7 +172,7 @@ def grid(
     return cells
 
 
-def chapters(root: Path, profile: str, after: Iterable[str] = ()) -> list[Cell]:
+def chapters(root: Path, profile: str) -> list[Cell]:
     """One cell per notebook that is not a template of the grid; its header says which folders of records it reads."""
     import jupytext
 
@@ -159,7 +187,6 @@ def chapters(root: Path, profile: str, after: Iterable[str] = ()) -> list[Cell]:
                 str(path),
                 {"profile": profile},
                 page=str(root / "book" / "pages" / f"{path.stem}.ipynb"),
-                after=tuple(after) if reads else (),
                 reads=tuple(str(root / folder) for folder in reads),
             )
         )
@@ -184,17 +211,10 @@ def execute(cell: Cell) -> None:
     if cell.title:
         first = next(c for c in notebook.cells if c.cell_type == "markdown")
         first.source = re.sub(r"^# .*$", rf"\g<0>: {cell.title}", first.source, count=1, flags=re.MULTILINE)
-    scratch = Path(cell.notebook).parents[1] / "_build" / "tmp" / f"{cell.name}.{os.getpid()}.ipynb"
-    write_atomically(scratch, nbformat.writes(notebook).encode())
     try:
-        known = papermill.inspect_notebook(scratch)
-        if unknown := sorted(set(cell.parameters) - set(known)):
-            raise BatchError(
-                f"{Path(cell.notebook).stem} has no parameter {', '.join(unknown)}; it has {', '.join(sorted(known))}"
-            )
         done = papermill.execute_notebook(
-            str(scratch),
-            str(scratch),
+            notebook,
+            None,
             parameters=cell.parameters,
             kernel_name="python3",
             cwd=str(Path(cell.notebook).parent),
@@ -204,8 +224,6 @@ def execute(cell: Cell) -> None:
         raise BatchError(f"{error.ename}: {error.evalue}") from None
     except DeadKernelError:
         raise BatchError("its kernel died; if memory was short, run fewer --jobs") from None
-    finally:
-        scratch.unlink(missing_ok=True)
     if cell.page is not None:
         # What differs from run to run without meaning anything (times, ids, progress bars) is left out of the page.
         done.metadata.pop("papermill", None)
@@ -214,6 +232,8 @@ def execute(cell: Cell) -> None:
             c.id = f"cell-{i}"
             for noisy in ("papermill", "execution"):
                 c.metadata.pop(noisy, None)
+            if "injected-parameters" in c.metadata.get("tags", []):
+                c.metadata.tags += [tag for tag in done.cells[i - 1].metadata.tags if tag != "parameters"]
             if c.cell_type == "code":
                 c.outputs = [o for o in c.outputs if o.get("name") != "stderr"]
         write_atomically(Path(cell.page), nbformat.writes(done).encode())
@@ -228,49 +248,24 @@ def run_in_process(cell: dict[str, Any], progress: str | None = None) -> str:
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # it doubles the time that every kernel takes to import torch
     if progress:
         environment["ITLIB_PROGRESS"] = progress
-    child = subprocess.Popen(
-        [sys.executable, "-m", "itlib.reproduce", "--cell", json.dumps(cell)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        stdin=subprocess.PIPE,  # the child ends when this end closes, so nothing outlives a batch that was killed
-        text=True,
-        env=environment,
-    )
-    out, err = _communicate(child)
-    if child.returncode == 0:
-        return ""
-    if child.returncode < 0:
-        return f"killed by signal {-child.returncode}"
-    lines = (out.strip() or err.strip() or "no message").splitlines()
-    return lines[-1]
-
-
-_children: set[subprocess.Popen[str]] = set()
-
-
-def _communicate(child: subprocess.Popen[str]) -> tuple[str, str]:
-    """Like Popen.communicate, but the child's standard input stays open for as long as this process lives."""
-    _children.add(child)
-    errors: list[str] = []
-    assert child.stdout
-    assert child.stderr
-    assert child.stdin
-    stderr = child.stderr
-    reader = threading.Thread(target=lambda: errors.append(stderr.read()), daemon=True)
-    reader.start()
-    out = child.stdout.read()
-    child.wait()
-    reader.join()
-    child.stdin.close()
-    _children.discard(child)
-    return out, "".join(errors)
+    # The cell ends when its standard input closes, so nothing outlives a batch, or a worker, that was killed.
+    stdin, lifeline = os.pipe()
+    try:
+        command = [sys.executable, "-m", "itlib.reproduce", "--cell", json.dumps(cell)]
+        child = subprocess.run(command, stdin=stdin, capture_output=True, text=True, env=environment)
+    finally:
+        os.close(stdin)
+        os.close(lifeline)
+    if child.returncode <= 0:
+        return f"killed by signal {-child.returncode}" if child.returncode else ""
+    return (child.stdout.strip() or child.stderr.strip() or "no message").splitlines()[-1]
 
 
 def _child(text: str) -> int:
     """The process of one cell."""
 
     def end_with_parent() -> None:
-        sys.stdin.read()
+        os.read(0, 1)
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
@@ -293,7 +288,7 @@ def run_batch(cells: Sequence[Cell], executor: Executor, *, scratch: Path, quiet
         cells: what to run; a cell may only wait for cells of this list.
         executor: where to run them.
         scratch: folder for progress files, shared with the workers.
-        quiet: no progress bar.
+        quiet: no progress.
     """
     failures: dict[str, str] = {}
     waiting = {cell.name: cell for cell in cells}
@@ -301,7 +296,8 @@ def run_batch(cells: Sequence[Cell], executor: Executor, *, scratch: Path, quiet
     finished: set[str] = set()
     total = sum(cell.work for cell in cells)
     scratch.mkdir(parents=True, exist_ok=True)
-    with tqdm(total=total, unit="tilt", disable=quiet, bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}") as bar:
+    look = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
+    with tqdm(total=total, disable=quiet or None, bar_format=look) as bar:  # None: no bar in a log file
         while waiting or running:
             ready = [c for c in waiting.values() if all(name in finished or name in failures for name in c.after)]
             for cell in sorted(ready, key=lambda c: -c.work):
@@ -317,11 +313,16 @@ def run_batch(cells: Sequence[Cell], executor: Executor, *, scratch: Path, quiet
             done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED) if running else (set(), None)
             for future in done:
                 cell = running.pop(future)
-                error = f"{future.exception()}" if future.exception() else future.result()
+                try:
+                    error = future.result()
+                except Exception as lost:  # of the executor, such as a cluster that went away: no cell raises
+                    error = f"{type(lost).__name__}: {lost}"
                 if error:
                     failures[cell.name] = error
                 else:
                     finished.add(cell.name)
+                    if not quiet:
+                        bar.write(f"{cell.name} is done", file=sys.stderr)
                 (scratch / f"{cell.name}.progress").unlink(missing_ok=True)
             _draw(bar, cells, finished | set(failures), running.values(), scratch)
     return failures
@@ -346,7 +347,7 @@ def _draw(bar: Any, cells: Sequence[Cell], over: set[str], running: Iterable[Cel
         if (what == "base") == (cell.name.startswith("base")):
             work += cell.work * int(done) / int(total)
         notes.append(f"{cell.name} {'epoch' if what == 'base' else 'tilt'} {done}/{total}")
-    bar.n = min(work, bar.total)
+    bar.n = min(work, bar.total or 0)
     bar.set_description_str(f"{sum(c.name in over for c in cells)}/{len(cells)} cells", refresh=False)
     bar.set_postfix_str(", ".join(notes), refresh=False)
     bar.refresh()
@@ -373,13 +374,8 @@ def _executor(where: str, jobs: int) -> Executor:
 def _set_aside(out: Path, profile: str) -> None:
     """Remove pages and records of the other profile: they would mix with this one's. Their checkpoints stay."""
     for path in out.glob("*.json"):
-        try:
-            other = read_record(path)["parameters"]["profile"] != profile
-        except DamagedFileError:
-            continue  # reported by the cell that it belongs to
-        if other:
-            path.unlink()
-            for suffix in (".ipynb", ".safetensors"):
+        if read_record(path)["parameters"]["profile"] != profile:
+            for suffix in (".json", ".ipynb", ".safetensors"):
                 path.with_suffix(suffix).unlink(missing_ok=True)
             print(f"set aside {path.stem}: it was another profile's (its checkpoint is kept)")
 
@@ -406,8 +402,13 @@ def _assignment(text: str) -> tuple[str, Any]:
         return name, value
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (see --help)\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m itlib.reproduce",
         description="Run the paper's experiment, one notebook per number of tilts N and seed, and keep what each run "
         "leaves: an executed notebook, which is a page of the book, and a JSON record.",
@@ -422,7 +423,7 @@ Killed? Run the same command again: it goes on at the last finished tilt. What i
 Results: book/runs/N050_seed0.ipynb and .json. Checkpoints: _build/cache, or the folder in $ITLIB_CACHE.""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--N", nargs="+", type=_number, metavar="N", help="numbers of tilts (20 50 100 200; smoke: 5 10)")
+    parser.add_argument("--N", nargs="+", type=_number, metavar="N", help="numbers of tilts (20 50 100 200; smoke: 10 20)")
     parser.add_argument(
         "--seeds", nargs="+", type=_seed, default=[0], metavar="SEED", help="seeds, each with its own base (0)"
     )
@@ -440,8 +441,7 @@ Results: book/runs/N050_seed0.ipynb and .json. Checkpoints: _build/cache, or the
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
     if options.cell:
         return _child(options.cell)
     try:
@@ -449,21 +449,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (BatchError, DamagedFileError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        for child in list(_children):
-            child.terminate()
-        print("\nstopped; run the same command again to go on from here", file=sys.stderr)
-        os._exit(130)
+
+
+def _check(profile: str, overrides: dict[str, Any]) -> None:
+    """Refuse what no cell can run, before the first one starts."""
+    from itlib.gaussian_mixture import paper_mixture
+    from itlib.rewards import parse_reward
+    from itlib.runs import PROFILES
+
+    tilting = PROFILES[profile].tilting
+    given = {f.name: overrides[f.name] for f in fields(tilting) if overrides.get(f.name) is not None}
+    for name, value in given.items():
+        kind = type(getattr(tilting, name))
+        if not isinstance(value, (int, float) if kind is float else kind):
+            raise BatchError(f"{name} takes a value such as {getattr(tilting, name)!r}, got {value!r}")
+    paper_mixture().tilted(parse_reward(str(overrides.get("reward", "paper"))), replace(tilting, **given).lam)
+
+
+def _again(options: argparse.Namespace, failed: Sequence[Cell]) -> str:
+    """The command that runs the failed cells again; those of its grid that are up to date cost nothing."""
+    values, defaults = dict(vars(options)), vars(_parser().parse_args([]))
+    for option, parameter in (("N", "N"), ("seeds", "seed")):
+        values[option] = sorted({c.parameters[parameter] for c in failed if parameter in c.parameters}) or values[option]
+    values["set"] = [f"{name}={value}" for name, value in options.set]
+    command = ["python", "-m", "itlib.reproduce"]
+    for name, value in values.items():
+        if value != defaults[name]:
+            command.append("--" + name.replace("_", "-"))
+            command += [str(v) for v in value] if isinstance(value, list) else [] if value is True else [str(value)]
+    return shlex.join(command)
 
 
 def _batch(options: argparse.Namespace) -> int:
-    from itlib.gaussian_mixture import paper_mixture
-    from itlib.rewards import parse_reward
-
     root, overrides = options.root.resolve(), dict(options.set)
-    out = (options.out or root / "book" / "runs").resolve()
-    # A tilt that can't be is better refused here than by every cell.
-    paper_mixture().tilted(parse_reward(str(overrides.get("reward", "paper"))), float(overrides.get("lam", 1.0)))
+    runs = root / "book" / "runs"
+    out = (options.out or runs).resolve()
+    pages = not options.records_only
     N, seeds = sorted(set(options.N or DEFAULT_N[options.profile])), sorted(set(options.seeds))
     cells = grid(
         root,
@@ -473,24 +494,29 @@ def _batch(options: argparse.Namespace) -> int:
         profile=options.profile,
         overrides=overrides,
         out=out,
-        pages=not options.records_only,
+        pages=pages,
     )
-    if not options.records_only:
+    _check(options.profile, overrides)
+    read_records(out)  # a damaged one is better reported before the work than after it
+    if pages:
         _set_aside(out, options.profile)
-    start = time.perf_counter()
+    # The pages that read records come last, and are made from whatever runs the book has.
+    last = chapters(root, options.profile) if pages and out == runs else []
+    start, scratch = time.perf_counter(), root / "_build" / "progress"
     with _executor(options.executor, options.jobs) as executor:
-        failures = run_batch(cells, executor, scratch=root / "_build" / "progress")
-        if not options.records_only:
-            # The pages that read records come last, and are made from whatever runs exist.
-            failures |= run_batch(
-                chapters(root, options.profile), executor, scratch=root / "_build" / "progress", quiet=True
-            )
+        try:
+            failures = run_batch(cells, executor, scratch=scratch)
+            failures |= run_batch(last, executor, scratch=scratch, quiet=True)
+        except KeyboardInterrupt:
+            print("\nstopped; run the same command again to go on from here", file=sys.stderr, flush=True)
+            os._exit(130)  # at once: an executor would wait for its cells, which end with this process
+    cells += last
     if failures:
         print(f"\n{len(failures)} of {len(cells)} cells failed:", file=sys.stderr)
         for name, error in failures.items():
             print(f"  {name}: {error}", file=sys.stderr)
-        print("The others are finished. To run the failed ones again, repeat this command:", file=sys.stderr)
-        print(f"  python -m itlib.reproduce {' '.join(sys.argv[1:])}", file=sys.stderr)
+        print("The others are finished. To run the failed ones again:", file=sys.stderr)
+        print(f"  {_again(options, [cell for cell in cells if cell.name in failures])}", file=sys.stderr)
         return 1
     print(f"{len(cells)} cells up to date in {time.perf_counter() - start:.0f} s: {os.path.relpath(out)}")
     return 0

@@ -1,0 +1,195 @@
+"""Small batches in a copy of the checkout: the real notebooks with tiny parameters, or ones that only pretend to work."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import psutil
+
+from itlib.records import content_hash
+
+ROOT = Path(__file__).parents[1]
+#: A run of the template in seconds.
+SMALL = ("--profile", "smoke", "--set", "S=64", "J=5", "E=3", "B=32", "lr=1e-5")
+
+HEADER = """# ---
+# jupyter:
+#   jupytext:
+#     notebook_metadata_filter: itlib,-widgets
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+{more}# ---
+
+# %% [markdown]
+# # {title}
+
+"""
+
+#: What stands in for the template and the base: it writes a record, after waiting or failing where a file asks it to.
+PRETEND = """# %% tags=["parameters"]
+{parameters}
+seed = 0
+profile = "full"
+config = "paper"
+record = ""
+
+# %%
+import json, os, time
+from pathlib import Path
+
+name = Path(record).stem
+with open("../executed", "a") as file:
+    file.write(name + "\\n")
+while Path(f"../hold_{{name}}").exists():
+    time.sleep(0.05)
+if Path(f"../fail_{{name}}").exists():
+    raise ValueError("the moon is\\nin the way")
+given = {{{given}"seed": seed, "profile": profile, "config": config}}
+metrics = dict.fromkeys(
+    "nll_target nll_base mean_mse_target mean_mse_base score_rmse eps_rmse flow_nll sliced_w2".split(), float(seed)
+)
+found = {{
+    "schema": 1, "task": {task!r}, "parameters": given, "trace": [],
+    "metrics": metrics | {{"mode_weights": [1.0], "component_variances": [[1.0]]}},
+    "seconds": {{"sampling": 0, "training": 0}},
+    "provenance": {{"versions": {{}}, "commit": "", "content": os.environ["CONTENT"], "platform": ""}},
+}}
+Path(record).parent.mkdir(parents=True, exist_ok=True)
+Path(record).write_text(json.dumps(found))
+"""
+
+CHAPTER = """# %% tags=["parameters"]
+profile = "full"
+
+# %%
+with open("../executed", "a") as file:
+    file.write("chapter\\n")
+"""
+
+
+@cache
+def folder() -> Path:
+    """A folder of this test session, removed at its end."""
+    path = tempfile.mkdtemp(prefix="itlib-tests-")
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    return Path(path)
+
+
+def environment(root: Path) -> dict[str, str]:
+    """For processes that work in a copy: its own library, and one cache for the whole session."""
+    return os.environ | {
+        "PYTHONPATH": str(root),
+        "ITLIB_CACHE": str(folder() / "cache"),
+        "OMP_NUM_THREADS": "1",
+        "CONTENT": content_hash(),
+        "PYTHONWARNINGS": "default",
+    }
+
+
+def copy(root: Path) -> Path:
+    """Copy what a batch and the book need."""
+    left_out = shutil.ignore_patterns("__pycache__", "runs", "pages", ".ipynb_checkpoints")
+    for name in ("itlib", "notebooks", "book"):
+        shutil.copytree(ROOT / name, root / name, ignore=left_out)
+    for name in ("pyproject.toml", "_config.yml", "_toc.yml"):
+        shutil.copy(ROOT / name, root / name)
+    return root
+
+
+def pretend(root: Path) -> Path:
+    """A copy whose notebooks do nothing but leave records, fail (``fail_NAME``) or wait (while there is a ``hold_NAME``)."""
+    (root / "notebooks").mkdir(parents=True)
+    shutil.copytree(ROOT / "itlib", root / "itlib", ignore=shutil.ignore_patterns("__pycache__"))
+    knobs = {"lam": 1.0, "reward": "paper", "S": None, "J": None, "B": None, "E": None, "lr": None}
+    parameters = "N = 20\n" + "\n".join(f"{name} = {value!r}" for name, value in knobs.items())
+    tilting = PRETEND.format(task="tilting", parameters=parameters, given='"N": N, "lam": lam, "reward": reward, **chosen, ')
+    chosen = "".join(f'"{k}": {k} if {k} is not None else default["{k}"], ' for k in ("S", "J", "B", "E", "lr"))
+    defaults = (
+        '\ndefault = {"full": dict(S=1000, J=200, B=64, E=100, lr=1e-4), '
+        '"smoke": dict(S=256, J=40, B=64, E=20, lr=5e-4)}[profile]\n'
+        f"chosen = {{{chosen}}}\n"
+    )
+    tilting = tilting.replace("\ngiven = ", defaults + "given = ")
+    base = PRETEND.format(task="base", parameters="", given="")
+    for stem, title, more, text in (
+        ("s4_2_experiment", "The experiment", "", tilting),
+        ("s2_1_base_model", "The base", "", base),
+        ("s9_chapter", "A chapter", "# itlib:\n#   reads: [book/runs]\n", CHAPTER),
+    ):
+        (root / "notebooks" / f"{stem}.py").write_text(HEADER.format(title=title, more=more) + text)
+    return root
+
+
+def executed(root: Path) -> list[str]:
+    """The pretended notebooks that ran since the last call, in alphabetical order."""
+    log = root / "executed"
+    names = sorted(log.read_text().split()) if log.exists() else []
+    log.unlink(missing_ok=True)
+    return names
+
+
+def command(*arguments: str) -> list[str]:
+    """The command line of a batch."""
+    return [sys.executable, "-m", "itlib.reproduce", *arguments]
+
+
+def batch(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a batch to its end."""
+    return subprocess.run(
+        command(*arguments), cwd=root, env=environment(root), capture_output=True, text=True, timeout=200, check=False
+    )
+
+
+def start(root: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Start a batch."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command(*arguments), cwd=root, env=environment(root), **pipes)  # type: ignore[call-overload,no-any-return]
+
+
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 60.0) -> None:
+    """Wait until something is true."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"waited {seconds:g} s for {what}"
+        time.sleep(0.05)
+
+
+def kill(pid: int) -> None:
+    """Kill a process that a test started, with no chance to clean up."""
+    os.kill(pid, signal.SIGKILL)
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """A process's descendants."""
+    return psutil.Process(pid).children(recursive=True)
+
+
+def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Those that still run."""
+    return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def cell_process(pid: int, name: str) -> psutil.Process:
+    """The process of a cell, below a batch or a worker."""
+    return next(p for p in family(pid) if f'"name": "{name}"' in " ".join(p.cmdline()))
+
+
+@cache
+def finished() -> Path:
+    """A copy with a finished batch of the real notebooks: N = 2 and 3, tiny parameters. Copy it before changing it."""
+    root = copy(folder() / "finished")
+    result = batch(root, "--N", "2", "3", *SMALL)
+    assert result.returncode == 0, result.stderr
+    return root
