@@ -1,0 +1,132 @@
+"""The shape of the library: imports point one way, it stays small, and it needs what it says it needs."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "itlib"
+#: From bottom to top: a module may import those before it.
+ORDER = [
+    "schedules",
+    "rewards",
+    "gaussian_mixture",
+    "network",
+    "sampling",
+    "training",
+    "tilting",
+    "likelihood",
+    "metrics",
+    "records",
+    "runs",
+    "plots",
+    "reproduce",
+]
+BATCH = ("records", "runs", "reproduce")
+CORE = tuple(name for name in ORDER if name not in (*BATCH, "plots"))
+#: Heavy guests, and the only modules that may invite them.
+ONLY = {
+    "matplotlib": {"plots"},
+    "IPython": {"plots"},
+    "seaborn": set(),
+    "pandas": set(),
+    "papermill": {"reproduce"},
+    "jupytext": {"reproduce"},
+    "nbformat": {"reproduce"},
+    "nbclient": {"reproduce"},
+    "distributed": {"reproduce"},
+}
+#: How a distribution is called where its import is not.
+IMPORT_NAMES = {"pot": "ot"}
+
+
+def tree(name: str) -> ast.Module:
+    return ast.parse((PACKAGE / f"{name}.py").read_text("utf-8"))
+
+
+def imported(nodes: list[ast.stmt] | ast.Module) -> set[str]:
+    """Dotted names that are imported; ``from a import b`` counts as a.b."""
+    found: set[str] = set()
+    for node in ast.walk(nodes) if isinstance(nodes, ast.Module) else nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def code_lines(path: Path) -> int:
+    """Lines that are neither blank, nor comment, nor docstring."""
+    source = path.read_text("utf-8")
+    quiet: set[int] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            first = node.body[0]
+            quiet |= set(range(first.lineno, (first.end_lineno or first.lineno) + 1))
+    lines = enumerate(source.splitlines(), 1)
+    return sum(1 for number, line in lines if line.strip() and not line.lstrip().startswith("#") and number not in quiet)
+
+
+def test_every_module_has_its_place() -> None:
+    assert sorted(ORDER) == sorted(p.stem for p in PACKAGE.glob("*.py") if p.stem != "__init__")
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_imports_point_down(name: str) -> None:
+    below = set(ORDER[: ORDER.index(name)])
+    ours = {dotted.split(".")[1] for dotted in imported(tree(name)) if dotted.startswith("itlib.")}
+    assert ours <= below
+    assert not {dotted.split(".")[0] for dotted in imported(tree(name))} & {
+        guest for guest, hosts in ONLY.items() if name not in hosts
+    }
+
+
+def test_the_core_stays_small() -> None:
+    size = {name: code_lines(PACKAGE / f"{name}.py") for name in ORDER}
+    assert sum(size[name] for name in CORE) <= 1000, size
+    assert sum(size[name] for name in BATCH) <= 640, size
+
+
+def test_lines_are_counted_without_words(tmp_path: Path) -> None:
+    path = tmp_path / "some.py"
+    path.write_text(
+        '"""Two\n\nlines."""\n\n# A comment.\ndef f():\n    """One."""\n    x = """not\n    a docstring"""\n    return x\n'
+    )
+    assert code_lines(path) == 4
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_nothing_is_ever_unpickled(name: str) -> None:
+    code = tree(name)
+    assert not {dotted.split(".")[0] for dotted in imported(code)} & {"pickle", "cloudpickle", "dill", "joblib", "shelve"}
+    called = {ast.unparse(node.func) for node in ast.walk(code) if isinstance(node, ast.Call)}
+    assert not called & {"torch.load", "torch.save", "np.load", "numpy.load", "marshal.loads", "eval", "exec"}
+
+
+def test_the_core_imports_what_the_project_lists() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    listed = {re.match(r"[\w.-]+", line)[0].lower() for line in project["dependencies"]}  # type: ignore[index]
+    needed = {
+        dotted.split(".")[0] for name in (*CORE, *BATCH) for dotted in imported(tree(name).body)  # at the top level
+    } - {"itlib", "__future__"} - set(sys.stdlib_module_names)  # fmt: skip
+    assert needed <= {IMPORT_NAMES.get(name, name) for name in listed}
+    for name in listed:
+        assert importlib.metadata.version(name)
+
+
+def test_imports_inside_functions_are_listed_too() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    listed = {re.match(r"[\w.-]+", line)[0].lower() for group in groups for line in group}  # type: ignore[index]
+    listed |= {"nbformat", "nbclient", "ipython"}  # what papermill and the kernel are made of
+    needed = {dotted.split(".")[0].lower() for name in ORDER for dotted in imported(tree(name))}
+    needed -= {"itlib", "__future__"} | set(sys.stdlib_module_names)
+    assert needed <= {IMPORT_NAMES.get(name, name) for name in listed}
