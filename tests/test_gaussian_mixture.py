@@ -98,13 +98,13 @@ def test_refuses_an_asymmetric_covariance() -> None:
 def test_samples_have_the_mean_the_covariance_and_the_weights() -> None:
     n = 40_000
     weights = torch.tensor([0.1, 0.6, 0.3], dtype=F64)
-    means = torch.tensor([[-20.0, 0.0], [0.0, 20.0], [20.0, 0.0]], dtype=F64)
-    covariances = torch.tensor([[[2.0, 0.7], [0.7, 0.5]], [[0.3, -0.2], [-0.2, 1.0]], [[1.0, 0.0], [0.0, 1.0]]], dtype=F64)
+    means = torch.tensor([[-20.0, 0.0, 0.0], [0.0, 20.0, 5.0], [20.0, 0.0, 0.0]], dtype=F64)
+    covariances = random_mixture(8, 3, 3).covariances  # three dimensions: eigenvectors that are not their own transpose
     x = GaussianMixture(weights, means, covariances).sample(n, torch.Generator().manual_seed(0))
-    assert x.shape == (n, 2)
+    assert x.shape == (n, 3)
     assert x.dtype == F64
     nearest = torch.cdist(x, means).argmin(1)
-    for i in range(3):  # the components are 14 standard deviations apart: membership is certain
+    for i in range(3):  # the components are far apart: membership is certain
         own, w, cov = x[nearest == i], float(weights[i]), covariances[i]
         assert len(own) / n == pytest.approx(w, abs=5 * math.sqrt(w * (1 - w) / n))
         assert bool(((own.mean(0) - means[i]).abs() < 5 * (cov.diagonal() / len(own)).sqrt()).all())
