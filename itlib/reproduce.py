@@ -345,7 +345,7 @@ def _draw(bar: Any, cells: Sequence[Cell], over: set[str], running: Iterable[Cel
             continue
         # A tilting cell whose base is not in the cache trains it first: that is not progress of its own tilts yet.
         if (what == "base") == (cell.name.startswith("base")):
-            work += cell.work * int(done) / int(total)
+            work += 0.95 * cell.work * int(done) / int(total)  # the rest is for its metrics and figures
         notes.append(f"{cell.name} {'epoch' if what == 'base' else 'tilt'} {done}/{total}")
     bar.n = min(work, bar.total or 0)
     bar.set_description_str(f"{sum(c.name in over for c in cells)}/{len(cells)} cells", refresh=False)
@@ -448,6 +448,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _batch(options)
     except (BatchError, DamagedFileError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        print(f"error: the batch needs {error.name}: pip install 'itlib[book]', in a checkout", file=sys.stderr)
         return 2
 
 
