@@ -6,7 +6,7 @@ Along the probability-flow ODE of the process (2.1), written with both predictio
 
    \frac{dx}{dt} = v(x,t) = \dot\alpha_t\,\hat x_0(x,t) + \dot\sigma_t\,\hat x_1(x,t),
 
-   \log p_{t_{\min}}(x_{t_{\min}}) = \log p_{t_{\max}}(x_{t_{\max}}) + \int_{t_{\min}}^{t_{\max}} \nabla\!\cdot v(x_t,t)\,dt ,
+   \log p_{t_{\min}}(x_{t_{\min}}) = \log p_{t_{\max}}(x_{t_{\max}}) + \int_{t_{\min}}^{t_{\max}}\nabla\cdot v(x_t,t)\,dt,
 
 with :math:`p_{t_{\max}}` taken as the standard normal. For the variance-preserving schedule this is (2.13) with the sign
 corrected. The integral runs between the schedule's safe edge times, so it gives the density of data with noise of
