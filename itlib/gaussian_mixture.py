@@ -69,7 +69,7 @@ class GaussianMixture:
         if not bool((weights > 0).all()):
             raise ValueError("every mixture weight must be positive")
         eigenvalues, eigenvectors = torch.linalg.eigh(covariances)
-        if not bool((eigenvalues > 0).all()):
+        if not bool((eigenvalues > 0).all()) or not torch.allclose(covariances, covariances.mT):
             raise ValueError("every covariance must be symmetric positive definite")
         for name, value in [
             ("weights", weights / weights.sum()),
@@ -90,7 +90,7 @@ class GaussianMixture:
 
     def distribution(self) -> MixtureSameFamily:
         """The same mixture as a torch distribution."""
-        return MixtureSameFamily(Categorical(self.weights), MultivariateNormal(self.means, self.covariances))
+        return MixtureSameFamily(_categorical(self.weights.log()), MultivariateNormal(self.means, self.covariances))
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-density in nats, (B,), at points x, (B, d)."""
@@ -121,7 +121,7 @@ class GaussianMixture:
         return GaussianMixture(self.weights, alpha * self.means, alpha**2 * self.covariances + sigma**2 * eye)
 
     def _components(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """Responsibilities (B, K) and V_i^{-1}(x - alpha mu_i) in the eigenbases (B, K, d).
+        """Log responsibilities (B, K) and V_i^{-1}(x - alpha mu_i) in the eigenbases (B, K, d).
 
         x is (B, d); alpha and sigma are (B, 1) or ().
         """
@@ -129,13 +129,13 @@ class GaussianMixture:
         u = torch.einsum("bkd,kde->bke", x.unsqueeze(1) - alpha * self.means, self._eigenvectors)
         v = alpha**2 * self._eigenvalues + sigma**2  # eigenvalues of V_i, (B, K, d)
         log_w = self.weights.log() - 0.5 * (u**2 / v + v.log()).sum(-1)
-        return torch.softmax(log_w, dim=-1), u / v
+        return torch.log_softmax(log_w, dim=-1), u / v
 
     def score(self, x: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
         """Exact score of p_t at points x, (B, d), and times t, (B,) or (), as in (2.8). Returns (B, d)."""
         y, s = x.double(), t.double()
-        w, u = self._components(y, column(schedule.alpha(s), y), column(schedule.sigma(s), y))
-        return -torch.einsum("bk,bke,kde->bd", w, u, self._eigenvectors).to(x)
+        log_w, u = self._components(y, column(schedule.alpha(s), y), column(schedule.sigma(s), y))
+        return -torch.einsum("bk,bke,kde->bd", log_w.exp(), u, self._eigenvectors).to(x)
 
     def posterior(self, x: Tensor, t: Tensor, schedule: Schedule) -> MixtureSameFamily:
         """The law of X_0 given X_t = x (3.3), one mixture per point: batch shape (B,), event shape (d,).
@@ -145,18 +145,18 @@ class GaussianMixture:
             t: times in (0, 1], (B,) or ().
             schedule: the pair alpha, sigma.
         """
-        w, means, covariances = self._posterior(x.double(), t.double(), schedule)
-        return MixtureSameFamily(Categorical(w), MultivariateNormal(means, covariances))
+        log_w, means, covariances = self._posterior(x.double(), t.double(), schedule)
+        return MixtureSameFamily(_categorical(log_w), MultivariateNormal(means, covariances))
 
     def _posterior(self, x: Tensor, t: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor, Tensor]:
-        """Weights (B, K), means (B, K, d) and covariances (B, K, d, d) of X_0 given X_t = x."""
+        """Log weights (B, K), means (B, K, d) and covariances (B, K, d, d) of X_0 given X_t = x."""
         alpha, sigma = (column(f(t), x).reshape(-1, 1, 1) for f in (schedule.alpha, schedule.sigma))
-        w, u = self._components(x, alpha, sigma)
+        log_w, u = self._components(x, alpha, sigma)
         q, lam = self._eigenvectors, self._eigenvalues
         means = self.means + torch.einsum("kde,bke->bkd", q, alpha * lam * u)
         spread = sigma**2 * lam / (alpha**2 * lam + sigma**2)  # (B or 1, K, d)
         covariances = torch.einsum("kde,bke,kfe->bkdf", q, spread, q)
-        return w, means, covariances.expand(x.shape[0], -1, -1, -1)
+        return log_w, means, covariances.expand(x.shape[0], -1, -1, -1)
 
     # ---- tilted (4.1)-(4.12) -----------------------------------------------------------------------------------
 
@@ -230,9 +230,9 @@ class GaussianMixture:
 
     def posterior_reward(self, x: Tensor, t: Tensor, schedule: Schedule, reward: QuadraticReward) -> Tensor:
         """E[r(X_0) | X_t = x], (B,), for points x, (B, d), and times t, (B,) or ()."""
-        w, means, covariances = self._posterior(x.double(), t.double(), schedule)
+        log_w, means, covariances = self._posterior(x.double(), t.double(), schedule)
         values = reward(means) + 0.5 * torch.einsum("de,bked->bk", reward.A, covariances)
-        return (w * values).sum(-1).to(x)
+        return (log_w.exp() * values).sum(-1).to(x)
 
     def covariance(self, x: Tensor, t: Tensor, schedule: Schedule, reward: QuadraticReward) -> Tensor:
         r"""The exact :math:`C(x,t)` of (3.9), (B, d): covariance of the score of the kernel with the reward.
@@ -241,7 +241,8 @@ class GaussianMixture:
         the inner covariance splits into a part within and a part between components.
         """
         y, s = x.double(), t.double()
-        w, means, covariances = self._posterior(y, s, schedule)
+        log_w, means, covariances = self._posterior(y, s, schedule)
+        w = log_w.exp()
         gradients = torch.einsum("de,bke->bkd", reward.A, means) + reward.b
         within = torch.einsum("bk,bkde,bke->bd", w, covariances, gradients)
         values = reward(means) + 0.5 * torch.einsum("de,bked->bk", reward.A, covariances)
@@ -249,6 +250,11 @@ class GaussianMixture:
         between = torch.einsum("bk,bkd,bk->bd", w, means - torch.einsum("bk,bkd->bd", w, means).unsqueeze(1), centred)
         factor = column(schedule.alpha(s) / schedule.sigma(s) ** 2, y)
         return (factor * (within + between)).to(x)
+
+
+def _categorical(log_weights: Tensor) -> Categorical:
+    """Mixing law from log weights; from probabilities torch would clamp at 2e-16 and inflate the lightest components."""
+    return Categorical(logits=log_weights)
 
 
 @dataclass(frozen=True)

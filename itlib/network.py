@@ -142,7 +142,8 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """Predict X_1, (B, d)."""
-        with torch.no_grad():
+        # Frozen in its parameters, not in x: the probability-flow likelihood differentiates a denoiser in x.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
             frozen = self.base(x, t)
         result: Tensor = frozen + self.correction(x, t)
         return result

@@ -45,7 +45,8 @@ class QuadraticReward:
     def __post_init__(self) -> None:
         b = torch.as_tensor(self.b, dtype=torch.float64)
         d = b.numel()
-        A = torch.as_tensor(self.A, dtype=torch.float64) if self.A.numel() else torch.zeros(d, d, dtype=torch.float64)
+        A = torch.as_tensor(self.A, dtype=torch.float64)
+        A = A if A.numel() else torch.zeros(d, d, dtype=torch.float64)
         if b.ndim != 1 or A.shape != (d, d):
             raise ValueError(f"b must have shape (d,) and A (d, d); got {tuple(b.shape)} and {tuple(A.shape)}")
         if not torch.allclose(A, A.T):
@@ -93,7 +94,7 @@ def evaluate(reward: Reward, x: Tensor) -> Tensor:
         ValueError: if the answer has the wrong shape or holds a NaN or an infinity.
     """
     with torch.no_grad():
-        values = torch.as_tensor(reward(x.detach()))
+        values = torch.as_tensor(reward(x.detach().clone()))  # a reward may write on what it is given
     if values.shape != x.shape[:1]:
         raise ValueError(f"the reward must return one number per sample, shape ({x.shape[0]},); got {tuple(values.shape)}")
     values = values.detach().to(x)

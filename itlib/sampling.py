@@ -42,7 +42,8 @@ def time_grid(schedule: Schedule, steps: int) -> list[float]:
     """
     if steps < 1:
         raise ValueError(f"sampling needs at least one reverse step, got {steps}")
-    return [k / steps for k in range(steps)] + [schedule.t_max]
+    scale = 1.0 if 1.0 - 1.0 / steps < schedule.t_max else schedule.t_max  # very fine grids end at t_max all the same
+    return [scale * k / steps for k in range(steps)] + [schedule.t_max]
 
 
 def _at(schedule: Schedule, t: float) -> tuple[float, float]:
@@ -63,14 +64,14 @@ def transition(schedule: Schedule, s: float, t: float, eta: float) -> tuple[floa
     At s = 0 this is the final denoising step of Algorithm 1, x_0 = (x_t - sigma_t x1_hat) / alpha_t.
 
     Raises:
-        ValueError: if the times are out of order, alpha_t vanishes, or eta makes the noise exceed sigma_s.
+        ValueError: if the times are out of order, alpha_t vanishes, or eta lies outside [0, 1].
     """
     (alpha_s, sigma_s), (alpha_t, sigma_t) = _at(schedule, s), _at(schedule, t)
     if not 0.0 <= s < t or alpha_t <= 0.0:
         raise ValueError(f"a reverse step needs 0 <= s < t < 1, got s={s:g}, t={t:g}: at t=1 alpha is zero")
+    if not 0.0 <= eta <= 1.0:
+        raise ValueError(f"eta multiplies DDPM's noise and lies in [0, 1], got {eta:g}")
     std = eta * ddpm_std(schedule, s, t)
-    if eta < 0.0 or std > sigma_s:
-        raise ValueError(f"eta={eta:g} asks for more noise than sigma_s at s={s:g}: use 0 <= eta <= 1")
     return alpha_s / alpha_t, math.sqrt(sigma_s**2 - std**2) - alpha_s * sigma_t / alpha_t, std
 
 

@@ -163,7 +163,6 @@ def test_frozen_parameters_stay_frozen(cosine: Cosine) -> None:
     assert network.output.weight.requires_grad
 
 
-@pytest.mark.xfail(reason="Residual cuts the gradient in x, so the divergence of its base is missing", strict=True)
 def test_likelihood_of_an_untrained_residual_is_that_of_its_base() -> None:
     mixture, schedule = centred(5), Cosine()
     x, base = mixture.sample(10, torch.Generator().manual_seed(0)), ExactDenoiser(mixture, schedule)

@@ -166,7 +166,6 @@ def test_residual_is_a_denoiser_like_any_other() -> None:
     torch.testing.assert_close(sample(residual, Cosine(), 10, steps=5, generator=torch.Generator().manual_seed(0)), expected)
 
 
-@pytest.mark.xfail(reason="Residual evaluates its base under no_grad, which also cuts the gradient in x", strict=True)
 def test_residual_has_the_jacobian_of_its_base() -> None:
     """The probability-flow likelihood differentiates a denoiser in x, so the frozen part must not be cut off."""
     base = ExactDenoiser(random_mixture(0), Cosine())
