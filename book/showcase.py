@@ -41,7 +41,12 @@ def picture() -> dict[Path, str]:
         for ax, (points, share, color, title) in zip(axes, panels, strict=True):
             density = base.tilted(reward, share).log_prob(plane).reshape(len(ys), len(xs)).numpy()
             plots.samples(
-                ax, points, density=(xs, ys, density), color=plots.COLORS[color], title=title, limits=(-4.6, 4.6, -2.6, 4.6)
+                ax,
+                points,
+                density=(xs, ys, density),
+                color=plots.COLORS[color],
+                title=title,
+                limits=(-4.6, 4.6, -2.6, 4.6),
             )
             ax.set_axis_off()
         alt = (
@@ -56,7 +61,7 @@ def picture() -> dict[Path, str]:
 
 def table() -> str:
     """The README's result table."""
-    records = [r for r in read_records(REFERENCE / "paper", "N*.json")]
+    records = read_records(REFERENCE / "paper", "N*.json")
     rows = pd.DataFrame([{"N": r["parameters"]["N"], "seed": r["parameters"]["seed"], **r["metrics"]} for r in records])
     lines = [
         "| $N$ | NLL vs base (paper's) | NLL vs target | MSE of mean vs base (paper's) | vs target | error of $\\hat x_1$ |",

@@ -8,10 +8,10 @@ Along the probability-flow ODE of the process (2.1), written with both predictio
 
    \log p_{t_{\min}}(x_{t_{\min}}) = \log p_{t_{\max}}(x_{t_{\max}}) + \int_{t_{\min}}^{t_{\max}}\nabla\cdot v(x_t,t)\,dt,
 
-with :math:`p_{t_{\max}}` taken as :math:`\mathcal N(0, \sigma_{t_{\max}}^2 I)`. For the variance-preserving schedule this is
-(2.13) with the sign corrected. The integral runs between the schedule's safe edge times, so it gives the density of data with
-noise of standard deviation :math:`\sigma_{t_{\min}}` (0.006 for the cosine schedule) added. The solver is dopri5 of torchdiffeq;
-the divergence is exact, one vector-Jacobian product per dimension.
+with :math:`p_{t_{\max}}` taken as :math:`\mathcal N(0, \sigma_{t_{\max}}^2 I)`. For the variance-preserving schedule this
+is (2.13) with the sign corrected. The integral runs between the schedule's safe edge times, so it gives the density of data
+with noise of standard deviation :math:`\sigma_{t_{\min}}` (0.006 for the cosine schedule) added. The solver is dopri5 of
+torchdiffeq; the divergence is exact, one vector-Jacobian product per dimension.
 
 Source: Song et al. (arXiv 2011.13456, eq. 39).
 """

@@ -10,7 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -148,17 +149,24 @@ def command(*arguments: str) -> list[str]:
 def batch(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a batch to its end."""
     return subprocess.run(
-        command(*arguments), cwd=root, env=environment(root), capture_output=True, text=True, timeout=200, check=False
+        command(*arguments), cwd=root, env=environment(root), capture_output=True, text=True, timeout=900, check=False
     )
 
 
-def start(root: Path, *arguments: str) -> subprocess.Popen[str]:
-    """Start a batch."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command(*arguments), cwd=root, env=environment(root), **pipes)  # type: ignore[call-overload,no-any-return]
+@contextmanager
+def started(root: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A running batch, which does not outlive the test."""
+    process = subprocess.Popen(
+        command(*arguments), cwd=root, env=environment(root), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 60.0) -> None:
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 300.0) -> None:
     """Wait until something is true."""
     end = time.monotonic() + seconds
     while not condition():

@@ -22,7 +22,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import small_batch
-from small_batch import SMALL, alive, batch, cell_process, executed, family, kill, start, wait_for
+from small_batch import SMALL, alive, batch, cell_process, executed, family, kill, started, wait_for
 
 from itlib import reproduce
 from itlib.records import read_record
@@ -381,21 +381,20 @@ def test_a_killed_cell_and_a_dead_kernel_lose_only_themselves(done: Path, tmp_pa
     root = Path(shutil.copytree(done, tmp_path / "root"))
     for n in (4, 5):
         (root / f"hold_N00{n}_seed0").touch()
-    process = start(root, "--N", "2", "4", "5", "6")
-    with process:
+    with started(root, "--N", "2", "4", "5", "6") as process:
         wait_for(lambda: executed_so_far(root, "N004_seed0", "N005_seed0"), "two cells that wait")
         killed, orphan = cell_process(process.pid, "N004_seed0"), cell_process(process.pid, "N005_seed0")
         kernels = [*killed.children(), *orphan.children()]
         assert len(kernels) == 2
         kill(killed.pid)
         kill(orphan.children()[0].pid)
-        _, error = process.communicate(timeout=200)
+        _, error = process.communicate(timeout=900)
     assert process.returncode == 1
     assert "2 of 5 cells failed:" in error
     assert "N004_seed0: killed by signal 9\n" in error
     assert "N005_seed0: its kernel died; if memory was short, run fewer --jobs\n" in error
     assert error.splitlines()[-1].strip() == "python -m itlib.reproduce --N 4 5"
-    wait_for(lambda: not alive(kernels), "the kernels to end", 20)
+    wait_for(lambda: not alive(kernels), "the kernels to end", 60)
     assert (root / "book" / "runs" / "N006_seed0.json").exists()
 
 
@@ -408,14 +407,13 @@ def executed_so_far(root: Path, *names: str) -> bool:
 def test_a_batch_that_is_stopped_leaves_no_orphan(done: Path, tmp_path: Path, how: signal.Signals) -> None:
     root = Path(shutil.copytree(done, tmp_path / "root"))
     (root / "hold_N004_seed0").touch()
-    process = start(root, "--N", "4", "5", "--jobs", "1")  # N = 5 is done first, so the queue is empty
-    with process:
+    with started(root, "--N", "4", "5", "--jobs", "1") as process:  # N = 5 is done first, so the queue is empty
         wait_for(lambda: executed_so_far(root, "N004_seed0"), "a cell that waits")
         orphans = family(process.pid)
         assert len(alive(orphans)) >= 2
         process.send_signal(how)
-        wait_for(lambda: process.poll() is not None, "the batch to end", 20)
-        wait_for(lambda: not alive(orphans), "the cell and its kernel to end", 20)
+        wait_for(lambda: process.poll() is not None, "the batch to end", 60)
+        wait_for(lambda: not alive(orphans), "the cell and its kernel to end", 60)
         _, error = process.communicate()
     assert "Traceback" not in error
     if how is signal.SIGINT:
@@ -493,14 +491,13 @@ def test_a_cluster_gives_the_same_results_and_survives_a_lost_worker(
         """Whether a worker runs the kernel of a tilted cell."""
         return any('"name": "N00' in " ".join(p.cmdline()) and p.children() for p in family(worker.pid))
 
-    process = start(root, *options)
-    with process:
+    with started(root, *options) as process:
         wait_for(lambda: any(map(busy, workers)), "a kernel on a worker", 200)
         lost = next(filter(busy, workers))
         orphans = family(lost.pid)
         kill(lost.pid)
-        wait_for(lambda: not alive(orphans), "the cell of a lost worker to end", 20)
-        out, error = process.communicate(timeout=200)
+        wait_for(lambda: not alive(orphans), "the cell of a lost worker to end", 60)
+        out, error = process.communicate(timeout=900)
     assert process.returncode == 0, error
     assert "3 cells up to date" in out
     for name in ("base_seed0", "N002_seed0", "N003_seed0"):
