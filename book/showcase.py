@@ -50,8 +50,8 @@ def picture() -> dict[Path, str]:
             )
             ax.set_axis_off()
         alt = (
-            "Four panels: samples of the two-mode base density, of the model after half of the tilts, of the model after all "
-            "tilts, and of the exact tilted density, which lies above the base."
+            "Four panels: samples of the two-mode base density, of the model after half of the tilts, of the model after "
+            "all tilts, and of the exact tilted density, which lies above the base."
         )
         source = plots.svg(fig, "hero", alt)
     static = ROOT / "book" / "_static"

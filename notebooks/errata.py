@@ -63,9 +63,14 @@ def at(t):
 def record(number, label, where, what, kind, consequence):
     """Note a finding for the table at the top, and show its consequence here."""
     findings.append(
-        {"": f"{{ref}}`{number} <{label}>`", "where": where, "what": what, "kind": kind, "consequence": consequence}
+        {
+            "": f"{{ref}}`{number} <{label}>`",
+            "point": f"**{where}**, {kind}: {what}",
+            "kind": kind,
+            "consequence": consequence,
+        }
     )
-    display(Markdown(f"**{kind.capitalize()}.** {consequence}"))
+    display(Markdown(f"**{kind.capitalize()}.** {consequence[0].upper() + consequence[1:]}."))
 
 
 # %% [markdown]
@@ -134,13 +139,15 @@ end = {name: path[-1] for name, path in sde.items()}
 assert np.abs(end["corrected"] - data_law).max() < 1e-3  # what the cut ends of the time axis leave
 assert abs(end["printed"][0] - mu) > 1
 assert abs(end["clock mended, sign as printed"][0] - mu) > 0.5
+
+# %% tags=["remove-input"]
 record(
     1,
     "err-reverse-sde",
     "(2.12)",
     "sign of the drift, and the clock",
     "error",
-    "from noise to data the law should end at mean 2, variance 0.5. "
+    "from noise to data the law should end at mean 2, variance 0.5; "
     + "; ".join(f"{name}: {a:.2f}, {b:.2f}" for name, (a, b) in end.items()),
 )
 
@@ -178,7 +185,8 @@ plots.show(
 # **Correct:** $-\frac12\beta x_t - \frac12\beta\nabla\log p_t$ in the forward clock; both signs turn in the reversed clock.
 #
 # **Why.** By the Fokker–Planck equation of (2.11), $\partial_t p = \nabla\!\cdot\big[(\frac12\beta x + \frac12\beta\nabla\log p)\,p\big]$,
-# so the velocity is minus the bracket. With the printed sign the variance of any law can only shrink.
+# so the velocity is minus the bracket. With the printed sign
+# the slope of the velocity is $-\frac12\beta(1 + 1/v_t)$ here: the variance can only shrink.
 
 # %%
 right = moments(-0.5, -0.5, 0, clock="forward", start=data_law)[-1]
@@ -187,6 +195,8 @@ back = moments(0.5, 0.5, 0, clock="reversed", start=noise_law)[-1]
 assert np.abs(right - noise_law).max() < 1e-3
 assert np.abs(back - data_law).max() < 1e-3
 assert wrong[1] < 1e-6  # a point
+
+# %% tags=["remove-input"]
 record(
     2,
     "err-ode",
@@ -260,6 +270,8 @@ for K in (10, 20, 50, 200):
 assert rows[0][list(rows[0])[3]] > 0  # imaginary on the coarsest grid
 assert rows[-1][list(rows[-1])[3]] == 0  # but not on the paper's
 display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)))
+
+# %% tags=["remove-input"]
 record(
     3,
     "err-ddpm-eta",
@@ -282,6 +294,8 @@ inner = [s for _, s in steps_of(200) if s > 0]
 too_large = sum(at(s)[1] < 1.0 for s in inner)
 assert too_large == len(inner)
 assert all(0.0 < ddpm_eta(s, t) <= at(s)[1] for t, s in steps_of(200) if s > 0)
+
+# %% tags=["remove-input"]
 record(
     4,
     "err-eta-one",
@@ -319,6 +333,8 @@ means = {
 }
 assert abs(means["corrected"] - (mu + v0 * slope_r)) < 1e-2
 assert abs(means["printed"] - (mu - v0 * slope_r)) < 1e-2
+
+# %% tags=["remove-input"]
 record(
     5,
     "err-am-sign",
@@ -371,6 +387,8 @@ error = {name: float((torch.stack(rows) - truth).square().sum(-1).mean().sqrt())
 move = float((truth - teacher).square().sum(-1).mean().sqrt())
 assert error["corrected"] < 1e-8  # (3.10) is exact on this task
 assert min(error["printed"], error["printed, without the scale"]) > 0.1 * move
+
+# %% tags=["remove-input"]
 record(
     6,
     "err-313",
@@ -406,6 +424,8 @@ assert torch.allclose(with_index / with_index.sum(), correct)
 assert not torch.allclose(without / without.sum(), correct, atol=0.1)
 total = float(omega(mu_i + 0.5 * reward.b).sum())
 assert math.isclose(math.log(total), base.log_normaliser(reward))
+
+# %% tags=["remove-input"]
 record(
     7,
     "err-weights",
@@ -444,6 +464,8 @@ finite = {t_K: float(torch.isfinite(algorithm_1(t_K)).all(-1).double().mean()) f
 assert at(1.0)[0] == 0.0
 assert finite[1.0] == 0.0
 assert finite[schedule.t_max] == 1.0
+
+# %% tags=["remove-input"]
 record(
     8,
     "err-division",
@@ -467,6 +489,8 @@ tenths = np.array([-2 * math.log(at(1 - 10.0**-k)[0]) for k in (2, 3, 4, 5)])  #
 assert np.allclose(np.diff(tenths), 2 * math.log(10), atol=0.01)  # as much again for each decade: a pole 2 / (1 - t)
 linear_alpha = math.exp(-0.5 * (0.1 + 0.5 * 19.9))
 assert linear_alpha > 1e-3
+
+# %% tags=["remove-input"]
 record(
     9,
     "err-beta",
@@ -512,7 +536,7 @@ record(
     "§1 against §3",
     "two statements of the setting",
     "ambiguity",
-    "none for the algorithm; it matters when the method is compared with continuous-time ones",
+    "no consequence for the algorithm; it matters when the method is compared with continuous-time ones",
 )
 
 # %% [markdown]
@@ -547,6 +571,8 @@ display(
         ).to_markdown(index=False, disable_numparse=True)
     )
 )
+
+# %% tags=["remove-input"]
 record(
     12,
     "err-divergence",
@@ -582,6 +608,8 @@ try:
     raise AssertionError("the printed index should not run")
 except KeyError as missing:
     absent = missing.args[0]
+
+# %% tags=["remove-input"]
 record(
     13,
     "err-theta",
@@ -607,6 +635,8 @@ per_step = {name: 1000 * (training / Ns).mean() / count for name, count in readi
 reverse_step = 1000 * (sampling / Ns).mean() / 200
 assert readings["pass over the data"] == 16 * readings["literal"]
 assert per_step["pass over the data"] < reverse_step < per_step["literal"]  # the timings fall on both sides
+
+# %% tags=["remove-input"]
 record(
     14,
     "err-epoch",
@@ -634,6 +664,8 @@ for t, s in steps_of(200):
     full_gradient = (a + b * sigma_t / (alpha_t**2 * v0 + sigma_t**2)) * full_gradient + b  # d x_s / d theta
 one_step = b  # only the last step is differentiated; noising again does not change it
 assert abs(one_step / full_gradient) < 0.1
+
+# %% tags=["remove-input"]
 record(
     15,
     "err-draft",
@@ -658,6 +690,8 @@ deficit = v0 - np.array(list(spread.values()))
 assert (deficit > 0.005).all()
 order = np.polyfit(np.log(list(spread)), np.log(deficit), 1)[0]
 assert abs(order + 1) < 0.1  # first order in the step
+
+# %% tags=["remove-input"]
 record(
     16,
     "err-plugin",
@@ -696,6 +730,8 @@ shift = {
 }
 assert shift["exact teacher"] < 1e-8
 assert math.isclose(shift["teacher off by 0.07"], 100 * float(wrong_by.norm()), rel_tol=1e-6)
+
+# %% tags=["remove-input"]
 record(
     17,
     "err-constant",
@@ -719,6 +755,8 @@ record(
 printed_means = torch.tensor([[-2.0, 2.0], [2.0, 2.0]], dtype=torch.float64)
 matches = [lam for lam in (0.25, 0.5, 1.0, 2.0, 4.0) if torch.allclose(base.tilted(reward, lam).means, printed_means)]
 assert matches == [1.0]
+
+# %% tags=["remove-input"]
 record(
     18,
     "err-lambda",
@@ -785,6 +823,8 @@ share = [row["largest share of the tolerance"] for row in rows]
 assert share[0] < 1  # the conditional mean agrees in each of eight bins ...
 assert share[1] > 1  # ... and does not on base paths
 assert rows[0]["spread of $g\\tilde a - u^*$"] > 0.1  # nor does it path by path
+
+# %% tags=["remove-input"]
 record(
     19,
     "err-adjoint",
@@ -833,6 +873,8 @@ left_over = {
 }
 assert (left_over["averaged"] - 1).abs().max() < 0.5  # the true v_1 + v_2 is 1
 assert (left_over["summed"] - 1).min() > 1.5
+
+# %% tags=["remove-input"]
 record(
     20,
     "err-metrics",
@@ -897,7 +939,7 @@ record(
 # - Algorithm 2 defines $x_{t_i}^{(i)}$ in line 8 and uses $X_{t_i}^{(i)}$ from line 9.
 
 # %% tags=["remove-input"]
-record(23, "err-slips", "§3.2, §5, Figure 1", "wrong name, citation, caption", "error", "none for the results")
+record(23, "err-slips", "§3.2, §5, Figure 1", "wrong name, citation, caption", "error", "no consequence for the results")
 
 # %% [markdown]
 # ## Statements that the evidence does not carry
@@ -913,6 +955,8 @@ record(23, "err-slips", "§3.2, §5, Figure 1", "wrong name, citation, caption",
 x = base.sample(4000, torch.Generator().manual_seed(0))
 negative = float((reward(x) < 0).double().mean())
 assert abs(negative - 0.5) < 4 * 0.5 / 4000**0.5  # four standard errors
+
+# %% tags=["remove-input"]
 record(
     24,
     "err-positive",
@@ -949,6 +993,8 @@ def truncated(L):
 assert math.isclose(z_40 - z_20, 10, rel_tol=1e-3)  # Z grows by L / 2 for ever
 assert math.isclose(side_20, side_40, rel_tol=1e-9)
 assert torch.linalg.eigvalsh(2 * torch.eye(2) - parse_reward("quadratic").A).min() > 0  # Sigma = I/2 in the book's toy
+
+# %% tags=["remove-input"]
 record(
     25,
     "err-growth",
@@ -982,6 +1028,8 @@ def first_order_error(N, tilts, tilt=other):
 one, every = first_order_error(40, 1) / first_order_error(80, 1), first_order_error(40, 40) / first_order_error(80, 80)
 assert abs(one - 4) < 0.3
 assert abs(every - 2) < 0.2
+
+# %% tags=["remove-input"]
 record(
     26,
     "err-order",
@@ -1006,6 +1054,8 @@ plain = 4 * shift_h  # E[r] with r = 4 x_2
 with_price = plain - shift_h**2 / (2 * 0.5)  # KL of two Gaussians of variance 1/2
 assert shift_h[plain.argmax()] == shift_h[-1]  # no maximum inside
 assert math.isclose(shift_h[with_price.argmax()], float(target.mean[1]))
+
+# %% tags=["remove-input"]
 record(
     27,
     "err-objective",
@@ -1056,6 +1106,8 @@ for value, column in zip(wrong_end, (paper["nll"], paper["mse"]), strict=True):
     assert column.min() < value < column.max()  # the rows scatter around the exact score against the base
 for a, b in (("not tilted at all", "target"), ("tilted twice", "target")):
     assert np.allclose(score[a, b], wrong_end, atol=1e-6)  # by symmetry: the table alone cannot tell
+
+# %% tags=["remove-input"]
 record(
     28,
     "err-table1",
@@ -1083,6 +1135,8 @@ shrunk = {
 }
 assert math.isclose(shrunk[0.5], target.entropy(), abs_tol=1e-9)
 assert (np.diff(list(shrunk.values())) < -0.1).all()  # the more it shrinks, the "better"
+
+# %% tags=["remove-input"]
 record(
     29,
     "err-shrunk",
@@ -1108,6 +1162,8 @@ needed = float(np.interp(3.278, nll_wide, wide))
 excess = 3.278 - base.entropy()
 assert excess > 0.4
 assert needed > 0.65  # far outside what a network of this size gets wrong
+
+# %% tags=["remove-input"]
 record(
     30,
     "err-base-nll",
@@ -1119,7 +1175,7 @@ record(
 
 # %% [markdown]
 # (err-claims)=
-# ### 31. "Successfully recovers", "converging", "for small λ/N"
+# ### 31. "Successfully recovers", "converging"
 #
 # **Printed** (§5): the target is recovered for all four $N$, "with score error (RMSE) converging at each tilt and runtime scaling linearly with
 # $N$".
@@ -1136,6 +1192,8 @@ steps_up = np.sign(np.diff(paper[["nll", "mse"]].to_numpy(), axis=0))
 assert (np.abs(steps_up.sum(0)) < 3).all()  # neither metric is monotone in N
 single = max(first_order_error(N, N, reward) for N in (1, 20))
 assert single < 1e-11  # rounding
+
+# %% tags=["remove-input"]
 record(
     31,
     "err-claims",
@@ -1190,7 +1248,7 @@ display(
 assert [int(row[""].split("`")[1].split()[0]) for row in findings] == list(range(1, len(findings) + 1))
 counts = pd.Series([row["kind"] for row in findings]).value_counts()
 summary = f"**{len(findings)} points:** " + ", ".join(f"{n} × {kind}" for kind, n in counts.items()) + ".\n\n"
-summary += pd.DataFrame(findings).to_markdown(index=False, disable_numparse=True)
+summary += pd.DataFrame(findings).drop(columns="kind").to_markdown(index=False, disable_numparse=True)
 display(
     {"text/markdown": summary, "text/plain": summary},
     raw=True,
