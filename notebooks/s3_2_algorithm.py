@@ -423,7 +423,7 @@ plots.show(
 
 # %%
 def converged(S, t, n):
-    """Relative error of (eq-empirical) at n noised points of a dataset of S exact samples."""
+    """Relative error of what the regression converges to, at n noised points of a dataset of S exact samples."""
     generator = torch.Generator().manual_seed(3)
     D = base.sample(S, generator)
     (alpha, sigma), time = at(t), torch.tensor(t, dtype=torch.float64)
