@@ -1,7 +1,7 @@
 # ---
-# itlib:
-#   reads: [book/runs, book/reference]
 # jupyter:
+#   itlib:
+#     reads: [book/runs, book/reference]
 #   jupytext:
 #     cell_metadata_filter: tags,mystnb,-all
 #     formats: py:percent,ipynb

@@ -25,13 +25,13 @@ SMALL = ("--profile", "smoke", "--set", "S=64", "J=5", "E=3", "B=32", "lr=1e-5")
 
 HEADER = """# ---
 # jupyter:
-#   jupytext:
+{more}#   jupytext:
 #     notebook_metadata_filter: itlib,-widgets
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
 #     name: python3
-{more}# ---
+# ---
 
 # %% [markdown]
 # # {title}
@@ -127,7 +127,7 @@ def pretend(root: Path) -> Path:
     for stem, title, more, text in (
         ("s4_2_experiment", "The experiment", "", tilting),
         ("s2_1_base_model", "The base", "", base),
-        ("s9_chapter", "A chapter", "# itlib:\n#   reads: [book/runs]\n", CHAPTER),
+        ("s9_chapter", "A chapter", "#   itlib:\n#     reads: [book/runs]\n", CHAPTER),
     ):
         (root / "notebooks" / f"{stem}.py").write_text(HEADER.format(title=title, more=more) + text)
     return root

@@ -189,6 +189,8 @@ def test_every_notebook_takes_what_the_batch_gives_it() -> None:
     assert len(cells) >= 3
     for cell in cells:
         assert set(cell.parameters) <= set(parameters_of(cell.notebook)), cell.name
+        if "read_record" in Path(cell.notebook).read_text():
+            assert cell.reads, f"{cell.name} reads records, and its header should say which: itlib, reads"
 
 
 def test_bases_come_first_then_the_longest_and_a_broken_base_stops_only_its_own(tmp_path: Path) -> None:
@@ -390,7 +392,7 @@ def test_a_killed_cell_and_a_dead_kernel_lose_only_themselves(done: Path, tmp_pa
         kill(orphan.children()[0].pid)
         _, error = process.communicate(timeout=900)
     assert process.returncode == 1
-    assert "2 of 5 cells failed:" in error
+    assert "2 of 6 cells failed:" in error
     assert "N004_seed0: killed by signal 9\n" in error
     assert "N005_seed0: its kernel died; if memory was short, run fewer --jobs\n" in error
     assert error.splitlines()[-1].strip() == "python -m itlib.reproduce --N 4 5"
