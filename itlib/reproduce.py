@@ -361,7 +361,7 @@ def _executor(where: str, jobs: int) -> Executor:
     except ImportError:
         raise BatchError("a cluster needs the extra: pip install 'itlib[cluster]'") from None
     try:
-        client = Client(where, timeout=10)
+        client = Client(where, timeout=5)
     except (OSError, ValueError) as error:
         raise BatchError(
             f"no Dask scheduler answers at {where} ({type(error).__name__}): start one with 'dask scheduler'"

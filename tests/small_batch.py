@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -181,7 +181,9 @@ def kill(pid: int) -> None:
 
 def family(pid: int) -> list[psutil.Process]:
     """A process's descendants."""
-    return psutil.Process(pid).children(recursive=True)
+    with suppress(psutil.Error):
+        return psutil.Process(pid).children(recursive=True)
+    return []
 
 
 def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
@@ -189,9 +191,13 @@ def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
     return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
-def cell_process(pid: int, name: str) -> psutil.Process:
-    """The process of a cell, below a batch or a worker."""
-    return next(p for p in family(pid) if f'"name": "{name}"' in " ".join(p.cmdline()))
+def cell_process(pid: int, name: str = "") -> psutil.Process | None:
+    """The process of a cell whose name starts so, below a batch or a worker; None unless its kernel runs too."""
+    for process in family(pid):
+        with suppress(psutil.Error):  # it may end while we look
+            if f'"name": "{name}' in " ".join(process.cmdline()) and process.children():
+                return process
+    return None
 
 
 @cache

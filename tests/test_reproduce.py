@@ -112,13 +112,11 @@ def test_a_wrong_command_is_one_sentence(
 
 
 def test_a_scheduler_that_is_not_there_is_one_sentence(idle: Path) -> None:
-    for address, kind in (("tcp://127.0.0.1:1", "no Dask scheduler answers at tcp://127.0.0.1:1"), ("nonsense", "nonsense")):
-        result = batch(idle, "--executor", address)
-        assert result.returncode == 2, result.stderr
-        assert result.stderr.startswith("error: ")
-        assert result.stderr.count("\n") == 1, result.stderr
-        assert kind in result.stderr
-        assert "dask scheduler" in result.stderr
+    result = batch(idle, "--executor", "tcp://127.0.0.1:1")
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.startswith("error: no Dask scheduler answers at tcp://127.0.0.1:1 ")
+    assert result.stderr.endswith("start one with 'dask scheduler'\n")
+    assert result.stderr.count("\n") == 1, result.stderr
 
 
 @pytest.mark.parametrize("options", [[], ["--records-only"]])
@@ -386,6 +384,8 @@ def test_a_killed_cell_and_a_dead_kernel_lose_only_themselves(done: Path, tmp_pa
     with started(root, "--N", "2", "4", "5", "6") as process:
         wait_for(lambda: executed_so_far(root, "N004_seed0", "N005_seed0"), "two cells that wait")
         killed, orphan = cell_process(process.pid, "N004_seed0"), cell_process(process.pid, "N005_seed0")
+        assert killed
+        assert orphan
         kernels = [*killed.children(), *orphan.children()]
         assert len(kernels) == 2
         kill(killed.pid)
@@ -405,7 +405,7 @@ def executed_so_far(root: Path, *names: str) -> bool:
     return log.exists() and set(names) <= set(log.read_text().split())
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_batch_that_is_stopped_leaves_no_orphan(done: Path, tmp_path: Path, how: signal.Signals) -> None:
     root = Path(shutil.copytree(done, tmp_path / "root"))
     (root / "hold_N004_seed0").touch()
@@ -490,11 +490,10 @@ def test_a_cluster_gives_the_same_results_and_survives_a_lost_worker(
         shutil.copy(base, cache)  # the base is found, the tilts are not
 
     def busy(worker: subprocess.Popen[bytes]) -> bool:
-        """Whether a worker runs the kernel of a tilted cell."""
-        return any('"name": "N00' in " ".join(p.cmdline()) and p.children() for p in family(worker.pid))
+        return cell_process(worker.pid, "N00") is not None
 
     with started(root, *options) as process:
-        wait_for(lambda: any(map(busy, workers)), "a kernel on a worker", 200)
+        wait_for(lambda: any(map(busy, workers)), "a kernel on a worker")
         lost = next(filter(busy, workers))
         orphans = family(lost.pid)
         kill(lost.pid)
