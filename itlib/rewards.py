@@ -32,7 +32,7 @@ class QuadraticReward:
         b: (d,) linear part.
         A: (d, d) symmetric quadratic part; zero if omitted.
         c: constant. It changes log Z but not the tilted distribution, and it does change the single-sample
-            covariance estimate: see the notes on centring in the paper's Section 3.2.
+            covariance estimate, which is not centred (Section 3.2).
 
     Raises:
         ValueError: if the shapes disagree or A is not symmetric.

@@ -258,7 +258,7 @@ def iterative_tilting(
     for k in range(start + 1, config.N + 1):
         generator = torch.Generator().manual_seed(derive_seed(seed, k))
         clock = time.process_time()
-        data = sampler(student, k, config.S, generator).to(device)  # line 3
+        data = sampler(student, k, config.S, generator).to(next(student.parameters()))  # line 3
         rewards = evaluate(reward, data)
         sampled = time.process_time()
         teacher = copy.deepcopy(student).requires_grad_(False)  # line 4
