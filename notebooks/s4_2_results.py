@@ -218,10 +218,12 @@ def cell(values, digits=2):
 lines = []
 for N in Ns:
     group = own[own["N"] == N]
-    lines.append({"N": N, "": "yours"} | {title: cell(group[key]) for key, title in names.items()})
+    lines.append({"N": N, "": "yours"} | {title: cell(group[key], 3 if "mse" in key else 2) for key, title in names.items()})
     if len(ref) and (ref["N"] == N).any():
         group = ref[ref["N"] == N]
-        lines.append({"N": N, "": "reference"} | {title: cell(group[key]) for key, title in names.items()})
+        lines.append(
+            {"N": N, "": "reference"} | {title: cell(group[key], 3 if "mse" in key else 2) for key, title in names.items()}
+        )
     if N in PAPER.index:
         p = PAPER.loc[N]
         lines.append(

@@ -29,7 +29,7 @@ def test_records_are_whole_seeds_of_the_papers_grid() -> None:
             }  # fmt: skip
             assert len(record["trace"]) == parameters["N"]
     assert len(found) >= 2
-    assert all(N == {0, 20, 50, 100, 200} for N in found.values())
+    assert all({0, 20, 50, 100, 200} == N for N in found.values())
 
 
 def test_front_pages_show_the_records() -> None:
