@@ -501,12 +501,12 @@ def _batch(options: argparse.Namespace) -> int:
     )
     _check(options.profile, overrides)
     read_records(out)  # a damaged one is better reported before the work than after it
-    if pages:
-        _set_aside(out, options.profile)
     # The pages that read records come last, and are made from whatever runs the book has.
     last = chapters(root, options.profile) if pages and out == runs else []
     start, scratch = time.perf_counter(), root / "_build" / "progress"
     with _executor(options.executor, options.jobs) as executor:
+        if pages:
+            _set_aside(out, options.profile)
         try:
             failures = run_batch(cells, executor, scratch=scratch)
             failures |= run_batch(last, executor, scratch=scratch, quiet=True)

@@ -111,12 +111,13 @@ def test_a_wrong_command_is_one_sentence(
     assert not (idle / "executed").exists()
 
 
-def test_a_scheduler_that_is_not_there_is_one_sentence(idle: Path) -> None:
-    result = batch(idle, "--executor", "tcp://127.0.0.1:1")
+def test_a_scheduler_that_is_not_there_is_one_sentence_and_changes_nothing(mine: Path) -> None:
+    result = batch(mine, "--profile", "smoke", "--executor", "tcp://127.0.0.1:1")
     assert result.returncode == 2, result.stderr
     assert result.stderr.startswith("error: no Dask scheduler answers at tcp://127.0.0.1:1 ")
     assert result.stderr.endswith("start one with 'dask scheduler'\n")
     assert result.stderr.count("\n") == 1, result.stderr
+    assert len(list((mine / "book" / "runs").glob("*.json"))) == 3
 
 
 @pytest.mark.parametrize("options", [[], ["--records-only"]])
