@@ -153,13 +153,13 @@ def resumable_base(
     """
     described = [mixture.weights.tolist(), mixture.means.tolist(), mixture.covariances.tolist(), schedule]
     path = (cache or default_cache()) / f"base_{_key('base', described, asdict(config), n, seed)}.safetensors"
-    state = RunState(0, config.epochs, Network(mixture.d, seed=derive_seed(seed, 1)))
+    state = RunState(0, config.epochs, Network(mixture.d, seed=derive_seed(seed, "weights")))
     if path.exists():
         yield load_state(path, state.denoiser)
         return
-    data = mixture.sample(n, torch.Generator().manual_seed(derive_seed(seed, 2))).float()
+    data = mixture.sample(n, torch.Generator().manual_seed(derive_seed(seed, "data"))).float()
     clock = time.process_time()
-    for step in train_denoiser(state.denoiser, data, schedule, config, seed=derive_seed(seed, 3)):
+    for step in train_denoiser(state.denoiser, data, schedule, config, seed=derive_seed(seed, "training")):
         state.done = step.epoch
         state.trace.append(step.validation_loss)
         state.losses.append(step.train_loss)
@@ -220,7 +220,9 @@ def resumable_tilting(
     steps = iterative_tilting(state.denoiser, reward, schedule, config, d=mixture.d, seed=seed, start=state.done)
     for step in steps:
         clock = time.process_time()
-        errors = score_errors(step.denoiser, path_of_tilts(step.k), schedule, n=trace_samples, seed=derive_seed(seed, 4))
+        errors = score_errors(
+            step.denoiser, path_of_tilts(step.k), schedule, n=trace_samples, seed=derive_seed(seed, "trace")
+        )
         spent = step.seconds | {"trace": time.process_time() - clock}
         state = replace(
             state,

@@ -177,9 +177,10 @@ class TiltStep:
     seconds: dict[str, float]
 
 
-def derive_seed(seed: int, *keys: int) -> int:
-    """A seed for one purpose, independent of the others that share the run's seed."""
-    return int(np.random.SeedSequence([seed, *keys]).generate_state(1, np.uint64)[0] >> 1)
+def derive_seed(seed: int, purpose: str, k: int = 0) -> int:
+    """A seed for one purpose ("data", "tilt", ...) and, if there are several, its k-th use: independent of all others."""
+    key = (int.from_bytes(purpose.encode(), "big"), k)
+    return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0] >> 1)
 
 
 def as_student(denoiser: Denoiser, d: int, seed: int) -> nn.Module:
@@ -247,7 +248,7 @@ def iterative_tilting(
     config = config or TiltingConfig()
     if not 0 <= start <= config.N:
         raise ValueError(f"start must lie between 0 and N={config.N}, got {start}")
-    student = as_student(base, d, derive_seed(seed, 0))
+    student = as_student(base, d, derive_seed(seed, "weights"))
     device = device_of(student)
     _optimizer(config, student)  # the first optimiser of a process imports for seconds, which is no cost of a tilt
     if sampler is None:
@@ -256,7 +257,7 @@ def iterative_tilting(
             return sample(denoiser, schedule, S, d, steps=config.J, eta=config.eta, generator=generator, device=device)
 
     for k in range(start + 1, config.N + 1):
-        generator = torch.Generator().manual_seed(derive_seed(seed, k))
+        generator = torch.Generator().manual_seed(derive_seed(seed, "tilt", k))
         clock = time.process_time()
         data = sampler(student, k, config.S, generator).to(next(student.parameters()))  # line 3
         rewards = evaluate(reward, data)

@@ -430,12 +430,12 @@ def test_processor_seconds_are_reported() -> None:
 
 
 def test_derived_seeds_do_not_collide() -> None:
-    seeds = {derive_seed(s, k) for s in range(30) for k in range(30)} | {
-        derive_seed(s, 1, k) for s in range(30) for k in (1, 2)
-    }
-    assert len(seeds) == 960
+    purposes = ("data", "weights", "training", "trace", "tilt")
+    seeds = {derive_seed(s, purpose, k) for s in range(30) for purpose in purposes for k in range(30)}
+    assert len(seeds) == 30 * 30 * len(purposes)
     assert all(0 <= s < 2**63 for s in seeds)
-    assert derive_seed(1, 2) == derive_seed(1, 2) != derive_seed(2, 1)
+    assert derive_seed(1, "tilt", 2) == derive_seed(1, "tilt", 2) != derive_seed(2, "tilt", 1)
+    assert derive_seed(1, "tilt") == derive_seed(1, "tilt", 0)
 
 
 # ---- configuration ----------------------------------------------------------------------------------------------------
