@@ -37,6 +37,20 @@ from itlib.records import DamagedFileError, compact, content_hash, read_record, 
 
 CONFIGS = ("paper",)
 DEFAULT_N = {"full": (20, 50, 100, 200), "smoke": (10, 20)}
+#: Named grids: what a run's name begins with, and the parameters of the template that it changes.
+GRIDS: dict[str, dict[str, dict[str, Any]]] = {
+    "paper": {"": {}},
+    # Section 4.2 leaves these open; each is varied alone, beside the paper grid, which holds the default of all.
+    "choices": {
+        "lr1e-5": {"lr": 1e-5},
+        "lr3e-5": {"lr": 3e-5},
+        "lr3e-4": {"lr": 3e-4},
+        "lr1e-3": {"lr": 1e-3},
+        "sgd1e-2": {"optimizer": "sgd", "lr": 1e-2},
+        "sgd1e-1": {"optimizer": "sgd", "lr": 1e-1},
+        "pass": {"epoch": "pass"},
+    },
+}
 TEMPLATE, BASE = "s4_2_experiment", "s2_1_base_model"
 #: Work of training a base, counted in tilts; only the progress bar and the order of the cells use it.
 BASE_WORK = 60
@@ -121,16 +135,18 @@ def grid(
     *,
     N: Sequence[int],
     seeds: Sequence[int],
+    name: str = "paper",
     config: str = "paper",
     profile: str = "full",
     overrides: dict[str, Any] | None = None,
     out: Path | None = None,
     pages: bool = True,
 ) -> list[Cell]:
-    """The cells of a grid over N and seeds: a base per seed, and a run of the template per N and seed.
+    """The cells of a grid over variants, N and seeds: a base per seed, and a run of the template per variant, N and seed.
 
     Args:
         root: the checkout, which holds notebooks/.
+        name: which of :data:`GRIDS`.
         N: numbers of tilts.
         seeds: seeds; each covers base training too.
         config: named configuration of the method.
@@ -152,20 +168,25 @@ def grid(
     for seed in seeds:
         base = f"base_seed{seed}"
         rows: list[tuple[str, str, dict[str, Any], str, int]] = [(base, BASE, {}, f"seed {seed}", BASE_WORK)]
-        rows += [(f"N{n:03d}_seed{seed}", TEMPLATE, {"N": n, **(overrides or {})}, f"N = {n}, seed {seed}", n) for n in N]
-        for name, stem, parameters, title, work in rows:
-            record = out / f"{name}.json"
+        for variant, changes in GRIDS[name].items():
+            prefix = variant and variant + "_"
+            for n in N:
+                parameters = {"N": n, **changes, **(overrides or {})}
+                title = ", ".join(filter(None, (variant, f"N = {n}", f"seed {seed}")))
+                rows.append((f"{prefix}N{n:03d}_seed{seed}", TEMPLATE, parameters, title, n))
+        for stem, notebook, parameters, title, work in rows:
+            record = out / f"{stem}.json"
             # The page shows its parameters: a path from the notebook's folder, which says nothing of this machine.
             shown = os.path.relpath(record, root / "notebooks")
             cells.append(
                 Cell(
-                    name,
-                    str(root / "notebooks" / f"{stem}.py"),
+                    stem,
+                    str(root / "notebooks" / f"{notebook}.py"),
                     {**common, "seed": seed, **parameters, "record": shown},
-                    page=str(out / f"{name}.ipynb") if pages else None,
+                    page=str(out / f"{stem}.ipynb") if pages else None,
                     record=str(record),
                     title=title,
-                    after=(base,) if stem == TEMPLATE else (),
+                    after=(base,) if notebook == TEMPLATE else (),
                     work=work,
                 )
             )
@@ -417,12 +438,14 @@ def _parser() -> argparse.ArgumentParser:
   python -m itlib.reproduce --profile smoke          the same code in a minute; its figures mean nothing
   python -m itlib.reproduce --N 10 30 --seeds 0 1    other numbers of tilts, two seeds
   python -m itlib.reproduce --set lr=1e-3            another learning rate, or any parameter of the template
+  python -m itlib.reproduce --grid choices --N 20    what the paper leaves open, varied one at a time: records only
   python -m itlib.reproduce --executor tcp://127.0.0.1:8786    on the workers of a running Dask scheduler
 
 Killed? Run the same command again: it goes on at the last finished tilt. What is up to date is not run again.
 Results: book/runs/N050_seed0.ipynb and .json. Checkpoints: _build/cache, or the folder in $ITLIB_CACHE.""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--grid", choices=tuple(GRIDS), default="paper", help="which runs: the paper's, or its open choices")
     parser.add_argument("--N", nargs="+", type=_number, metavar="N", help="numbers of tilts (20 50 100 200; smoke: 10 20)")
     parser.add_argument(
         "--seeds", nargs="+", type=_seed, default=[0], metavar="SEED", help="seeds, each with its own base (0)"
@@ -486,13 +509,14 @@ def _again(options: argparse.Namespace, failed: Sequence[Cell]) -> str:
 def _batch(options: argparse.Namespace) -> int:
     root, overrides = options.root.resolve(), dict(options.set)
     runs = root / "book" / "runs"
-    out = (options.out or runs).resolve()
-    pages = not options.records_only
+    out = (options.out or (runs if options.grid == "paper" else runs / options.grid)).resolve()
+    pages = not options.records_only and options.grid == "paper"  # the other grids are read by chapters
     N, seeds = sorted(set(options.N or DEFAULT_N[options.profile])), sorted(set(options.seeds))
     cells = grid(
         root,
         N=N,
         seeds=seeds,
+        name=options.grid,
         config=options.config,
         profile=options.profile,
         overrides=overrides,
