@@ -44,7 +44,11 @@ full = profile == "full"
 # %% [markdown]
 # ## The identity
 #
-# Noise a clean sample with the Gaussian kernel $q_{t|0}$ and look at the marginal of the tilted law,
+# Noise a clean sample with the Gaussian kernel $q_{t|0}$ {eq}`eq-2-2`. The score of that kernel needs no model,
+#
+# $$\nabla_{x_t}\log q_{t|0}(x_t \mid x_0) = \frac{\alpha_t x_0 - x_t}{\sigma_t^2} . \tag{3.1}$$ (eq-3-1)
+#
+# Now start from the tilted law {eq}`eq-2-14` instead of the base and look at the marginal,
 #
 # $$p_t^{\lambda r}(x_t) = \int q_{t|0}(x_t \mid x_0)\, p_0^{\lambda r}(x_0)\, dx_0 . \tag{3.2}$$ (eq-3-2)
 #
@@ -52,6 +56,7 @@ full = profile == "full"
 #
 # $$p_{0|t}^\circ(x_0 \mid x_t) \propto p_0^\circ(x_0)\, q_{t|0}(x_t \mid x_0). \tag{3.3}$$ (eq-3-3)
 #
+# (proposition-3-1)=
 # **Proposition 3.1.** *The score of the tilted marginal is a weighted mean of kernel scores under the base posterior,*
 #
 # $$\nabla_{x_t} \log p_t^{\lambda r}(x_t) = \frac{\mathbb E_{p_{0|t}^b}\big[\nabla_{x_t} \log q_{t|0}(x_t \mid X_0)\, e^{\lambda r(X_0)}\big]}
@@ -154,7 +159,11 @@ display(Markdown(f"Largest difference over {len(differences)} points: {max(diffe
 # %% [markdown]
 # ## The small step
 #
-# Cut the tilt into $N$ equal ones (3.8) and apply the proposition to one of them, of size $\delta = \lambda/N$, with the
+# Cut the tilt into $N$ equal ones,
+#
+# $$p_0^k(x) = Z_k^{-1} \exp\!\Big(\frac kN \lambda r(x)\Big)\, p_0^b(x), \qquad k = 0, \dots, N, \tag{3.8}$$ (eq-3-8)
+#
+# and apply the proposition to one of them, of size $\delta = \lambda/N$, with the
 # posterior $\pi_{k-1}$ of $p^{k-1}$ and $g = \nabla_{x_t}\log q_{t|0}(x_t \mid X_0)$:
 #
 # $$\nabla \log p_t^k(x_t) = \frac{\mathbb E_{\pi_{k-1}}[g\, e^{\delta r}]}{\mathbb E_{\pi_{k-1}}[e^{\delta r}]} . \tag{3.11}$$ (eq-3-11)
@@ -165,7 +174,19 @@ display(Markdown(f"Largest difference over {len(differences)} points: {max(diffe
 # $$\nabla \log p_t^k = \underbrace{\mathbb E[g]}_{\nabla \log p_t^{k-1}} + \delta\, \underbrace{\mathrm{Cov}(g, r)}_{C_{k-1}}
 #   + \frac{\delta^2}{2}\, \kappa_3(g, r, r) + O(\delta^3).$$ (eq-cumulants)
 #
-# Keep the first two terms and you have **Corollary 3.2**, equation {eq}`eq-3-10`. Two remarks on its $O(1/N^2)$. It is the
+# Keep the first two terms and you have the paper's result.
+#
+# (corollary-3-2)=
+# **Corollary 3.2.** *With the covariance under the posterior of the previous tilt,*
+#
+# $$C_{k-1}(x_t, t) = \operatorname{Cov}_{X_0 \sim \pi_{k-1}}\big(\nabla_{x_t}\log q_{t|0}(x_t \mid X_0),\ r(X_0)\big), \tag{3.9}$$ (eq-3-9)
+#
+# *the score moves by*
+#
+# $$\nabla_{x_t}\log p_t^k(x_t) = \nabla_{x_t}\log p_t^{k-1}(x_t) + \frac{\lambda}{N}\, C_{k-1}(x_t, t)
+#   + O\Big(\frac{1}{N^2}\Big) . \tag{3.10}$$ (eq-3-10)
+#
+# Two remarks on the $O(1/N^2)$. It is the
 # error of *one* tilt. There are $N$ of them, so what accumulates is $O(1/N)$. And it is pointwise: the constant depends on
 # $x_t$ and $t$, through the third cumulant in {eq}`eq-cumulants`.
 #

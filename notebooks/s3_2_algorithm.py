@@ -632,6 +632,7 @@ plots.show(
 #
 # The printed loss would scale the score by $\sigma_t^2$ in every tilt, and Algorithm 2 does not. We take it for a slip of the pen.
 #
+# (algorithm-2)=
 # ## Algorithm 2, line by line
 #
 # The table sets the paper's lines beside those of {py:func}`~itlib.tilting.iterative_tilting`. Each quotation is looked up in the

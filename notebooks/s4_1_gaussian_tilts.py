@@ -52,7 +52,11 @@ generator = torch.Generator().manual_seed(0)
 # $$p_0^b(x) = \frac{1}{(2\pi)^{d/2}\,|\Sigma|^{1/2}} \exp\Big\{-\tfrac12 (x-\mu)^\top \Sigma^{-1} (x-\mu)\Big\}
 #   = \mathcal N(x; \mu, \Sigma) \tag{4.1}$$ (eq-4-1)
 #
-# and the reward is $r(x) = \frac12 x^\top A x + b^\top x + c$, which is {eq}`eq-4-2`, with a symmetric $A$ of any sign. The paper drops
+# and the reward is quadratic, with a symmetric $A$ of any sign,
+#
+# $$r(x) = \tfrac12\, x^\top A x + b^\top x + c . \tag{4.2}$$ (eq-4-2)
+#
+# The paper drops
 # $\lambda$ in this section, and so do the formulas below. To have it back, put $\lambda A$, $\lambda b$ and $\lambda c$ for $A$, $b$
 # and $c$: $\lambda r$ is a quadratic reward again.
 #
@@ -184,7 +188,11 @@ for d in (1, 2, 5):
 #
 # $$\Delta_{K-1} = \Big\{(\omega_1, \dots, \omega_K) \in \mathbb R_+^K : \sum_{i\in[K]} \omega_i = 1\Big\} \tag{4.7}$$ (eq-4-7)
 #
-# and $p_0^b = \sum_i \omega_i\, \mathcal N(\cdot\,; \mu_i, \Sigma_i)$, which is {eq}`eq-4-8`. The factor $e^{r}$ goes to each term of the
+# and the base is
+#
+# $$p_0^b(x) = \sum_{i\in[K]} \omega_i\, \mathcal N(x; \mu_i, \Sigma_i) . \tag{4.8}$$ (eq-4-8)
+#
+# The factor $e^{r}$ goes to each term of the
 # sum, and {eq}`eq-4-5` applies to each:
 #
 # $$e^{r(x)}\, p_0^b(x) = \sum_{i\in[K]} \omega_i\, e^{r(x)}\, \mathcal N(x; \mu_i, \Sigma_i)

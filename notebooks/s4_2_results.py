@@ -154,7 +154,12 @@ plots.show(
 #
 # ## Figure 2: the score after each tilt
 #
-# The score error (4.13), with $t_{\min}$ as stated on the pages of the runs. Each curve is a run of yours; the band, where
+# The paper's measure of progress is the distance of the learned score from the exact one along the path of tilts,
+#
+# $$\mathrm{RMSE}_k = \mathbb E_{t \sim \mathrm{Unif}[0,1],\, X_t \sim p_t^k}
+#   \Big[\big\|s_{\theta^k}(X_t, t) - \nabla_x\log p_t^k(X_t)\big\|^2\Big]^{1/2} , \tag{4.13}$$ (eq-4-13)
+#
+# here with $X_t$ drawn exactly and $t_{\min}$ as stated on the pages of the runs. Each curve is a run of yours; the band, where
 # there is one, is the range of the reference runs.
 
 # %% tags=["hide-input"]
