@@ -54,8 +54,9 @@ bench: $(VENV)/.ready  ## Measure speed against floors of the same machine, as r
 lint: $(VENV)/.ready  ## Check style, types and that the notebooks' pairs agree
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/python tests/pairs.py
 
-reference: $(VENV)/.ready  ## Compute the committed reference grid again: 10 seeds, about an hour on 2 cores
+reference: $(VENV)/.ready  ## Compute the committed reference grids again: about two hours on 2 cores
 	@$(BIN)/python -m itlib.reproduce --seeds 0 1 2 3 4 5 6 7 8 9 --records-only --out book/reference/paper
+	@$(BIN)/python -m itlib.reproduce --grid choices --N 20 100 --seeds 0 1 --out book/reference/choices
 	@cp book/reference/paper/N100_seed0.safetensors book/reference/hero.safetensors
 	@$(BIN)/python book/showcase.py
 

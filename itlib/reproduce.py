@@ -73,7 +73,7 @@ class Cell:
         title: appended to its first heading.
         after: names of cells that have to succeed first.
         work: how long it takes, in tilts.
-        reads: folders of records that the page shows: it is stale when they change.
+        reads: folders of records, and files, that the page shows: it is stale when they change.
     """
 
     name: str
@@ -90,7 +90,8 @@ class Cell:
         """Hash of everything the page depends on."""
         digest = hashlib.sha256(Path(self.notebook).read_bytes())
         digest.update(json.dumps([content_hash(bystanders=True), self.parameters, self.title], sort_keys=True).encode())
-        for path in sorted(p for folder in self.reads for p in Path(folder).rglob("*.json")):
+        read = map(Path, self.reads)
+        for path in sorted(p for place in read for p in ([place] if place.is_file() else place.rglob("*.json"))):
             digest.update(path.name.encode() + path.read_bytes())
         return digest.hexdigest()
 
