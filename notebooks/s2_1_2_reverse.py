@@ -1,0 +1,805 @@
+# ---
+# jupyter:
+#   jupytext:
+#     cell_metadata_filter: tags,mystnb,-all
+#     formats: py:percent,ipynb
+#     notebook_metadata_filter: itlib,-widgets
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Reverse process and DDIM
+#
+# Section 2.1.2 of the paper walks the forward process backwards. It does so with transitions that would be exact, and then replaces
+# what they need by conditional means. This chapter is about both halves: what the first one leaves free, and what the second one costs.
+#
+# **You will see** that the bridge keeps every marginal, whatever its noise; Algorithm 1 line by line; a formula for the variance that
+# one plugged-in step loses, the order of what a whole chain loses and the constant before it, all without Monte Carlo; and
+# how this loss compounds when a model learns from its own samples.
+
+# %% tags=["parameters", "remove-cell"]
+profile = "full"  # "smoke" uses fewer points
+
+# %% tags=["remove-cell"]
+import math
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import torch
+from IPython.display import Markdown, display
+from scipy.integrate import quad
+from scipy.stats import kstest, linregress, norm
+
+from itlib import plots
+from itlib.gaussian_mixture import ExactDenoiser, paper_mixture
+from itlib.network import FromX0
+from itlib.rewards import parse_reward
+from itlib.sampling import ddpm_std, reverse_process, sample, time_grid, transition
+from itlib.schedules import Cosine, Linear
+
+torch.set_num_threads(1)
+full = profile == "full"
+cosine, linear = Cosine(), Linear()
+base = paper_mixture()
+lopsided = base.tilted(parse_reward("unequal"))  # no symmetry in which a wrong sign could hide
+
+
+def at(schedule, t):
+    """alpha and sigma at one time, or at an array of them, in double precision."""
+    time = torch.as_tensor(t, dtype=torch.float64)
+    alpha, sigma = schedule.alpha(time), schedule.sigma(time)
+    return (alpha.numpy(), sigma.numpy()) if time.ndim else (float(alpha), float(sigma))
+
+
+# %% [markdown]
+# ## A bridge that keeps the marginals
+#
+# A reverse step from $t$ to $s < t$ should turn a sample of $p_t$ into one of $p_s$. The DDIM family {cite}`song2021denoising` does this in
+# two stages: guess both ends of the path from $x_t$, then put a point between them,
+#
+# $$p_{s|t}^\eta(x_s \mid x_t) = \mathbb E\big[ q_{s|0,1}^\eta(x_s \mid X_0, X_1) \,\big|\, X_t = x_t \big], \tag{2.3}$$ (eq-2-3)
+#
+# $$q_{s|0,1}^\eta(x_s \mid x_0, x_1) = \mathcal N\Big(x_s;\ \alpha_s x_0 + \sqrt{\sigma_s^2-\eta_s^2}\; x_1,\ \eta_s^2 I_d\Big). \tag{2.4}$$ (eq-2-4)
+#
+# The second formula is the *bridge*. It takes the noise of {eq}`eq-2-1` apart: a share $\eta_s^2$ of its variance $\sigma_s^2$ is
+# drawn anew, the rest is the old $X_1$. Since old and new are independent, their sum is again Gaussian with variance $\sigma_s^2$. So
+#
+# $$p_s(x_s) = \int p_{s|t}^\eta(x_s \mid x_t)\; p_t(x_t)\, dx_t \qquad\text{for every } 0 \le \eta_s \le \sigma_s .$$ (eq-marginalisation)
+#
+# What $\eta$ changes is how much of $x_t$ survives in $x_s$, a property of the *pair*. To see both, we sample the right side of
+# {eq}`eq-marginalisation` step by step: $X_t$ from $p_t$, then $X_0$ from the exact posterior of the mixture, then $X_1$ from
+# {eq}`eq-2-1`, then the bridge.
+
+# %%
+n = 20_000 if full else 5_000
+s, t = 0.3, 0.6
+generator = torch.Generator().manual_seed(0)
+
+
+def bridge(x_0, x_1, sigma_s, alpha_s, eta_s):
+    """One draw from (2.4) for each pair of end points."""
+    z = torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype)
+    return alpha_s * x_0 + math.sqrt(sigma_s**2 - eta_s**2) * x_1 + eta_s * z
+
+
+def posterior_draws(mixture, x, t, schedule):
+    """One X_0 given X_t = x for each x."""
+    with torch.random.fork_rng(devices=[]):  # torch.distributions takes no generator
+        torch.manual_seed(1)
+        return mixture.posterior(x, torch.tensor(t, dtype=torch.float64), schedule).sample()
+
+
+def projected_cdf(mixture, direction):
+    """Distribution function of <direction, X> for X from a mixture."""
+    centre = (mixture.means @ direction).numpy()
+    width = torch.einsum("d,kde,e->k", direction, mixture.covariances, direction).sqrt().numpy()
+    return lambda x: norm.cdf((np.asarray(x)[:, None] - centre) / width) @ mixture.weights.numpy()
+
+
+directions = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]], dtype=torch.float64)
+(alpha_t, sigma_t), (alpha_s, sigma_s) = at(cosine, t), at(cosine, s)
+p_s, rows, p_values = lopsided.noised(cosine, s), [], []
+for share in (0.0, 0.3, 0.7, 1.0):  # eta_s / sigma_s
+    x_t = lopsided.noised(cosine, t).sample(n, generator)
+    x_0 = posterior_draws(lopsided, x_t, t, cosine)
+    x_1 = (x_t - alpha_t * x_0) / sigma_t
+    x_s = bridge(x_0, x_1, sigma_s, alpha_s, share * sigma_s)
+    found = [kstest((x_s @ u).numpy(), projected_cdf(p_s, u), method="asymp").pvalue for u in directions]
+    p_values += found
+    correlation = float(torch.corrcoef(torch.stack([x_s[:, 1], x_t[:, 1]]))[0, 1])
+    rows.append(
+        {
+            r"$\eta_s/\sigma_s$": f"{share:g}",
+            "smallest of 3 p-values": f"{min(found):.2f}",
+            "correlation of $x_s$ and $x_t$, second coordinate": f"{correlation:.3f}",
+        }
+    )
+assert min(p_values) > 1e-3 / len(p_values)  # a false alarm once in a thousand seeds
+assert [float(row[list(row)[2]]) for row in rows] == sorted([float(row[list(row)[2]]) for row in rows], reverse=True)
+display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)))
+
+# %% [markdown]
+# Kolmogorov–Smirnov tests of three projections find nothing: all the marginals are $p_s$. The correlation falls as $\eta_s$ grows.
+#
+# ## The noise of DDPM
+#
+# One value of $\eta_s$ is special. Run the forward process as a Markov chain, $X_t = (\alpha_t/\alpha_s)\,X_s + \text{fresh noise}$. Given
+# $X_0$, the pair has covariance $(\alpha_t/\alpha_s)\,\sigma_s^2$. Under the bridge, $X_s$ and $X_t$ share only $X_1$, so their covariance is
+# $\sqrt{\sigma_s^2-\eta_s^2}\;\sigma_t$. Equate the two and solve:
+#
+# $$\eta_s^{\text{DDPM}} = \sigma_s\sqrt{1 - \frac{\alpha_t^2\,\sigma_s^2}{\alpha_s^2\,\sigma_t^2}}
+#   \;\overset{\text{VP}}{=}\; \frac{\sigma_s}{\sigma_t}\sqrt{1-\frac{\alpha_t^2}{\alpha_s^2}} .$$ (eq-ddpm-eta)
+#
+# The paper prints $\sigma_t\sqrt{1-\alpha_t^2/\alpha_s^2}$. That has the noise level of the wrong end: $\sigma_t$ where $\sigma_s/\sigma_t$ should be.
+# {doc}`errata` shows what a chain with it returns. The covariance tells the two apart at once.
+
+# %%
+worst, printed_gap = 0.0, 0.0
+for schedule in (cosine, linear):
+    times = time_grid(schedule, 50)
+    for s, t in pairwise(times[1:]):
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = at(schedule, t), at(schedule, s)
+        markov = alpha_t / alpha_s * sigma_s**2
+        worst = max(worst, abs(math.sqrt(sigma_s**2 - ddpm_std(schedule, s, t) ** 2) * sigma_t - markov))
+        if schedule is cosine:
+            printed = sigma_t * math.sqrt(1 - (alpha_t / alpha_s) ** 2)
+            printed_gap = max(printed_gap, abs(math.sqrt(sigma_s**2 - printed**2) * sigma_t / markov - 1))
+assert worst < 1e-14
+assert printed_gap > 0.1
+display(
+    Markdown(
+        f"Largest mismatch of the covariances: {worst:.0e} with {{eq}}`eq-ddpm-eta`, {printed_gap:.0%} as printed (50 steps)."
+    )
+)
+
+# %% [markdown]
+# The scalar `eta` of the library multiplies {eq}`eq-ddpm-eta`, as in {cite:t}`song2021denoising`: 0 is the deterministic DDIM, 1 is DDPM
+# {cite}`ho2020denoising`. We call this multiplier $e$ below, and keep $\eta_s$ for the standard deviation.
+#
+# ## Two means for two unknowns
+#
+# The expectation in {eq}`eq-2-3` needs the joint law of $(X_0, X_1)$ given $X_t$. Nobody has it. What can be learned are the means,
+#
+# $$\hat x_0(x_t, t) = \mathbb E[X_0 \mid X_t = x_t], \qquad \hat x_1(x_t, t) = \mathbb E[X_1 \mid X_t = x_t], \tag{2.5}$$ (eq-2-5)
+#
+# and one of them is enough. The conditional mean of $x_t = \alpha_t X_0 + \sigma_t X_1$ is itself, hence
+#
+# $$\hat x_1^\theta(x_t, t) = \frac{x_t - \alpha_t \hat x_0^\theta(x_t, t)}{\sigma_t}, \qquad
+#   \hat x_0^\theta(x_t, t) = \frac{x_t - \sigma_t \hat x_1^\theta(x_t, t)}{\alpha_t}. \tag{2.6}$$ (eq-2-6)
+#
+# In this book a *denoiser* predicts $X_1$. For the mixture both means are integrals against the posterior, here added up on a grid
+# and compared with {py:class}`~itlib.gaussian_mixture.ExactDenoiser`, which comes from the score and knows nothing of posteriors.
+
+# %%
+axis = torch.linspace(-9, 9, 301, dtype=torch.float64)
+grid = torch.cartesian_prod(axis, axis)
+log_prior = lopsided.log_prob(grid)
+
+
+def means(x, t, schedule):
+    """(2.5) by quadrature at one point: X_0 runs over the grid, and X_1 is what (2.1) leaves."""
+    alpha, sigma = at(schedule, t)
+    x_1 = (x - alpha * grid) / sigma
+    weight = torch.softmax(log_prior - 0.5 * x_1.square().sum(-1), 0)
+    return weight @ grid, weight @ x_1
+
+
+gap = {"(2.5)": 0.0, "(2.6), left": 0.0, "(2.6), right": 0.0}
+for schedule in (cosine, linear):
+    denoiser = ExactDenoiser(lopsided, schedule)
+    for t in (0.2, 0.5, 0.8):
+        time, (alpha, sigma) = torch.tensor(t, dtype=torch.float64), at(schedule, t)
+        for x in lopsided.noised(schedule, t).sample(4, generator):
+            x0_hat, x1_hat = means(x, t, schedule)
+            exact = denoiser(x[None], time)[0]
+            wrapped = FromX0(lambda *_, value=x0_hat: value, schedule)(x[None], time)[0]  # (2.6), left, in itlib
+            for name, difference in zip(
+                gap, (exact - x1_hat, exact - wrapped, (x - sigma * exact) / alpha - x0_hat), strict=True
+            ):
+                gap[name] = max(gap[name], float(difference.abs().max()))
+assert max(gap.values()) < 1e-11
+display(Markdown("Largest differences: " + ", ".join(f"{name} {value:.0e}" for name, value in gap.items()) + "."))
+
+# %% [markdown]
+# ## Algorithm 1
+#
+# Put the means where the bridge wants the ends:
+#
+# $$p_{t_k|t_{k+1}}^{\eta,\theta}(x_{t_k} \mid x_{t_{k+1}}) := q_{t_k|0,1}^{\eta}\big(x_{t_k} \,\big|\,
+#   \hat x_0^\theta(x_{t_{k+1}}, t_{k+1}),\ \hat x_1^\theta(x_{t_{k+1}}, t_{k+1})\big), \tag{2.7}$$ (eq-2-7)
+#
+# and at $k = 0$ the point mass at $\hat x_0^\theta(x_{t_1}, t_1)$. Repeat along a grid of times. This is the paper's Algorithm 1, with its
+# line numbers:
+#
+# ```{code-block} text
+# :caption: Algorithm 1, DDIM sampling, as printed. Needs a denoiser x̂₁, times 0 = t₀ < … < t_K = 1, noise levels η.
+# :name: alg-1
+# :linenos:
+#
+# sample x ~ N(0, I)                           the state at t_K
+# for k = K-1, ..., 1:
+#     x̂₁ ← denoiser(x, t_{k+1})                predict X₁
+#     x̂₀ ← (x - σ_{k+1} x̂₁) / α_{k+1}          estimate the clean sample
+#     μ  ← α_k x̂₀ + √(σ_k² - η_k²) x̂₁
+#     sample z ~ N(0, I)
+#     x  ← μ + η_k z                           the state at t_k
+# end for
+# x₀ ← (x - σ_1 denoiser(x, t_1)) / α_1        final denoising step
+# return x₀
+# ```
+#
+# | lines | here | where |
+# |:--|:--|:--|
+# | 1 | `x = torch.randn(n, d)` | {py:func}`~itlib.sampling.sample` |
+# | 2, 8 | `for t, s in ...` over the grid | {py:func}`~itlib.sampling.time_grid`, {py:func}`~itlib.sampling.reverse_process` |
+# | 3 | `denoiser(x, t)` | {py:func}`~itlib.sampling.reverse_process` |
+# | 4, 5 | `a * x + b * x1_hat`, with $\hat x_0$ eliminated | {py:func}`~itlib.sampling.transition` |
+# | 6, 7 | `+ std * z` | {py:func}`~itlib.sampling.reverse_process` |
+# | 9 | the same `transition` at $s = 0$, where $\sigma_0 = \eta_0 = 0$ | {py:func}`~itlib.sampling.transition` |
+#
+# Eliminating $\hat x_0$ leaves a step with three coefficients that depend on the times only,
+#
+# $$x_s = \underbrace{\frac{\alpha_s}{\alpha_t}}_{a}\, x_t
+#   + \underbrace{\Big(\sqrt{\sigma_s^2-\eta_s^2} - \frac{\alpha_s\sigma_t}{\alpha_t}\Big)}_{b}\, \hat x_1 + \eta_s z .$$ (eq-coefficients)
+#
+# Here is the listing in Python, a line for a line. It must agree with the library, given the same random numbers.
+
+
+# %%
+def algorithm_1(denoiser, schedule, times, multiplier, x, generator):
+    K = len(times) - 1
+    for k in range(K - 1, 0, -1):  # line 2
+        (alpha_s, sigma_s), (alpha_t, sigma_t) = at(schedule, times[k]), at(schedule, times[k + 1])
+        eta = multiplier * ddpm_std(schedule, times[k], times[k + 1])
+        x1_hat = denoiser(x, torch.tensor(times[k + 1], dtype=x.dtype))  # line 3
+        x0_hat = (x - sigma_t * x1_hat) / alpha_t  # line 4
+        mu = alpha_s * x0_hat + math.sqrt(sigma_s**2 - eta**2) * x1_hat  # line 5
+        z = torch.randn(x.shape, generator=generator, dtype=x.dtype) if eta > 0 else 0.0  # line 6
+        x = mu + eta * z  # line 7
+    alpha_t, sigma_t = at(schedule, times[1])
+    return (x - sigma_t * denoiser(x, torch.tensor(times[1], dtype=x.dtype))) / alpha_t  # line 9
+
+
+worst = 0.0
+for schedule in (cosine, linear):
+    denoiser = ExactDenoiser(lopsided, schedule)
+    for multiplier in (0.0, 0.5, 1.0):
+        rng = torch.Generator().manual_seed(2)
+        start = torch.randn(500, 2, generator=rng, dtype=torch.float64)  # line 1
+        ours = algorithm_1(denoiser, schedule, time_grid(schedule, 20), multiplier, start, rng)
+        rng = torch.Generator().manual_seed(2)
+        theirs = sample(denoiser, schedule, 500, steps=20, eta=multiplier, generator=rng, dtype=torch.float64)
+        worst = max(worst, float((ours - theirs).abs().max()))
+assert worst < 1e-11
+display(Markdown(f"Largest difference between the listing and `itlib.sampling.sample`: {worst:.0e}."))
+
+# %% [markdown]
+# One thing is not as printed: the grid ends at $t_{\max} < 1$, not at 1. With $t_K = 1$ line 4 divides by $\alpha_1 = 0$ ({doc}`errata`). It is not
+# only a matter of rounding. At $t = 1$ the best guess of the noise is the point itself, $\hat x_1(x, 1) = x$, for *any* data: the numerator
+# is zero too, and the denoiser no longer says what $\hat x_0$ is. The limit does exist, and is the mean of the data:
+
+# %%
+x = torch.tensor([[0.7, -1.1]], dtype=torch.float64)
+denoiser = ExactDenoiser(lopsided, cosine)
+assert torch.allclose(denoiser(x, torch.tensor(1.0, dtype=torch.float64)), x, rtol=0, atol=1e-15)
+rows = []
+for gap_to_1 in (1e-1, 1e-2, 1e-3, 1e-4, 0.0):
+    alpha, sigma = at(cosine, 1 - gap_to_1)
+    guess = denoiser(x, torch.tensor(1 - gap_to_1, dtype=torch.float64))
+    x0_hat = ((x - sigma * guess) / alpha)[0] if alpha else [math.nan] * 2  # torch would say nan as well
+    rows.append({"$1 - t$": f"{gap_to_1:g}", r"$\hat x_0$ by line 4": ", ".join(f"{float(v):.4f}" for v in x0_hat)})
+    if gap_to_1 == 1e-4:
+        assert (x0_hat - lopsided.mean).abs().max() < 10 * alpha  # the first-order term is alpha Cov(X_0) x
+display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)))
+display(Markdown("Mean of the data: " + ", ".join(f"{float(v):.4f}" for v in lopsided.mean) + "."))
+
+# %% [markdown]
+# So there are two remedies: start a little later, as the library does, or let the denoiser predict $\hat x_0$ there. The calculations below
+# take the second one, and run from exactly 1.
+#
+# Here is what the algorithm does with the exact denoiser of the paper's mixture. In each panel the same twelve points start.
+
+# %% tags=["hide-input"]
+K = 200 if full else 50
+start = torch.randn(12, 2, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+with plots.house_style() as plt:
+    fig, axes = plt.subplots(1, 3, figsize=(7.2, 2.9), sharey=True)
+    for ax, multiplier in zip(axes, (0.0, 0.5, 1.0), strict=True):
+        path = [(cosine.t_max, start)]
+        rng = torch.Generator().manual_seed(5)
+        path += list(reverse_process(ExactDenoiser(base, cosine), cosine, start, steps=K, eta=multiplier, generator=rng))
+        time, x = [p[0] for p in path], torch.stack([p[1][:, 0] for p in path]).numpy()
+        right = x[-1] > 0
+        ax.plot(time, x[:, right], color=plots.COLORS["learned"], linewidth=0.8)
+        ax.plot(time, x[:, ~right], color=plots.COLORS["base"], linewidth=0.8)
+        ax.plot([1.0] * 12, x[0], "o", color=plots.INK, markersize=2.5)
+        for sign in (-2, 2):
+            ax.plot(time, sign * at(cosine, np.array(time))[0], color=plots.INK, linewidth=0.9, linestyle="--")
+        ax.set(xlim=(1.03, -0.03), xlabel="$t$", title=f"$e = {multiplier:g}$")
+    axes[0].set_ylabel("first coordinate of $x_t$")
+plots.show(
+    fig,
+    "trajectories",
+    "Twelve trajectories from noise to data, first coordinate: smooth lines that never cross for e = 0, slightly rough ones for "
+    "one half, and rough ones that cross for e = 1. All end near plus or minus 2.",
+)
+
+# %% [markdown]
+# ```{glue:figure} trajectories
+# :name: fig-reverse-trajectories
+#
+# Algorithm 1 from the same twelve points, time running from noise (left) to data (right). Colour: the mode in which a point ends. Dashed: the noised
+# modes at $\pm 2\alpha_t$. Deterministic paths keep their order, so the start decides the mode; with noise it is decided on the way.
+# ```
+#
+# ## What one step loses
+#
+# {eq}`eq-marginalisation` holds for {eq}`eq-2-3`. It does *not* hold for {eq}`eq-2-7`: a mean has no spread. Take $X_t \sim p_t$ and the exact
+# means. In terms of $X_0$ alone, the bridge's centre is
+# $\alpha_s X_0 + \sqrt{\sigma_s^2-\eta_s^2}\,(X_t-\alpha_t X_0)/\sigma_t = c\,X_0 + \text{a function of } X_t$, with
+#
+# $$c = \alpha_s - \sqrt{\sigma_s^2-\eta_s^2}\;\frac{\alpha_t}{\sigma_t} .$$
+#
+# The law of total expectation says that the mean of $x_s$ is right, for any data. The law of total variance says what is missing:
+#
+# $$\mathrm{Cov}(X_s) - \mathrm{Cov}(x_s) = c^2\; \mathbb E\big[\mathrm{Cov}(X_0 \mid X_t)\big] .$$ (eq-lost)
+#
+# The right side is never negative. **Every step loses variance, for any data and any $\eta$, even with a perfect network.** Here are both
+# sides for the lopsided mixture by quadrature over $x_t$, after one step of each kind.
+
+# %%
+rows, worst = [], 0.0
+s, t = 0.4, 0.5
+(alpha_t, sigma_t), (alpha_s, sigma_s) = at(cosine, t), at(cosine, s)
+weight = lopsided.noised(cosine, t).log_prob(grid).exp() * (axis[1] - axis[0]) ** 2
+posterior = lopsided.posterior(grid, torch.tensor(t, dtype=torch.float64), cosine)
+inner = torch.cat([posterior.mean, grid], 1)  # E[X_0 | x_t] and x_t at each node
+
+
+def covariance_of(values, weight):
+    centred = values - weight @ values
+    return torch.einsum("b,bd,be->de", weight, centred, centred)
+
+
+def mixture_covariance(mixture):
+    spread = mixture.means - mixture.mean
+    return torch.einsum("k,kd,ke->de", mixture.weights, spread, spread) + torch.einsum(
+        "k,kde->de", mixture.weights, mixture.covariances
+    )
+
+
+guess = ExactDenoiser(lopsided, cosine)(grid, torch.tensor(t, dtype=torch.float64))
+for multiplier in (0.0, 0.5, 1.0):
+    a, b, std = transition(cosine, s, t, multiplier)
+    after = covariance_of(a * grid + b * guess, weight) + std**2 * torch.eye(
+        2, dtype=torch.float64
+    )  # of x_s, one step of the library
+    missing = mixture_covariance(lopsided.noised(cosine, s)) - after
+    c = alpha_s - math.sqrt(sigma_s**2 - std**2) * alpha_t / sigma_t
+    kept = mixture_covariance(lopsided) - covariance_of(posterior.mean, weight)  # E Cov(X_0 | X_t)
+    worst = max(worst, float((missing - c**2 * kept).abs().max()))
+    assert (torch.linalg.eigvalsh(missing) > 0).all()
+    rows.append(
+        {
+            "$e$": f"{multiplier:g}",
+            "$c$": f"{c:.4f}",
+            "missing, $x_1$": f"{float(missing[0, 0]):.5f}",
+            "missing, $x_2$": f"{float(missing[1, 1]):.5f}",
+        }
+    )
+assert worst < 1e-11
+display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)))
+display(Markdown(f"Largest difference of the two sides of {{eq}}`eq-lost`, as matrices: {worst:.0e}."))
+
+# %% [markdown]
+# When the step is small, let $\delta$ be the drop of the log-SNR over it, from $s$ to $t$. Expanding the root with
+# {eq}`eq-ddpm-eta` gives
+#
+# $$c \approx \tfrac12\,(1+e^2)\,\alpha_s\,\delta .$$ (eq-c)
+#
+# The loss is quadratic in the step, so the chain loses something of first order in $1/K$. And a DDPM step loses
+# $(1+1)^2 = 4$ times as much as a deterministic one.
+#
+# ## What the chain loses, without Monte Carlo
+#
+# For one Gaussian, $p_0 = \mathcal N(\mu, v)$, the means are linear: with $V_t = \alpha_t^2 v+\sigma_t^2$,
+# $\hat x_0 = \mu + \alpha_t v\,(x_t-\alpha_t\mu)/V_t$ and $\hat x_1 = \sigma_t\,(x_t-\alpha_t\mu)/V_t$. So $x_t$ stays Gaussian, and the
+# deviation of its mean from $\alpha_t\mu$ and its variance $w$ obey
+#
+# $$m_s - \alpha_s\mu = A\,(m_t - \alpha_t\mu), \qquad w_s = A^2 w_t + \eta_s^2, \qquad
+#   A = \frac{\alpha_s\alpha_t v + \sqrt{\sigma_s^2-\eta_s^2}\,\sigma_t}{V_t} .$$ (eq-recursion)
+#
+# A mean that starts right stays right, for any number of steps. The variance does not: by {eq}`eq-lost`, step $k$ loses $c_k^2\,\mathrm{Var}(X_0 \mid X_{t_{k+1}})$, and later steps
+# shrink that loss by their $A^2$. Adding up is exact.
+
+
+# %%
+def chain(alpha, sigma, e, v=0.5, noise_share=None):
+    """Algorithm 1 for N(mu, v) on a grid of times from 0 to 1, given as alpha and sigma; starts from N(0, 1).
+
+    Returns its variance, and the losses of its steps: as they are made, and what is left of them at the end.
+    """
+    alpha_s, alpha_t, sigma_s, sigma_t = alpha[:-1], alpha[1:], sigma[:-1], sigma[1:]
+    if noise_share is None:
+        eta = e * sigma_s * np.sqrt(1 - (alpha_t * sigma_s / (alpha_s * sigma_t)) ** 2)  # e times DDPM's
+    else:
+        eta = noise_share * sigma_s
+    old = np.sqrt(sigma_s**2 - eta**2)
+    V = alpha_t**2 * v + sigma_t**2
+    A = (alpha_s * alpha_t * v + old * sigma_t) / V
+    c = alpha_s - old * alpha_t / sigma_t
+    made = c**2 * sigma_t**2 * v / V  # Var(X_0 | X_t) = sigma_t^2 v / V_t
+    later = np.cumprod(np.append(1.0, A**2))  # by what the steps still to come shrink a variance
+    return later[-1] + later[:-1] @ eta**2, made, later[:-1] * made
+
+
+def uniform(schedule, K):
+    return at(schedule, np.linspace(0, 1, K + 1))
+
+
+for schedule in (cosine, linear):
+    for e in (0.0, 0.5, 1.0):
+        w, made, left = chain(*uniform(schedule, 200), e)
+        assert abs((0.5 - w) - left.sum()) < 1e-13  # the sum of what is left of the losses
+        # The same chain from the library's coefficients, on the library's grid.
+        times = time_grid(schedule, 50)
+        grid_w, _, grid_left = chain(*at(schedule, np.array(times)), e)
+        mean, variance = 0.0, 1.0
+        for t, s in zip(times[:0:-1], times[-2::-1], strict=True):
+            alpha, sigma = at(schedule, t)
+            a, b, std = transition(schedule, s, t, e)
+            slope = sigma / (alpha**2 * 0.5 + sigma**2)  # of the exact denoiser
+            mean, variance = a * mean + b * slope * (mean - alpha * 3.0), (a + b * slope) ** 2 * variance + std**2
+        assert abs(variance - grid_w) < 1e-12
+        assert abs(mean - 3.0) < 0.02  # starts at N(0, 1) rather than at alpha_t 3, and forgets it
+
+# %% [markdown]
+# The same adding up gives the limit. With $u_t = \sigma_t/\alpha_t$, insert {eq}`eq-c`, $\delta = -2\,du/u$ and the factors
+# $A^2$, whose product tends to $\frac{v}{V_t}\big(\frac{v}{v+u_t^2}\big)^{e^2}$:
+#
+# $$K\,(v - w_K) \;\longrightarrow\; (1+e^2)^2 \int_0^1 \Big(\frac{du_t}{dt}\Big)^{\!2} \Big(\frac{v}{v+u_t^2}\Big)^{2+e^2} dt .$$ (eq-rate)
+#
+# For the linear schedule $u = t/(1-t)$, and the integral can be done by hand:
+#
+# $$e = 0:\ \ v + \tfrac\pi4\sqrt v\,(1+v), \qquad\qquad e = 1:\ \ \tfrac{3\pi}4\sqrt v + 2v + \tfrac\pi4 v^{3/2} .$$ (eq-rate-linear)
+#
+# For the cosine schedule it diverges, though only just. There $u^2 \approx \kappa t$ near 0, so $(du/dt)^2 \approx \kappa/4t$ and the order is
+# $\log K / K$; but $\kappa$ is small, because the offset $s$ is. The slope between $K$ and $2K$ should be
+# $-1 + (1+e^2)^2\,\frac{\kappa}{4}\big/ K(v-w_K)$.
+
+# %%
+Ks = np.array([100, 200, 400, 800, 1600, 3200, 6400, 12800])
+late = Ks >= 800
+
+
+def rate(e, v):
+    """Right side of (eq-rate) for the linear schedule, du/dt = (1 + u)^2, by quadrature over u."""
+    return (1 + e**2) ** 2 * quad(lambda u: (1 + u) ** 2 * (v / (v + u * u)) ** (2 + e**2), 0, np.inf)[0]
+
+
+for v in (0.1, 0.5, 2.0):
+    assert abs(rate(0, v) - (v + math.pi / 4 * math.sqrt(v) * (1 + v))) < 1e-6
+    assert abs(rate(1, v) - (3 * math.pi / 4 * math.sqrt(v) + 2 * v + math.pi / 4 * v**1.5)) < 1e-6
+
+kappa = 2 * math.pi / 2 / 1.008 * math.tan(math.pi / 2 * 0.008 / 1.008)  # d(sigma^2)/dt at t = 0
+deficits, rows = {}, []
+for name, schedule in (("cosine", cosine), ("linear", linear)):
+    for e in (0.0, 0.5, 1.0):
+        deficit = np.array([0.5 - chain(*uniform(schedule, int(K)), e)[0] for K in Ks])
+        deficits[name, e] = deficit
+        fit = linregress(np.log(Ks[late]), np.log(deficit[late]))
+        row = {
+            "schedule": name,
+            "$e$": f"{e:g}",
+            "slope": rf"{fit.slope:.4f} ± {fit.stderr:.4f}",
+            f"$K(v-w_K)$ at $K = {Ks[-1]}$": f"{Ks[-1] * deficit[-1]:.4f}",
+        }
+        if name == "linear":
+            assert abs(fit.slope + 1) < 0.005
+            constant = 2 * Ks[-1] * deficit[-1] - Ks[-2] * deficit[-2]  # Richardson: the next order in 1/K cancels
+            assert abs(constant / rate(e, 0.5) - 1) < 5e-4
+            row["predicted"] = f"{rate(e, 0.5):.4f}"
+        else:
+            local = math.log2(deficit[-1] / deficit[-2])
+            predicted = -1 + (1 + e**2) ** 2 * kappa / 4 / (Ks[-1] * deficit[-1])
+            assert abs(local - predicted) < 2e-3
+            row["predicted"] = f"last slope {predicted:.4f}, found {local:.4f}"
+        rows.append(row)
+display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)))
+
+# %% [markdown]
+# There is no randomness in this table. The ± is the standard error of the regression over the last five points, and measures how straight the
+# line is.
+
+# %% tags=["hide-input"]
+with plots.house_style() as plt:
+    fig, axes = plt.subplots(1, 2, figsize=(7.2, 3.3), sharey=True)
+    for ax, name in zip(axes, ("cosine", "linear"), strict=True):
+        for i, e in enumerate((0.0, 0.5, 1.0)):
+            label = f"$e = {e:g}$"
+            ax.plot(Ks, deficits[name, e], color=plots.SERIES[i], marker=plots.MARKERS[i], markersize=4, label=label)
+            if name == "linear":
+                ax.plot(Ks, rate(e, 0.5) / Ks, color=plots.INK, linewidth=0.8, linestyle="--")
+        ax.set(xscale="log", yscale="log", xlabel="steps $K$", title=name)
+    axes[0].set_ylabel("variance lost, $v - w_K$")
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+plots.show(
+    fig,
+    "order",
+    "Lost variance against number of steps, both axes logarithmic: three parallel lines of slope minus one in each panel, DDPM on top; "
+    "in the right panel dashed predictions lie on the lines.",
+)
+
+# %% [markdown]
+# ```{glue:figure} order
+# :name: fig-reverse-order
+#
+# Variance lost by Algorithm 1 with the exact denoiser of $\mathcal N(\mu, \frac12)$. Dashed: the constant {eq}`eq-rate-linear` over $K$. First
+# order for every $e$; noise costs a constant factor.
+# ```
+#
+# DDPM's factor is less than the 4 of a single step. The picture below shows why: noise shrinks old errors too. That is the
+# factor $\big(\frac{v}{v+u^2}\big)^{e^2}$ in {eq}`eq-rate`.
+
+# %% tags=["hide-input"]
+es = np.linspace(0, 1, 21)
+with plots.house_style() as plt:
+    fig, (ax, where) = plt.subplots(1, 2, figsize=(7.2, 3.3))
+    for i, K in enumerate((20, 50, 200, 1000)):
+        alpha, sigma = at(cosine, np.array(time_grid(cosine, K)))
+        values = [chain(alpha, sigma, e)[0] for e in es]
+        assert (np.diff(values) < 0).all()  # more noise, less variance
+        ax.plot(es, values, color=plots.SERIES[i], marker=plots.MARKERS[i], markevery=5, markersize=4, label=f"$K = {K}$")
+    ax.axhline(0.5, color=plots.INK, linewidth=0.8, linestyle="--")
+    ax.set(xlabel="multiplier $e$ of DDPM's noise", ylabel="variance returned")
+    ax.legend(loc="lower left", fontsize=9)
+    alpha, sigma = uniform(cosine, 200)
+    for i, e in ((0, 0.0), (2, 1.0)):
+        _, made, left = chain(alpha, sigma, e)
+        arrival = np.linspace(0, 1, 201)[:-1]
+        where.plot(arrival, 200 * made, color=plots.SERIES[i], linewidth=0.9, linestyle="--", label=f"made, $e = {e:g}$")
+        where.plot(arrival, 200 * left, color=plots.SERIES[i], label=f"left at the end, $e = {e:g}$")
+    where.set(xlabel="$t$", ylabel="loss per unit of time", title="200 steps", xlim=(1, 0))
+    where.legend(fontsize=9)
+plots.show(
+    fig,
+    "variance",
+    "Left: returned variance against e for 20 to 1000 steps; all curves fall below one half, more so for e near 1. Right: losses of "
+    "each step over time, as made and as left at the end; for e = 1 much more is made and much of it is forgotten.",
+)
+
+# %% [markdown]
+# ```{glue:figure} variance
+# :name: fig-reverse-variance
+#
+# Left: variance returned for $v = \frac12$ (dashed) on the library's cosine grid. Right: where it is lost. A loss made early, at $t$ near 1, is
+# mostly forgotten; what counts is made at $t < 0.6$.
+# ```
+#
+# ## Any $\eta$? Not with means
+#
+# {eq}`eq-marginalisation` allows every $\eta_s\le\sigma_s$. With means in place of the ends this freedom is gone. By {eq}`eq-c` the losses add up to
+# something that vanishes because $\eta_s$ is itself of the order of the root of the step. Take a fixed share $\eta_s = \varrho\,\sigma_s$ instead:
+# then $c$ does not shrink with the step, and the chain forgets all but its last steps. Near $t = 0$ the recursion {eq}`eq-recursion` has
+# $1 - A^2 \approx 2\,(1-\sqrt{1-\varrho^2})\,\sigma^2/v$, so it settles at
+#
+# $$w_\infty = \frac{\eta^2}{1-A^2} = v\;\frac{1+\sqrt{1-\varrho^2}}{2} \;<\; v .$$ (eq-fixed-share)
+#
+# More steps do not help. With $\eta_s = \sigma_s$, which the paper's condition permits, half of the variance is lost.
+
+# %%
+rows = []
+for share in (0.25, 0.5, 1.0):
+    row = {r"$\varrho = \eta_s/\sigma_s$": f"{share:g}"}
+    for K in (50, 500, 5_000, 50_000):
+        w = chain(*uniform(linear, K), 0.0, noise_share=share)[0]
+        row[f"$K = {K}$"] = f"{w:.4f}"
+    limit = 0.5 * (1 + math.sqrt(1 - share**2)) / 2
+    assert abs(w - limit) < 1e-3
+    rows.append(row | {"limit": f"{limit:.4f}"})
+display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)))
+
+# %% [markdown]
+# ## The paper's mixture, the paper's sampler
+#
+# In the paper's mixture the second coordinate is independent of the first and Gaussian with variance 1/2, so {eq}`eq-recursion` predicts the
+# variance of $x_2$ exactly. Now with samples, from the library, with the exact denoiser.
+
+# %%
+n = 20_000 if full else 2_000
+rows = []
+for K, e in ((200, 1.0), (50, 1.0), (200, 0.0), (50, 0.0)) if full else ((50, 1.0), (50, 0.0)):
+    x = sample(
+        ExactDenoiser(base, cosine),
+        cosine,
+        n,
+        steps=K,
+        eta=e,
+        generator=torch.Generator().manual_seed(6),
+        dtype=torch.float64,
+    )
+    predicted = chain(*at(cosine, np.array(time_grid(cosine, K))), e)[0]
+    measured, error = float(x[:, 1].var()), predicted * math.sqrt(2 / n)
+    assert abs(measured - predicted) < 4 * error
+    weight = float((x[:, 0] > 0).double().mean())
+    assert abs(weight - 0.5) < 4 * 0.5 / math.sqrt(n)  # symmetry: the weights are not biased
+    rows.append(
+        {
+            "steps": K,
+            "$e$": f"{e:g}",
+            "variance of $x_2$, predicted": f"{predicted:.4f}",
+            "measured": f"{measured:.3f} ± {error:.3f}",
+            "weight of the right mode": f"{weight:.3f} ± {0.5 / math.sqrt(n):.3f}",
+        }
+    )
+display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)))
+
+# %% [markdown]
+# ## How it compounds
+#
+# A few per cent of variance look harmless. But iterative tilting samples from its own model, again and again. Suppose the worst case
+# first: at each of $N$ rounds a model is refitted, perfectly, to the samples of the last one. A linear reward moves the mean and leaves the
+# variance alone, so $v_k = S(v_{k-1})$, with $S(v) = w_K$ the variance that the chain returns for data of variance $v$. A loss by a fixed factor would
+# give $v_N = v\,\rho^N$ with $\rho = S(v)/v$. It is worse than that: {eq}`eq-rate-linear` says $v - S(v) \sim \sqrt v/K$, so narrow laws
+# lose a *larger* share. For the linear schedule and DDPM, in the limit of many steps, $\omega = \sqrt{v}$ follows
+#
+# $$\frac{d\omega}{dN} = -\frac1{2K}\Big(\frac{3\pi}4 + 2\omega + \frac\pi4\,\omega^2\Big), \qquad
+#   \arctan\frac{\frac\pi2\omega_N+2}{D} = \arctan\frac{\frac\pi2\omega_0+2}{D} - \frac{D\,N}{4K}, \quad D = \sqrt{\tfrac{3\pi^2}4-4},$$ (eq-collapse)
+#
+# which reaches zero after finitely many rounds, a fixed fraction of $K$.
+
+
+# %%
+def refits(N, schedule, K=200, e=1.0, v=0.5):
+    alpha, sigma = at(schedule, np.array(time_grid(schedule, K)))
+    for _ in range(N):
+        v = chain(alpha, sigma, e, v)[0]
+    return v
+
+
+def collapse(N, K, v=0.5):
+    """(eq-collapse), solved for v_N."""
+    D = math.sqrt(3 * math.pi**2 / 4 - 4)
+    angle = math.atan((math.pi / 2 * math.sqrt(v) + 2) / D) - D * N / (4 * K)
+    return (2 / math.pi * (D * math.tan(angle) - 2)) ** 2
+
+
+D = math.sqrt(3 * math.pi**2 / 4 - 4)
+lifetime = 4 * (math.atan((math.pi / 2 * math.sqrt(0.5) + 2) / D) - math.atan(2 / D)) / D  # rounds per step
+for K in (200, 800):  # the same share of the way down: first order in 1/K again
+    assert abs(refits(K // 10, linear, K) / collapse(K // 10, K) - 1) < 0.05 * 200 / K
+rows = []
+for N in (1, 5, 20, 50, 100):
+    rho = refits(1, cosine) / 0.5
+    rows.append(
+        {
+            "rounds $N$": N,
+            "cosine": f"{refits(N, cosine):.3f}",
+            r"cosine, $v\rho^N$": f"{0.5 * rho**N:.3f}",
+            "linear": f"{refits(N, linear):.3f}",
+            "linear, {eq}`eq-collapse`": f"{collapse(N, 200):.3f}" if 200 * lifetime > N else "0",
+        }
+    )
+display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)))
+display(
+    Markdown(
+        f"200 DDPM steps, $v = 1/2$. By {{eq}}`eq-collapse` the variance reaches zero after ${lifetime:.3f}\\,K$ rounds."
+    )
+)
+
+# %% [markdown]
+# Algorithm 2 is kinder. It does not refit: it *corrects* its teacher, and looks at the samples' own law only through a reward that is not
+# centred. By {eq}`eq-relaxation` one tilt with mean reward $c$ moves the teacher by the fraction $\delta c$ of the way to a refit. If the
+# fractions are small, $N$ of them should amount to $\lambda c$ refits, however large $N$ is. The run "in expectation" of
+# {doc}`s3_2_algorithm` decides it: a constant reward $c$, $\lambda = 1$, and a teacher whose score stays linear.
+
+
+# %%
+def algorithm_2(c, N, K=200, v=0.5):
+    """Variance of the last model's samples: infinitely many samples, perfect regression, reward c."""
+    times = time_grid(cosine, K)
+    alpha, sigma = at(cosine, np.array(times))
+    steps = np.array([transition(cosine, s, t, 1.0) for s, t in pairwise(times)])
+
+    def returned(slope):  # variance of Algorithm 1's samples for the score -slope x
+        w = 1.0
+        for (a, b, std), gain in zip(steps[::-1], (sigma * slope)[:0:-1], strict=True):
+            w = (a + b * gain) ** 2 * w + std**2
+        return w
+
+    slope = 1 / (alpha**2 * v + sigma**2)
+    for _ in range(N):
+        slope = slope + c / N * (1 / (alpha**2 * returned(slope) + sigma**2) - slope)
+    return returned(slope)
+
+
+rows = []
+for c in (1, 2, 4, 8):
+    row = {r"$\lambda c$": c, "$N = 20$": algorithm_2(c, 20), "$N = 100$": algorithm_2(c, 100 if full else 40)}
+    row[r"$\lambda c$ refits"] = refits(c + 1, cosine)  # one more loss when the last model is sampled
+    assert abs(row["$N = 100$"] - row[r"$\lambda c$ refits"]) < 0.02 * (0.5 - row["$N = 100$"])
+    rows.append({k: v if k == r"$\lambda c$" else f"{v:.4f}" for k, v in row.items()})
+display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)))
+
+# %% [markdown]
+# So the bias of the sampler enters Algorithm 2 about $\lambda\,\mathbb E[r]$ times, not $N$ times. A centred reward would not let it enter at
+# all, beyond the one loss of the last sampling. A variant that refits at each tilt pays $N$ times.
+#
+# ## Try this
+#
+# - {eq}`eq-lost` says how much variance a step loses. Give it back: add noise of variance $c^2\,\mathrm{Var}(X_0 \mid X_t)$. How many steps does a
+#   Gaussian need?
+
+# %% tags=["hide-cell"]
+rows = []
+for K in (1, 2, 10):
+    for e in (0.0, 1.0):
+        alpha, sigma = uniform(cosine, K)
+        w = 1.0
+        for k in range(K, 0, -1):
+            eta = e * sigma[k - 1] * math.sqrt(1 - (alpha[k] * sigma[k - 1] / (alpha[k - 1] * sigma[k])) ** 2)
+            old, V = math.sqrt(sigma[k - 1] ** 2 - eta**2), alpha[k] ** 2 * 0.5 + sigma[k] ** 2
+            A, c = (alpha[k - 1] * alpha[k] * 0.5 + old * sigma[k]) / V, alpha[k - 1] - old * alpha[k] / sigma[k]
+            w = A**2 * w + eta**2 + c**2 * sigma[k] ** 2 * 0.5 / V  # the one new term
+        assert abs(w - 0.5) < 1e-14
+        rows.append({"$K$": K, "$e$": f"{e:g}", "variance": f"{w:.12f}", "without": f"{chain(alpha, sigma, e)[0]:.4f}"})
+display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)))
+display(
+    Markdown(
+        "One. The transition is then {eq}`eq-2-3` itself. With one step this is no miracle: noise of the variance of the data is drawn around the mean of the data. "
+        "For other data the conditional covariance depends on $x_t$ and must be learned, and the conditional law is not Gaussian; but it becomes so for small steps."
+    )
+)
+
+# %% [markdown]
+# - {eq}`eq-rate` weighs the speed of $u = \sigma/\alpha$ along the grid. Which grid loses least?
+
+# %% tags=["hide-cell"]
+K = 2000
+angle = np.linspace(0, math.pi / 2, K + 1)
+rows = []
+for v in (0.5, 1.0):
+    # Cauchy-Schwarz: du/dt should go like (v + u^2)^((2 + e^2) / 2) / v; for e = 0 this is u = sqrt(v) tan(pi t / 2).
+    signal, noise_level = np.cos(angle), math.sqrt(v) * np.sin(angle)
+    total = signal + noise_level
+    best = K * (v - chain(signal / total, noise_level / total, 0.0, v)[0])
+    assert abs(best - K * v * (1 - math.cos(math.pi / (2 * K)) ** (2 * K))) < 1e-9
+    rows.append(
+        {
+            "$v$": v,
+            "best grid": f"{best:.4f}",
+            r"$\pi^2 v/4$": f"{math.pi**2 / 4 * v:.4f}",
+            "linear": f"{K * (v - chain(*uniform(linear, K), 0.0, v)[0]):.4f}",
+            "cosine": f"{K * (v - chain(*uniform(cosine, K), 0.0, v)[0]):.4f}",
+        }
+    )
+display(Markdown("$K(v-w_K)$ for DDIM:"))
+display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)))
+display(
+    Markdown(
+        r"$\sigma_t/\alpha_t = \sqrt v\tan(\pi t/2)$, on which the chain returns exactly $v\cos^{2K}\frac{\pi}{2K}$. For data of variance one this is the cosine schedule with offset zero: nobody derived it that "
+        "way, but for DDIM steps and such data no schedule does better. The usual ones are within a few per cent of the best, so what "
+        "is left to gain must come from a better step, not a better grid."
+    )
+)
+
+# %% [markdown]
+# - Count steps instead of variance: how many does DDPM need for the accuracy that DDIM has with 50?
+
+# %% tags=["hide-cell"]
+ddim = 0.5 - chain(*uniform(cosine, 50), 0.0)[0]
+needed = next(K for K in range(50, 500) if 0.5 - chain(*uniform(cosine, K), 1.0)[0] <= ddim)
+assert 100 <= needed <= 120  # by the ratio of the constants in the table above, about 2.2
+display(
+    Markdown(
+        f"{needed}. Noise is no error in itself, as the bridge shows; it doubles $c$. What it buys is forgetting: errors of the *network* at large $t$ are "
+        "damped on the way, which a deterministic sampler carries to the end."
+    )
+)
