@@ -11,18 +11,21 @@ are estimated with one time and one noise per sample. Minimising the first learn
 
 The paper states 30,000 samples, 200 epochs and early stopping with patience 50. We hold out a tenth of the data, score
 it after each epoch on times and noises drawn once, and return the weights of the best epoch. Learning rate, optimiser
-and batch size are not in the paper; they are fields of :class:`TrainingConfig`.
+and batch size are not in the paper; they are fields of :class:`TrainingConfig`. Nor is weight averaging: what is scored
+and returned is the exponential moving average of the weights. Without it the validation loss jitters at a high learning
+rate, and patience runs out by chance: three of ten seeds stopped near epoch 80 with four times the error.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from itlib.schedules import Schedule, noise
 
@@ -37,6 +40,7 @@ class TrainingConfig:
         lr: Adam's learning rate.
         patience: stop after this many epochs without a better validation loss.
         validation_fraction: share of the data held out, in (0, 1).
+        averaging: decay per step of the moving average of the weights, in [0, 1); 0 is none.
         predict: "x1" for the loss (2.10), "x0" for (2.9).
     """
 
@@ -45,6 +49,7 @@ class TrainingConfig:
     lr: float = 1e-3
     patience: int = 50
     validation_fraction: float = 0.1
+    averaging: float = 0.999
     predict: Literal["x1", "x0"] = "x1"
 
     def __post_init__(self) -> None:
@@ -54,6 +59,8 @@ class TrainingConfig:
             raise ValueError(f"the learning rate must be positive, got {self.lr}")
         if not 0 < self.validation_fraction < 1:
             raise ValueError(f"validation_fraction must lie between 0 and 1, got {self.validation_fraction}")
+        if not 0 <= self.averaging < 1:
+            raise ValueError(f"averaging must lie in [0, 1), got {self.averaging}")
         if self.predict not in ("x0", "x1"):
             raise ValueError(f"predict must be 'x0' or 'x1', got {self.predict!r}")
 
@@ -96,6 +103,16 @@ def regression_step(
     return loss.detach()
 
 
+def _moving_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
+    """Exponential moving average that starts short, so that the initial weights are soon forgotten."""
+
+    @torch.no_grad()
+    def update(averaged: list[Tensor], current: list[Tensor], n: Tensor) -> None:
+        torch._foreach_lerp_(averaged, current, 1.0 - min(decay, (1 + int(n)) / (10 + int(n))))
+
+    return update
+
+
 def train_denoiser(
     network: nn.Module, data: Tensor, schedule: Schedule, config: TrainingConfig | None = None, *, seed: int = 0
 ) -> Iterator[TrainingStep]:
@@ -136,23 +153,24 @@ def train_denoiser(
     # Four draws for each held-out sample, made once: the validation loss then changes only with the weights.
     validation = draw(held_out.repeat(4, 1))
     optimizer = torch.optim.Adam(network.parameters(), lr=config.lr, fused=True)
+    average = AveragedModel(network, multi_avg_fn=_moving_average(config.averaging))
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs)
     best_loss, best_epoch, best_weights = float("inf"), 0, copy.deepcopy(network.state_dict())
     for epoch in range(1, config.epochs + 1):
         x_t, t, target = draw(data[torch.randperm(len(data), generator=generator)])
-        losses = [
-            regression_step(network, optimizer, *batch)
-            for batch in zip(*(v.split(config.batch_size) for v in (x_t, t, target)), strict=True)
-        ]
+        losses = []
+        for batch in zip(*(v.split(config.batch_size) for v in (x_t, t, target)), strict=True):
+            losses.append(regression_step(network, optimizer, *batch))
+            average.update_parameters(network)
         decay.step()
         with torch.no_grad():
-            error = network(validation[0], validation[1]) - validation[2]
+            error = average(validation[0], validation[1]) - validation[2]
             validation_loss = float(error.square().sum(-1).mean())
         train_loss = float(torch.stack(losses).mean())
         if not (train_loss < float("inf") and validation_loss < float("inf")):
             raise FloatingPointError(f"the training loss is no longer finite at epoch {epoch}: lower the learning rate")
         if validation_loss < best_loss:
-            best_loss, best_epoch, best_weights = validation_loss, epoch, copy.deepcopy(network.state_dict())
+            best_loss, best_epoch, best_weights = validation_loss, epoch, copy.deepcopy(average.module.state_dict())
         yield TrainingStep(epoch, train_loss, validation_loss, best_epoch)
         if epoch - best_epoch >= config.patience:
             break

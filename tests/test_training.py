@@ -153,7 +153,7 @@ def test_the_x0_loss_is_2_9(cosine: Cosine) -> None:
 
 def test_early_stopping_waits_for_its_patience_and_returns_the_best_weights(cosine: Cosine) -> None:
     network = Network(width=32, depth=2, embedding=8)
-    config = TrainingConfig(epochs=300, batch_size=8, lr=2e-2, patience=4, validation_fraction=0.3)
+    config = TrainingConfig(epochs=300, batch_size=8, lr=2e-2, patience=4, validation_fraction=0.3, averaging=0.0)
     steps, weights = [], []
     for step in train_denoiser(network, data(40), cosine, config):
         steps.append(step)
@@ -178,6 +178,27 @@ def test_validation_draws_are_made_once(cosine: Cosine) -> None:
     steps = list(train_denoiser(small(), data(), cosine, config))
     assert len({s.validation_loss for s in steps}) == 1
     assert len({s.train_loss for s in steps}) == 4
+
+
+def test_what_is_returned_is_the_moving_average_of_the_weights(cosine: Cosine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decay min(a, (1 + n)/(10 + n)) at the n-th step, from the weights after the first step."""
+    network, seen = small(), []
+
+    def step(network: Network, *arguments: object) -> Tensor:
+        loss = regression_step(network, *arguments)
+        seen.append([p.detach().clone() for p in network.parameters()])
+        return loss
+
+    monkeypatch.setattr("itlib.training.regression_step", step)
+    config = TrainingConfig(epochs=1, batch_size=4, lr=1e-2, validation_fraction=0.2, averaging=0.3)
+    list(train_denoiser(network, data(100), cosine, config))
+    expected = seen[0]
+    for n, weights in enumerate(seen[1:], 1):
+        decay = min(0.3, (1 + n) / (10 + n))
+        expected = [decay * a + (1 - decay) * w for a, w in zip(expected, weights, strict=True)]
+    assert len(seen) == 20
+    assert all(torch.allclose(a, p, atol=1e-6) for a, p in zip(expected, network.parameters(), strict=True))
+    assert not torch.allclose(seen[-1][0], expected[0], atol=1e-4)
 
 
 # ---- determinism and errors -------------------------------------------------------------------------------------------
@@ -211,6 +232,8 @@ def test_the_data_are_left_alone_and_converted(cosine: Cosine) -> None:
         {"lr": math.nan},
         {"validation_fraction": 0.0},
         {"validation_fraction": 1.0},
+        {"averaging": 1.0},
+        {"averaging": -0.1},
         {"predict": "x2"},
     ],
 )
