@@ -49,17 +49,17 @@ full = profile == "full"
 # $$X_t = \alpha_t X_0 + \sigma_t X_1, \qquad X_0 \sim p_0, \quad X_1 \sim \mathcal N(0, I_d). \tag{2.1}$$ (eq-2-1)
 #
 # The two functions of time are the *schedule*. $\alpha$ falls from 1 to 0 and $\sigma$ rises from 0 to 1, so $X_t$ runs from data at
-# $t = 0$ to noise at $t = 1$. Write $p_t$ for its law. Two schedules are in the library,
+# $t = 0$ to noise at $t = 1$. Write $p_t$ for its law. Two schedules are in the library:
 #
 # $$\begin{aligned}
 #   \text{cosine:}\quad & \alpha_t = \frac{\cos\theta_t}{\cos\theta_0}, \quad \sigma_t = \sqrt{1-\alpha_t^2}, \quad
 #     \theta_t = \frac\pi2\,\frac{t+s}{1+s}, \quad s = 0.008, \\
-#   \text{linear:}\quad & \alpha_t = 1-t, \quad \sigma_t = t,
+#   \text{linear:}\quad & \alpha_t = 1-t, \quad \sigma_t = t.
 #   \end{aligned}$$ (eq-schedules)
 #
 # The first is that of {cite:t}`nichol2021improved` and of the paper's experiment. It is *variance preserving* (VP), which
-# means $\alpha_t^2+\sigma_t^2 = 1$. The second is that of flow matching {cite}`lipman2023flow`. The conditions at both ends, and that neither
-# function ever turns back, are quickly checked.
+# means $\alpha_t^2+\sigma_t^2 = 1$. The second is that of flow matching {cite}`lipman2023flow`. The conditions at both ends are quickly checked,
+# and that neither function ever turns back.
 
 # %%
 schedules = {"cosine": Cosine(), "linear": Linear()}
@@ -157,6 +157,7 @@ def log_kernel(x_t, x_0, schedule, t):
     return -0.5 * ((x_t - alpha * x_0) / sigma).square().sum(-1) - np.log(2 * np.pi * sigma**2)
 
 
+# %% tags=["hide-input"]
 generator, worst = torch.Generator().manual_seed(1), 0.0
 for schedule in schedules.values():
     for t in (0.2, 0.5, 0.8, 0.99):
@@ -172,7 +173,7 @@ display(Markdown(f"Largest difference of the two log-densities: {worst:.0e}."))
 # (Kolmogorov and Smirnov). The same for the kernel, from one fixed $x_0$. The samples are drawn with a fixed seed; were they drawn
 # afresh, all the tests together would raise a false alarm once in a thousand times.
 
-# %%
+# %% tags=["hide-input"]
 n = 20_000 if full else 5_000
 directions = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]], dtype=torch.float64)
 
@@ -229,6 +230,7 @@ def slope_at_origin(t, schedule):
 
 
 merge = {name: brentq(slope_at_origin, 0.05, 0.95, args=(schedule,), xtol=1e-13) for name, schedule in schedules.items()}
+# %% tags=["hide-input"]
 rows = []
 for name, schedule in schedules.items():
     alpha, sigma = at(schedule, merge[name])
@@ -245,16 +247,15 @@ with plots.house_style() as plt:
     fig, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.1))
     for i, (name, schedule) in enumerate(schedules.items()):
         alpha, sigma = at(schedule, inner)
-        left.plot(inner, alpha, color=plots.SERIES[i], label=rf"$\alpha_t$, {name}")
-        left.plot(inner, sigma, color=plots.SERIES[i], linestyle="--", label=rf"$\sigma_t$, {name}")
-        right.plot(inner, 2 * np.log(alpha / sigma), color=plots.SERIES[i], label=name)
+        left.plot(inner, alpha, color=plots.SERIES[i], label=name)
+        left.plot(inner, sigma, color=plots.SERIES[i], linestyle="--")
+        right.plot(inner, 2 * np.log(alpha / sigma), color=plots.SERIES[i])
         right.plot(merge[name], np.log(2 / 7), plots.MARKERS[i], color=plots.SERIES[i], markersize=6)
     right.axhline(np.log(2 / 7), color=plots.INK, linewidth=0.7, linestyle=":")
     right.text(0.03, np.log(2 / 7) - 0.4, "modes merge", va="top", fontsize=10)
-    left.set(xlabel="$t$", title="weights of data and noise")
+    left.set(xlabel="$t$", title=r"$\alpha_t$ (solid), $\sigma_t$ (dashed)")
     right.set(xlabel="$t$", title="log-SNR")
-    left.legend(loc="center left", bbox_to_anchor=(0.0, 0.5), fontsize=9)
-    right.legend(loc="upper right")
+    fig.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=2)
 plots.show(
     fig,
     "schedules",
@@ -283,12 +284,14 @@ plots.show(
 # $t_{\max}$ from $\mathcal N(0, I)$ starts from the wrong law. The mistake is the divergence
 # $\mathrm{KL}(p_{t_{\max}}\,\|\,\mathcal N(0, I))$, here by quadrature. Averaging over $X_0$ can only lower a divergence, so
 #
-# $$\mathrm{KL}\big(p_t \,\|\, \mathcal N(0, I)\big) \le \mathbb E\,\mathrm{KL}\big(q_{t|0}(\cdot \mid X_0) \,\|\, \mathcal N(0, I)\big)
-#   = \tfrac12\big[\alpha_t^2\, \mathbb E\|X_0\|^2 + d\,(\sigma_t^2 - 1 - \log\sigma_t^2)\big].$$ (eq-start-bound)
+# $$\begin{aligned}
+#   \mathrm{KL}\big(p_t \,\|\, \mathcal N(0, I)\big) & \le \mathbb E\,\mathrm{KL}\big(q_{t|0}(\cdot \mid X_0) \,\|\, \mathcal N(0, I)\big) \\
+#   & = \tfrac12\big[\alpha_t^2\, \mathbb E\|X_0\|^2 + d\,(\sigma_t^2 - 1 - \log\sigma_t^2)\big].
+#   \end{aligned}$$ (eq-start-bound)
 #
 # A test can tell two laws apart with a number of draws of the order of $1/\mathrm{KL}$.
 
-# %%
+# %% tags=["hide-input"]
 normal = torch.distributions.Normal(0.0, 1.0)
 log_noise = normal.log_prob(grid).sum(-1)
 rows = []

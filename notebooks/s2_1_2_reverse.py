@@ -58,6 +58,20 @@ def at(schedule, t):
     return (alpha.numpy(), sigma.numpy()) if time.ndim else (float(alpha), float(sigma))
 
 
+def posterior_draws(mixture, x, t, schedule):
+    """One X_0 given X_t = x for each x."""
+    with torch.random.fork_rng(devices=[]):  # torch.distributions takes no generator
+        torch.manual_seed(1)
+        return mixture.posterior(x, torch.tensor(t, dtype=torch.float64), schedule).sample()
+
+
+def projected_cdf(mixture, direction):
+    """Distribution function of <direction, X> for X from a mixture."""
+    centre = (mixture.means @ direction).numpy()
+    width = torch.einsum("d,kde,e->k", direction, mixture.covariances, direction).sqrt().numpy()
+    return lambda x: norm.cdf((np.asarray(x)[:, None] - centre) / width) @ mixture.weights.numpy()
+
+
 # %% [markdown]
 # ## A bridge that keeps the marginals
 #
@@ -89,40 +103,30 @@ def bridge(x_0, x_1, sigma_s, alpha_s, eta_s):
     return alpha_s * x_0 + math.sqrt(sigma_s**2 - eta_s**2) * x_1 + eta_s * z
 
 
-def posterior_draws(mixture, x, t, schedule):
-    """One X_0 given X_t = x for each x."""
-    with torch.random.fork_rng(devices=[]):  # torch.distributions takes no generator
-        torch.manual_seed(1)
-        return mixture.posterior(x, torch.tensor(t, dtype=torch.float64), schedule).sample()
-
-
-def projected_cdf(mixture, direction):
-    """Distribution function of <direction, X> for X from a mixture."""
-    centre = (mixture.means @ direction).numpy()
-    width = torch.einsum("d,kde,e->k", direction, mixture.covariances, direction).sqrt().numpy()
-    return lambda x: norm.cdf((np.asarray(x)[:, None] - centre) / width) @ mixture.weights.numpy()
-
-
-directions = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]], dtype=torch.float64)
 (alpha_t, sigma_t), (alpha_s, sigma_s) = at(cosine, t), at(cosine, s)
-p_s, rows, p_values = lopsided.noised(cosine, s), [], []
+pairs = {}
 for share in (0.0, 0.3, 0.7, 1.0):  # eta_s / sigma_s
     x_t = lopsided.noised(cosine, t).sample(n, generator)
     x_0 = posterior_draws(lopsided, x_t, t, cosine)
     x_1 = (x_t - alpha_t * x_0) / sigma_t
-    x_s = bridge(x_0, x_1, sigma_s, alpha_s, share * sigma_s)
+    pairs[share] = bridge(x_0, x_1, sigma_s, alpha_s, share * sigma_s), x_t
+
+# %% tags=["hide-input"]
+directions = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]], dtype=torch.float64)
+p_s, rows, p_values, correlations = lopsided.noised(cosine, s), [], [], []
+for share, (x_s, x_t) in pairs.items():
     found = [kstest((x_s @ u).numpy(), projected_cdf(p_s, u), method="asymp").pvalue for u in directions]
     p_values += found
-    correlation = float(torch.corrcoef(torch.stack([x_s[:, 1], x_t[:, 1]]))[0, 1])
+    correlations.append(float(torch.corrcoef(torch.stack([x_s[:, 1], x_t[:, 1]]))[0, 1]))
     rows.append(
         {
             r"$\eta_s/\sigma_s$": f"{share:g}",
             "smallest of 3 p-values": f"{min(found):.2f}",
-            "correlation of $x_s$ and $x_t$, second coordinate": f"{correlation:.3f}",
+            "correlation of $x_s$ and $x_t$, second coordinate": f"{correlations[-1]:.3f}",
         }
     )
 assert min(p_values) > 1e-3 / len(p_values)  # a false alarm once in a thousand seeds
-assert [float(row[list(row)[2]]) for row in rows] == sorted([float(row[list(row)[2]]) for row in rows], reverse=True)
+assert (np.diff(correlations) < 0).all()
 display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)))
 
 # %% [markdown]
@@ -140,7 +144,7 @@ display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=Tr
 # The paper prints $\sigma_t\sqrt{1-\alpha_t^2/\alpha_s^2}$. That has the noise level of the wrong end: $\sigma_t$ where $\sigma_s/\sigma_t$ should be.
 # {doc}`errata` shows what a chain with it returns. The covariance tells the two apart at once.
 
-# %%
+# %% tags=["hide-input"]
 worst, printed_gap = 0.0, 0.0
 for schedule in (cosine, linear):
     times = time_grid(schedule, 50)
@@ -191,6 +195,7 @@ def means(x, t, schedule):
     return weight @ grid, weight @ x_1
 
 
+# %% tags=["hide-input"]
 gap = {"(2.5)": 0.0, "(2.6), left": 0.0, "(2.6), right": 0.0}
 for schedule in (cosine, linear):
     denoiser = ExactDenoiser(lopsided, schedule)
@@ -215,24 +220,24 @@ display(Markdown("Largest differences: " + ", ".join(f"{name} {value:.0e}" for n
 # $$p_{t_k|t_{k+1}}^{\eta,\theta}(x_{t_k} \mid x_{t_{k+1}}) := q_{t_k|0,1}^{\eta}\big(x_{t_k} \,\big|\,
 #   \hat x_0^\theta(x_{t_{k+1}}, t_{k+1}),\ \hat x_1^\theta(x_{t_{k+1}}, t_{k+1})\big), \tag{2.7}$$ (eq-2-7)
 #
-# and at $k = 0$ the point mass at $\hat x_0^\theta(x_{t_1}, t_1)$. Repeat along a grid of times. This is the paper's Algorithm 1, with its
-# line numbers:
+# and at $k = 0$ the point mass at $\hat x_0^\theta(x_{t_1}, t_1)$. Repeat along a grid of times. This is the paper's Algorithm 1,
+# {numref}`alg-1`, with its line numbers:
 #
 # ```{code-block} text
-# :caption: Algorithm 1, DDIM sampling, as printed. Needs a denoiser x̂₁, times 0 = t₀ < … < t_K = 1, noise levels η.
+# :caption: Algorithm 1, DDIM sampling, as printed. It needs a denoiser, times $0 = t_0 < \dots < t_K = 1$ and noise levels $\eta_{t_k}$.
 # :name: alg-1
 # :linenos:
 #
-# sample x ~ N(0, I)                           the state at t_K
+# sample x ~ N(0, I)                                    state at t[K]
 # for k = K-1, ..., 1:
-#     x̂₁ ← denoiser(x, t_{k+1})                predict X₁
-#     x̂₀ ← (x - σ_{k+1} x̂₁) / α_{k+1}          estimate the clean sample
-#     μ  ← α_k x̂₀ + √(σ_k² - η_k²) x̂₁
+#     x1_hat <- denoiser(x, t[k+1])                     predict X_1
+#     x0_hat <- (x - sigma[k+1] * x1_hat) / alpha[k+1]  clean sample
+#     mu <- alpha[k] * x0_hat + sqrt(sigma[k]^2 - eta[k]^2) * x1_hat
 #     sample z ~ N(0, I)
-#     x  ← μ + η_k z                           the state at t_k
+#     x <- mu + eta[k] * z                              state at t[k]
 # end for
-# x₀ ← (x - σ_1 denoiser(x, t_1)) / α_1        final denoising step
-# return x₀
+# x_0 <- (x - sigma[1] * denoiser(x, t[1])) / alpha[1]  last step
+# return x_0
 # ```
 #
 # | lines | here | where |
@@ -254,19 +259,21 @@ display(Markdown("Largest differences: " + ", ".join(f"{name} {value:.0e}" for n
 
 # %%
 def algorithm_1(denoiser, schedule, times, multiplier, x, generator):
-    K = len(times) - 1
-    for k in range(K - 1, 0, -1):  # line 2
-        (alpha_s, sigma_s), (alpha_t, sigma_t) = at(schedule, times[k]), at(schedule, times[k + 1])
+    def predict(x, t):
+        return denoiser(x, torch.tensor(t, dtype=x.dtype))
+
+    alpha, sigma = at(schedule, np.array(times))
+    for k in range(len(times) - 2, 0, -1):  # line 2
         eta = multiplier * ddpm_std(schedule, times[k], times[k + 1])
-        x1_hat = denoiser(x, torch.tensor(times[k + 1], dtype=x.dtype))  # line 3
-        x0_hat = (x - sigma_t * x1_hat) / alpha_t  # line 4
-        mu = alpha_s * x0_hat + math.sqrt(sigma_s**2 - eta**2) * x1_hat  # line 5
-        z = torch.randn(x.shape, generator=generator, dtype=x.dtype) if eta > 0 else 0.0  # line 6
+        x1_hat = predict(x, times[k + 1])  # line 3
+        x0_hat = (x - sigma[k + 1] * x1_hat) / alpha[k + 1]  # line 4
+        mu = alpha[k] * x0_hat + np.sqrt(sigma[k] ** 2 - eta**2) * x1_hat  # line 5
+        z = torch.randn(x.shape, generator=generator, dtype=x.dtype) if eta else 0  # line 6
         x = mu + eta * z  # line 7
-    alpha_t, sigma_t = at(schedule, times[1])
-    return (x - sigma_t * denoiser(x, torch.tensor(times[1], dtype=x.dtype))) / alpha_t  # line 9
+    return (x - sigma[1] * predict(x, times[1])) / alpha[1]  # line 9
 
 
+# %% tags=["hide-input"]
 worst = 0.0
 for schedule in (cosine, linear):
     denoiser = ExactDenoiser(lopsided, schedule)
@@ -285,7 +292,7 @@ display(Markdown(f"Largest difference between the listing and `itlib.sampling.sa
 # only a matter of rounding. At $t = 1$ the best guess of the noise is the point itself, $\hat x_1(x, 1) = x$, for *any* data: the numerator
 # is zero too, and the denoiser no longer says what $\hat x_0$ is. The limit does exist, and is the mean of the data:
 
-# %%
+# %% tags=["hide-input"]
 x = torch.tensor([[0.7, -1.1]], dtype=torch.float64)
 denoiser = ExactDenoiser(lopsided, cosine)
 assert torch.allclose(denoiser(x, torch.tensor(1.0, dtype=torch.float64)), x, rtol=0, atol=1e-15)
@@ -354,13 +361,13 @@ plots.show(
 # The right side is never negative. **Every step loses variance, for any data and any $\eta$, even with a perfect network.** Here are both
 # sides for the lopsided mixture by quadrature over $x_t$, after one step of each kind.
 
-# %%
+# %% tags=["hide-input"]
 rows, worst = [], 0.0
 s, t = 0.4, 0.5
 (alpha_t, sigma_t), (alpha_s, sigma_s) = at(cosine, t), at(cosine, s)
 weight = lopsided.noised(cosine, t).log_prob(grid).exp() * (axis[1] - axis[0]) ** 2
 posterior = lopsided.posterior(grid, torch.tensor(t, dtype=torch.float64), cosine)
-inner = torch.cat([posterior.mean, grid], 1)  # E[X_0 | x_t] and x_t at each node
+eye = torch.eye(2, dtype=torch.float64)
 
 
 def covariance_of(values, weight):
@@ -378,9 +385,7 @@ def mixture_covariance(mixture):
 guess = ExactDenoiser(lopsided, cosine)(grid, torch.tensor(t, dtype=torch.float64))
 for multiplier in (0.0, 0.5, 1.0):
     a, b, std = transition(cosine, s, t, multiplier)
-    after = covariance_of(a * grid + b * guess, weight) + std**2 * torch.eye(
-        2, dtype=torch.float64
-    )  # of x_s, one step of the library
+    after = covariance_of(a * grid + b * guess, weight) + std**2 * eye  # of x_s, one step of the library
     missing = mixture_covariance(lopsided.noised(cosine, s)) - after
     c = alpha_s - math.sqrt(sigma_s**2 - std**2) * alpha_t / sigma_t
     kept = mixture_covariance(lopsided) - covariance_of(posterior.mean, weight)  # E Cov(X_0 | X_t)
@@ -413,22 +418,27 @@ display(Markdown(f"Largest difference of the two sides of {{eq}}`eq-lost`, as ma
 # $\hat x_0 = \mu + \alpha_t v\,(x_t-\alpha_t\mu)/V_t$ and $\hat x_1 = \sigma_t\,(x_t-\alpha_t\mu)/V_t$. So $x_t$ stays Gaussian, and the
 # deviation of its mean from $\alpha_t\mu$ and its variance $w$ obey
 #
-# $$m_s - \alpha_s\mu = A\,(m_t - \alpha_t\mu), \qquad w_s = A^2 w_t + \eta_s^2, \qquad
-#   A = \frac{\alpha_s\alpha_t v + \sqrt{\sigma_s^2-\eta_s^2}\,\sigma_t}{V_t} .$$ (eq-recursion)
+# $$\begin{aligned}
+#   m_s - \alpha_s\mu & = A\,(m_t - \alpha_t\mu), \\
+#   w_s & = A^2 w_t + \eta_s^2,
+#   \end{aligned}
+#   \qquad A = \frac{\alpha_s\alpha_t v + \sqrt{\sigma_s^2-\eta_s^2}\;\sigma_t}{V_t} .$$ (eq-recursion)
 #
-# A mean that starts right stays right, for any number of steps. The variance does not: by {eq}`eq-lost`, step $k$ loses $c_k^2\,\mathrm{Var}(X_0 \mid X_{t_{k+1}})$, and later steps
-# shrink that loss by their $A^2$. Adding up is exact.
+# A mean that starts right stays right, for any number of steps. The variance does not. By {eq}`eq-lost` each step loses
+# $c^2\,\mathrm{Var}(X_0 \mid X_t) = c^2 \sigma_t^2 v / V_t$, and every later step multiplies that loss by its $A^2$. Adding up is exact.
 
 
 # %%
 def chain(alpha, sigma, e, v=0.5, noise_share=None):
-    """Algorithm 1 for N(mu, v) on a grid of times from 0 to 1, given as alpha and sigma; starts from N(0, 1).
+    """Algorithm 1 for N(mu, v), from N(0, 1), on a grid given by alpha and sigma.
 
-    Returns its variance, and the losses of its steps: as they are made, and what is left of them at the end.
+    Returns the variance, and each step's loss: as made, and as left at the end.
     """
-    alpha_s, alpha_t, sigma_s, sigma_t = alpha[:-1], alpha[1:], sigma[:-1], sigma[1:]
+    alpha_s, alpha_t = alpha[:-1], alpha[1:]
+    sigma_s, sigma_t = sigma[:-1], sigma[1:]
     if noise_share is None:
-        eta = e * sigma_s * np.sqrt(1 - (alpha_t * sigma_s / (alpha_s * sigma_t)) ** 2)  # e times DDPM's
+        ratio = alpha_t * sigma_s / (alpha_s * sigma_t)
+        eta = e * sigma_s * np.sqrt(1 - ratio**2)  # e times DDPM's
     else:
         eta = noise_share * sigma_s
     old = np.sqrt(sigma_s**2 - eta**2)
@@ -436,7 +446,7 @@ def chain(alpha, sigma, e, v=0.5, noise_share=None):
     A = (alpha_s * alpha_t * v + old * sigma_t) / V
     c = alpha_s - old * alpha_t / sigma_t
     made = c**2 * sigma_t**2 * v / V  # Var(X_0 | X_t) = sigma_t^2 v / V_t
-    later = np.cumprod(np.append(1.0, A**2))  # by what the steps still to come shrink a variance
+    later = np.cumprod(np.append(1.0, A**2))  # effect of the later steps
     return later[-1] + later[:-1] @ eta**2, made, later[:-1] * made
 
 
@@ -444,6 +454,7 @@ def uniform(schedule, K):
     return at(schedule, np.linspace(0, 1, K + 1))
 
 
+# %% tags=["hide-input"]
 for schedule in (cosine, linear):
     for e in (0.0, 0.5, 1.0):
         w, made, left = chain(*uniform(schedule, 200), e)
@@ -461,8 +472,8 @@ for schedule in (cosine, linear):
         assert abs(mean - 3.0) < 0.02  # starts at N(0, 1) rather than at alpha_t 3, and forgets it
 
 # %% [markdown]
-# The same adding up gives the limit. With $u_t = \sigma_t/\alpha_t$, insert {eq}`eq-c`, $\delta = -2\,du/u$ and the factors
-# $A^2$, whose product tends to $\frac{v}{V_t}\big(\frac{v}{v+u_t^2}\big)^{e^2}$:
+# The same adding up gives the limit. With $u_t = \sigma_t/\alpha_t$, insert {eq}`eq-c` with $\delta \approx 2\,\Delta u/u$, and the product of
+# the factors $A^2$ from 0 to $t$, which tends to $\frac{v}{V_t}\big(\frac{v}{v+u_t^2}\big)^{e^2}$:
 #
 # $$K\,(v - w_K) \;\longrightarrow\; (1+e^2)^2 \int_0^1 \Big(\frac{du_t}{dt}\Big)^{\!2} \Big(\frac{v}{v+u_t^2}\Big)^{2+e^2} dt .$$ (eq-rate)
 #
@@ -474,7 +485,7 @@ for schedule in (cosine, linear):
 # $\log K / K$; but $\kappa$ is small, because the offset $s$ is. The slope between $K$ and $2K$ should be
 # $-1 + (1+e^2)^2\,\frac{\kappa}{4}\big/ K(v-w_K)$.
 
-# %%
+# %% tags=["hide-input"]
 Ks = np.array([100, 200, 400, 800, 1600, 3200, 6400, 12800])
 late = Ks >= 800
 
@@ -505,12 +516,12 @@ for name, schedule in (("cosine", cosine), ("linear", linear)):
             assert abs(fit.slope + 1) < 0.005
             constant = 2 * Ks[-1] * deficit[-1] - Ks[-2] * deficit[-2]  # Richardson: the next order in 1/K cancels
             assert abs(constant / rate(e, 0.5) - 1) < 5e-4
-            row["predicted"] = f"{rate(e, 0.5):.4f}"
+            row["predicted"] = f"limit: {rate(e, 0.5):.4f}"
         else:
             local = math.log2(deficit[-1] / deficit[-2])
             predicted = -1 + (1 + e**2) ** 2 * kappa / 4 / (Ks[-1] * deficit[-1])
             assert abs(local - predicted) < 2e-3
-            row["predicted"] = f"last slope {predicted:.4f}, found {local:.4f}"
+            row["predicted"] = f"slope at the end: {predicted:.4f}, found {local:.4f}"
         rows.append(row)
 display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)))
 
@@ -579,8 +590,8 @@ plots.show(
 # ```{glue:figure} variance
 # :name: fig-reverse-variance
 #
-# Left: variance returned for $v = \frac12$ (dashed) on the library's cosine grid. Right: where it is lost. A loss made early, at $t$ near 1, is
-# mostly forgotten; what counts is made at $t < 0.6$.
+# Left: variance returned for $v = \frac12$ (dashed) on the library's cosine grid. Right: where it is lost. With noise (orange), a
+# loss made early, at $t$ near 1, is forgotten. Without (blue), it is scaled by $v/V_t$ and otherwise kept.
 # ```
 #
 # ## Any $\eta$? Not with means
@@ -612,7 +623,7 @@ display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=Tr
 # In the paper's mixture the second coordinate is independent of the first and Gaussian with variance 1/2, so {eq}`eq-recursion` predicts the
 # variance of $x_2$ exactly. Now with samples, from the library, with the exact denoiser.
 
-# %%
+# %% tags=["hide-input"]
 n = 20_000 if full else 2_000
 rows = []
 for K, e in ((200, 1.0), (50, 1.0), (200, 0.0), (50, 0.0)) if full else ((50, 1.0), (50, 0.0)):
@@ -650,8 +661,10 @@ display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=Tr
 # give $v_N = v\,\rho^N$ with $\rho = S(v)/v$. It is worse than that: {eq}`eq-rate-linear` says $v - S(v) \sim \sqrt v/K$, so narrow laws
 # lose a *larger* share. For the linear schedule and DDPM, in the limit of many steps, $\omega = \sqrt{v}$ follows
 #
-# $$\frac{d\omega}{dN} = -\frac1{2K}\Big(\frac{3\pi}4 + 2\omega + \frac\pi4\,\omega^2\Big), \qquad
-#   \arctan\frac{\frac\pi2\omega_N+2}{D} = \arctan\frac{\frac\pi2\omega_0+2}{D} - \frac{D\,N}{4K}, \quad D = \sqrt{\tfrac{3\pi^2}4-4},$$ (eq-collapse)
+# $$\begin{gathered}
+#   \frac{d\omega}{dN} = -\frac1{2K}\Big(\frac{3\pi}4 + 2\omega + \frac\pi4\,\omega^2\Big), \\
+#   \arctan\frac{\frac\pi2\omega_N+2}{D} = \arctan\frac{\frac\pi2\omega_0+2}{D} - \frac{D\,N}{4K}, \qquad D = \sqrt{\tfrac{3\pi^2}4-4},
+#   \end{gathered}$$ (eq-collapse)
 #
 # which reaches zero after finitely many rounds, a fixed fraction of $K$.
 
@@ -671,6 +684,7 @@ def collapse(N, K, v=0.5):
     return (2 / math.pi * (D * math.tan(angle) - 2)) ** 2
 
 
+# %% tags=["hide-input"]
 D = math.sqrt(3 * math.pi**2 / 4 - 4)
 lifetime = 4 * (math.atan((math.pi / 2 * math.sqrt(0.5) + 2) / D) - math.atan(2 / D)) / D  # rounds per step
 for K in (200, 800):  # the same share of the way down: first order in 1/K again
@@ -706,7 +720,7 @@ def algorithm_2(c, N, K=200, v=0.5):
     """Variance of the last model's samples: infinitely many samples, perfect regression, reward c."""
     times = time_grid(cosine, K)
     alpha, sigma = at(cosine, np.array(times))
-    steps = np.array([transition(cosine, s, t, 1.0) for s, t in pairwise(times)])
+    steps = [transition(cosine, s, t, 1.0) for s, t in pairwise(times)]
 
     def returned(slope):  # variance of Algorithm 1's samples for the score -slope x
         w = 1.0
@@ -716,10 +730,12 @@ def algorithm_2(c, N, K=200, v=0.5):
 
     slope = 1 / (alpha**2 * v + sigma**2)
     for _ in range(N):
-        slope = slope + c / N * (1 / (alpha**2 * returned(slope) + sigma**2) - slope)
+        refit = 1 / (alpha**2 * returned(slope) + sigma**2)
+        slope = slope + c / N * (refit - slope)
     return returned(slope)
 
 
+# %% tags=["hide-input"]
 rows = []
 for c in (1, 2, 4, 8):
     row = {r"$\lambda c$": c, "$N = 20$": algorithm_2(c, 20), "$N = 100$": algorithm_2(c, 100 if full else 40)}
@@ -729,8 +745,8 @@ for c in (1, 2, 4, 8):
 display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)))
 
 # %% [markdown]
-# So the bias of the sampler enters Algorithm 2 about $\lambda\,\mathbb E[r]$ times, not $N$ times. A centred reward would not let it enter at
-# all, beyond the one loss of the last sampling. A variant that refits at each tilt pays $N$ times.
+# So a constant reward lets the sampler's bias in $\lambda c$ times, not $N$ times, and a centred one not at all, beyond the one loss of
+# the last sampling. For a reward that varies, $c$ stands for its mean along the way. A variant that refits at each tilt pays $N$ times.
 #
 # ## Try this
 #
@@ -754,7 +770,7 @@ display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=Tr
 display(
     Markdown(
         "One. The transition is then {eq}`eq-2-3` itself. With one step this is no miracle: noise of the variance of the data is drawn around the mean of the data. "
-        "For other data the conditional covariance depends on $x_t$ and must be learned, and the conditional law is not Gaussian; but it becomes so for small steps."
+        "For other data the conditional covariance depends on $x_t$ and has to be learned, and the law of $X_0$ given $X_t$ is not Gaussian."
     )
 )
 
@@ -784,9 +800,9 @@ display(Markdown("$K(v-w_K)$ for DDIM:"))
 display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)))
 display(
     Markdown(
-        r"$\sigma_t/\alpha_t = \sqrt v\tan(\pi t/2)$, on which the chain returns exactly $v\cos^{2K}\frac{\pi}{2K}$. For data of variance one this is the cosine schedule with offset zero: nobody derived it that "
-        "way, but for DDIM steps and such data no schedule does better. The usual ones are within a few per cent of the best, so what "
-        "is left to gain must come from a better step, not a better grid."
+        r"$\sigma_t/\alpha_t = \sqrt v\tan(\pi t/2)$, on which the chain returns exactly $v\cos^{2K}\frac{\pi}{2K}$. For data of variance one this is the cosine schedule with offset zero: for "
+        "DDIM steps and such data no schedule does better, to first order. The usual ones come close to the best, so what is left to "
+        "gain must come from a better step, not from a better grid."
     )
 )
 
