@@ -183,7 +183,10 @@ display(Markdown(f"Smallest of {len(p_values)} p-values, with {n:,} samples: {mi
 # 0.1 to 20, stops early ({ref}`erratum 9 <err-beta>`). What does it cost to start the way back from $N(0, I)$ all the same? For the Gaussian
 # $p_0 = N(\mu, v_0)$ the answer is in closed form, with $v_1 = \alpha_1^2 v_0 + 1 - \alpha_1^2$; it is derived with {eq}`eq-family` below:
 #
-# $$\text{error of the mean} = \mu\,\alpha_1\sqrt{v_0/v_1} \ \text{ by the flow}, \qquad \mu\,\alpha_1^2\, v_0/v_1 \ \text{ by the reverse SDE.}$$ (eq-cold-start)
+# $$\text{error of the mean} = \begin{cases}
+#   \mu\,\alpha_1\sqrt{v_0/v_1} & \text{by the flow,} \\
+#   \mu\,\alpha_1^2\, v_0/v_1 & \text{by the reverse SDE.}
+#   \end{cases}$$ (eq-cold-start)
 #
 # The stochastic way back forgets more of its start. This is a first hint that two equations with the same marginals need not be
 # the same process.
@@ -242,11 +245,11 @@ table(rows, ["rate", "$\\alpha_1$", "error, flow", "error, reverse SDE"])
 # where the correct one has the same sign twice, minus with the forward clock and plus with the reversed one:
 #
 # $$\begin{aligned}
-#   \frac{dx_t}{dt} &= -\tfrac12\beta(t)\big[x_t + \nabla_x\log p_t(x_t)\big], \\
+#   \frac{dx_t}{dt} &= -\tfrac12\beta(t)\big[x_t + \nabla_x\log p_t(x_t)\big], \\[4pt]
 #   \frac{d\bar x_t}{dt} &= +\tfrac12\beta(1-t)\big[\bar x_t + \nabla_x\log p_{1-t}(\bar x_t)\big] .
 #   \end{aligned}$$ (eq-flow)
 #
-# It is easy to see how such signs come about. {cite:t}`song2021score` write the reverse equation with time running *down*, $dt<0$; then
+# There is a plausible origin. {cite:t}`song2021score` write the reverse equation with time running *down*, $dt<0$; then
 # all of the drift has a minus. With time running up, all of it has a plus. Each printed line takes its first term from the one
 # convention and its second from the other:
 #
@@ -256,7 +259,7 @@ table(rows, ["rate", "$\\alpha_1$", "error, flow", "error, reverse SDE"])
 # | reversed clock, $dt>0$ | $+\frac12\beta x$ | $+\beta\nabla\log p$ | $+\frac12\beta\nabla\log p$ |
 # | printed | $-\frac12\beta x$ | $+\beta\nabla\log p$ | $+\frac12\beta\nabla\log p$ |
 #
-# The paper draws its samples by Algorithm 1 and never runs these two lines, so its experiment does not suffer. A reader who
+# The paper draws its samples by Algorithm 1, which uses neither line, so its experiment does not suffer. A reader who
 # implements them will.
 #
 # ## Why the signs are what they are
@@ -596,8 +599,9 @@ assert (np.diff(lines, axis=1) > 0).all()  # no two paths cross
 
 one = torch.zeros(5, 2, dtype=torch.float64)
 one[:, 0] = starts[6]
-noisy = [one, *simulate(one, reverse_drift["corrected"], 1.0, taus, torch.Generator().manual_seed(5))]
+noisy = [one, *simulate(one, reverse_drift["corrected"], 1.0, taus, torch.Generator().manual_seed(0))]
 noisy = torch.stack(noisy)[:, :, 0].numpy()
+assert noisy[-1].min() < 0 < noisy[-1].max()  # they part
 
 heights = np.linspace(-4, 4, 161)
 shade = np.stack([np.gradient(marginal_cdf(heights, tau), heights) for tau in taus], -1)
