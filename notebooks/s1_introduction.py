@@ -295,7 +295,9 @@ display(
 
 # %%
 schedule, work = Cosine(), profile_named(profile)
-config = TiltingConfig(N=20, S=1000, J=100) if full else replace(work.tilting, N=5, S=200, J=20)
+config = TiltingConfig(N=20, S=1000, J=100)
+if not full:
+    config = replace(work.tilting, N=5, S=200, J=20)
 N, path = config.N, tilt_path(base, paper, config.lam, config.N)
 
 for state in resumable_base(base, schedule, work.training, n=work.n, seed=0):
@@ -304,13 +306,16 @@ network = state.denoiser
 
 
 def look(denoiser, k):
-    """300 samples, always from the same noise, and the error of the denoiser against the exact one of p^k."""
-    points = sample(denoiser, schedule, 300, steps=config.J, generator=torch.Generator().manual_seed(1))
-    return points.numpy(), score_errors(denoiser, path(k), schedule, n=5000, seed=2).eps_rmse
+    """300 samples, always from the same noise, and the error against the exact denoiser."""
+    noise = torch.Generator().manual_seed(1)
+    points = sample(denoiser, schedule, 300, steps=config.J, generator=noise)
+    errors = score_errors(denoiser, path(k), schedule, n=5000, seed=2)
+    return points.numpy(), errors.eps_rmse
 
 
 frames = [look(network, 0)]
-for step in iterative_tilting(network, ForwardOnly(paper), schedule, config, seed=0):
+blind = ForwardOnly(paper)  # values only
+for step in iterative_tilting(network, blind, schedule, config, seed=0):
     frames.append(look(step.denoiser, step.k))
 
 # %% tags=["remove-cell"]
@@ -392,10 +397,10 @@ div.text_html:has(#tilt-picture-style) { background: none !important; color: inh
 #tilt-picture-dots { stroke-linecap: round; }
 #tilt-picture p { margin: .3rem 0; }
 #tilt-picture .tp-row { display: flex; align-items: center; gap: .6rem; flex-wrap: wrap; }
-#tilt-picture input { flex: 1 1 8rem; min-width: 0; margin: 0; min-height: 1.9rem; accent-color: LEARNED; }
-#tilt-picture output { flex: none; min-width: 3.6rem; text-align: right; font-variant-numeric: tabular-nums; }
+#tilt-picture input { flex: 1 1 6rem; min-width: 0; margin: 0; min-height: 1.9rem; accent-color: LEARNED; }
+#tilt-picture output { flex: none; text-align: right; font-variant-numeric: tabular-nums; }
 #tilt-picture button { font: inherit; color: inherit; background: none; border: 1px solid currentColor; border-radius: 4px;
-  padding: .1rem .55rem; min-width: 4.6rem; min-height: 1.9rem; cursor: pointer; }
+  padding: .1rem .55rem; min-width: 4rem; min-height: 1.9rem; cursor: pointer; }
 #tilt-picture .tp-status { min-height: 4.2em; font-variant-numeric: tabular-nums; }
 #tilt-picture .tp-key { font-size: .88em; }
 @media screen { .tp-still { display: none; } }
@@ -615,7 +620,7 @@ display(
 
 # %% [markdown]
 # Three things to look for. *It works*: with values of the reward only, the samples climb from the base to where the target is. *It lags*: by the end the dots trail the contours, by
-# more than chance allows, and the error of the network has grown with every tilt. The target sits where the base has hardly any samples, and each tilt is learned from the one before. Where this
+# more than chance allows, and the error of the network has grown on the way. The target sits where the base has hardly any samples, and each tilt is learned from the one before. Where this
 # comes from, and what can be done about it, is the subject of {doc}`s4_2_choices`. *Points are not particles*: most move up by the same small step, but now and then one changes
 # sides. A tilt changes a law, not the fate of a sample.
 
