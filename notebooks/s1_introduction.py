@@ -247,7 +247,7 @@ plots.show(
 # :name: fig-introduction-ess
 #
 # Left: the limit {eq}`eq-introduction-ess` against the size of the tilt; dashed lines at $\delta = 1/20$ and $1$. Middle and right: the same 1000 samples of
-# the base, the area of each disc proportional to its weight $e^{\delta r}$. One tilt of size 1 rests on a handful of samples, a tilt of size $1/20$ on all.
+# the base, the area of each disc proportional to its weight $e^{\delta r}$. One tilt of size 1 rests on a few samples, a tilt of size $1/20$ on all.
 # ```
 
 # %% tags=["hide-input"]
