@@ -103,23 +103,17 @@ candidates = {
 rows = []
 for name, q in candidates.items():
     log_q = q.log_prob(grid)
-    gain, price = round(lam * float((log_q.exp() * reward(grid)).sum() * h**2), 12) + 0.0, kl(log_q, base.log_prob(grid))
+    gain, price = lam * float((log_q.exp() * reward(grid)).sum() * h**2), kl(log_q, base.log_prob(grid))
     gap = kl(log_q, target.log_prob(grid))
     assert abs(gain - price - (log_z - gap)) < 1e-9  # Gibbs
-    rows.append(
-        {
-            "$q$": name,
-            r"$\mathbb E_q[\lambda r]$": gain,
-            "KL to base": price,
-            "difference": gain - price + 0.0,
-            "KL to tilt": gap,
-        }
-    )
-display(Markdown(pd.DataFrame(rows).to_markdown(index=False, floatfmt=".3f")))
+    numbers = (round(v, 9) + 0.0 for v in (gain, price, gain - price, gap))  # no -0.000
+    rows.append([name, *numbers])
+columns = ["$q$", r"$\mathbb E_q[\lambda r]$", "KL to base", "difference", "KL to tilt"]
+display(Markdown(pd.DataFrame(rows, columns=columns).to_markdown(index=False, floatfmt=".3f")))
 display(Markdown(rf"$\log Z_{{\lambda r}} = {log_z:.3f}$ is the largest difference there can be."))
-best = max(row["difference"] for row in rows)
-assert abs(best - log_z) < 1e-9
-assert sum(row["difference"] > log_z - 0.1 for row in rows) == 1
+differences = np.array([row[3] for row in rows])
+assert abs(differences.max() - log_z) < 1e-8
+assert (np.sort(differences)[:-1] < log_z - 0.1).all()  # reached once
 
 # %% [markdown]
 # A maximiser of the first column alone would go on to the last row, and beyond. With this in hand the methods of the section can be sorted.
@@ -202,7 +196,7 @@ e = 1e-7 * torch.eye(2)
 differences = torch.stack([(J(theta + v, xi, quadratic, steps) - J(theta - v, xi, quadratic, steps)) / 2e-7 for v in e])
 leaf = theta.clone().requires_grad_()
 (backward,) = torch.autograd.grad(J(leaf, xi, quadratic, steps), leaf)
-assert torch.allclose(chain_rule, differences, rtol=0, atol=1e-5)  # h^2 times a third derivative of up to 1e8, and rounding
+assert torch.allclose(chain_rule, differences, rtol=0, atol=1e-5)  # O(h^2), and rounding of 1e-15 / h per unit
 assert torch.allclose(chain_rule, backward, rtol=0, atol=1e-12)
 display(
     Markdown(
@@ -363,6 +357,7 @@ def optimum(r, K):
         return [float(v) for v in second_coordinate(theta, steps)[:2]]
 
 
+# %% tags=["hide-input"]
 iterations = 250 if full else 60
 traces = {
     (name, priced): climb(r, priced, iterations)
@@ -383,11 +378,12 @@ best_linear = optimum(linear, 20)
 assert np.allclose(best_linear, tilt_of(v_sampler, linear), rtol=0, atol=1e-4)
 # A curved one asks for narrower transitions too, which they cannot: an error of the variance that falls like 1/K.
 gaps = {}
-for K in (20, 40):
+few, many = (20, 40) if full else (10, 20)
+for K in (few, many):
     v = float(second_coordinate(torch.zeros(K, 2), reverse_steps(K))[1])
     gaps[K] = optimum(bounded, K)[1] / tilt_of(v, bounded)[1] - 1
-assert abs(gaps[20]) < 0.03
-assert gaps[40] < 0.65 * gaps[20]
+assert 0 < gaps[few] < 0.06
+assert gaps[many] < 0.65 * gaps[few]
 ends = {key: trace[-1] for key, trace in traces.items()}
 assert ends["linear", False][0] > 20 * tilt_of(v_sampler, linear)[0]  # away
 assert ends["bounded", False][1] < 0.7 * ends["bounded", True][1]  # and onto a point
@@ -409,7 +405,7 @@ with plots.house_style() as plt:
     left.set(
         yscale="log", ylim=(0.05, 1e6), xlim=(0, iterations), xlabel="optimiser step", title="$r = 4x_2$: mean of $x_2$"
     )
-    left.legend(loc="upper left")
+    left.legend(loc="center right")
     right.fill_between(
         xs, bell(*tilt_of(v_sampler, bounded)), color=plots.COLORS["target"], alpha=0.3, linewidth=0, label="tilt"
     )
@@ -444,7 +440,7 @@ display(
         f"After {iterations} steps the mean of DRaFT is {ends['linear', False][0]:.1e} for the linear reward; for the bounded one its variance is "
         f"{ends['bounded', False][1]:.3f} and still falling. With the path KL the optimum is ({', '.join(f'{v:.4f}' for v in best_linear)}) "
         f"against ({', '.join(f'{v:.4f}' for v in tilt_of(v_sampler, linear))}), mean and variance of the tilt, for the linear reward. For the bounded one "
-        f"the means agree and the variance is {gaps[20]:.1%} too large, {gaps[40]:.1%} with twice the steps. The tilt is that of what the *sampler* "
+        f"the means agree and the variance is {gaps[few]:.1%} too large with {few} steps, {gaps[many]:.1%} with {many}. The tilt is that of what the *sampler* "
         f"draws, $N(0, {v_sampler:.3f})$; 20 steps narrow the base that much."
     )
 )
@@ -669,6 +665,7 @@ def end_law(A_0, y_1, m=201):
     return p / torch.trapezoid(p, y_1)
 
 
+# %% tags=["hide-input"]
 levels = {"$g = 0$": 0.0 * beta, "$g^2 = 0.25$": 0.25 + 0 * beta, "$g^2 = 1$": 1 + 0 * beta, r"$g^2 = \beta$": beta}
 y_1, rows, laws = torch.linspace(-4, 6, 1001), [], {}
 for name, g_squared in levels.items():
@@ -729,7 +726,7 @@ plots.show(
 # Without noise there is nothing to steer with, and the flow stays where it is: (2.17) with $g = 0$ does not fine-tune at all. Noise in
 # proportion to $\beta$ forgets at any level, given time: $\rho^2 \propto \alpha_T^{2\gamma}$ at the start $T$, and $\alpha_T \to 0$. $\gamma = 1$ is the level at which
 # $\rho$ is exactly the correlation of {eq}`eq-2-1`. A constant $g$ never forgets entirely. The other way out is to tilt the
-# start too, by $e^{-V(\cdot, 0)}$, as {cite:t}`uehara2024finetuning` do; an assert above checks that this restores the target for every $g$.
+# start too, by $e^{-V(\cdot, 0)}$, as {cite:t}`uehara2024finetuning` and {cite:t}`tang2024finetuning` do; an assert above checks that this restores the target for every $g$.
 #
 # ## Adjoint Matching
 #
@@ -809,15 +806,15 @@ def lean_adjoint(drift_of, states, times, terminal):
 
 
 def features(y):
-    """Seven smooth steps and a constant: bounded, so that a fit does not run off in the tails. (n, 1) to (n, 8)."""
-    centres = torch.linspace(-3, 3, 7)
-    return torch.cat([torch.tanh((y - centres) / 0.8), torch.ones_like(y)], -1)
+    """Thirteen smooth steps and a constant: bounded, so that a fit does not run off in the tails. (n, 1) to (n, 14)."""
+    centres = torch.linspace(-3, 3, 13)
+    return torch.cat([torch.tanh((y - centres) / 0.5), torch.ones_like(y)], -1)
 
 
 def fit(y, values):
     """Least squares on the features, with a light ridge: a function of y."""
     F = features(y)
-    w = torch.linalg.solve(F.T @ F + 1e-4 * len(F) * torch.eye(8), F.T @ values)
+    w = torch.linalg.solve(F.T @ F + 1e-3 * len(F) * torch.eye(14), F.T @ values)
     return lambda y: features(y) @ w
 
 
@@ -922,7 +919,8 @@ def adjoint_matching(sign, rounds, seed=10):
     return fits
 
 
-rounds = 6 if full else 4
+# %% tags=["hide-input"]
+rounds = 6 if full else 3
 learned = {name: adjoint_matching(sign, rounds) for name, sign in (("corrected", -1.0), ("printed", 1.0))}
 away_pair = pair.tilted(slope, -lam)
 probes_away = [away_pair.noised(schedule, t).sample(500, seeded(11)) for t in coarse[:-1]]
@@ -979,15 +977,13 @@ with plots.house_style() as plt:
         alpha=0.5,
         rasterized=True,
     )
-    left.plot(ys, truth, color=plots.COLORS["target"], linewidth=4, alpha=0.4)
-    left.plot(ys, fits[k_mid](ys), color=plots.COLORS["learned"])
-    left.plot(ys, clouds["base, base drift"][2][k_mid](ys), color=plots.COLORS["base"], linestyle=":")
-    left.set(xlabel="$y$", title="the lean adjoint on single paths", ylim=(-1.9, 2.4))
-    for label, x, y, color in (
-        ("$u^*$ and the mean on\noptimal paths", 0.42, 0.9, plots.COLORS["learned"]),
-        ("mean on base paths", 0.02, 0.62, plots.COLORS["base"]),
-    ):
-        left.text(x, y, label, color=color, transform=left.transAxes, fontsize=9.5, va="top")
+    left.plot(ys, truth, color=plots.COLORS["target"], linewidth=4, alpha=0.4, label="$u^*$")
+    left.plot(ys, fits[k_mid](ys), color=plots.COLORS["learned"], label="mean, optimal paths")
+    left.plot(
+        ys, clouds["base, base drift"][2][k_mid](ys), color=plots.COLORS["base"], linestyle=":", label="mean, base paths"
+    )
+    left.set(xlabel="$y$", title="the lean adjoint on single paths", xlim=(-3.3, 3.8), ylim=(-3, 4.2))
+    left.legend(loc="lower right", fontsize=9, handlelength=1.8)
     right.plot(ys, truth, color=plots.COLORS["target"], linewidth=4, alpha=0.4, label="$u^*$")
     right.plot(ys, learned["corrected"][k_mid](ys), color=plots.COLORS["learned"], label="learned, corrected sign")
     right.plot(
@@ -1000,7 +996,7 @@ with plots.house_style() as plt:
     )
     right.plot(ys, learned["printed"][k_mid](ys), color=plots.COLORS["paper"], linestyle="--", label="learned, printed sign")
     right.plot(ys, -truth, color=plots.INK, linewidth=0.8, linestyle=":", label="$-u^*$")
-    right.set(xlabel="$y$", title="learned controls")
+    right.set(xlabel="$y$", title="learned controls", xlim=(-3.3, 5.6))
     left.set_ylabel("control at $t = 0.5$")
     right.legend(loc="upper right", fontsize=9, handlelength=1.8, labelspacing=0.25)
 plots.show(
@@ -1071,6 +1067,7 @@ ends = {
     "base, $g = 0$": deterministic(lambda y, k: pair.score(y, torch.tensor(float(coarse[k])), schedule), coarse),
     "exact control, noise dropped, drift kept": deterministic(exact_score, coarse, factor=1.0),
 }
+# %% tags=["hide-input"]
 states, _, _ = rollout(pair_denoiser, u_star, coarse, n_paths, 1, seeded(13))
 ends["exact control, with its noise"] = torch.quantile(states[-1][:, 0], levels_q)
 ends["**the tilted density**"] = truth
@@ -1087,13 +1084,15 @@ rows = [
 display(Markdown(pd.DataFrame(rows).to_markdown(index=False, floatfmt=".3f")))
 exact_gap, learned_gap, base_gap, dropped_gap, noisy_gap, _ = (row["distance of quantiles"] for row in rows)
 assert exact_gap < 0.02  # second order in the time step
-assert learned_gap < (0.1 if full else 0.4)
+# A control that is off by some share misses the target by at most about that share of the way from the base.
+assert learned_gap < scores["corrected"][0] * base_gap
 assert noisy_gap < (0.15 if full else 0.3)  # sampling noise and first order in the time step
 assert min(base_gap, dropped_gap) > 0.5
 assert rows[3]["standard deviation"] < 0.1  # everything lands on one point
 
 # %% [markdown]
-# Same law without noise, to the accuracy of the solver for the exact control and of the fit for the learned one. With the noise dropped and the
+# Same law without noise: to the accuracy of the solver for the exact control, and to that of the fit for the learned one, which
+# changes with the seed. With the noise dropped and the
 # drift kept, all quantiles land on one point: in the Gaussian case the map is $A_0$ with $\gamma = 1$, which is the factor of a *memoryless* process,
 # so it forgets where it started and has no noise to make up for it.
 #
@@ -1106,7 +1105,7 @@ assert rows[3]["standard deviation"] < 0.1  # everything lands on one point
 # reward is wrapped in {py:class}`~itlib.rewards.ForwardOnly`, which raises an error if autograd so much as touches it.
 
 
-# %%
+# %% tags=["hide-input"]
 class Meter:
     """Counts what happens inside `with`: reward values and gradients, network evaluations, peak of the kept activations."""
 
@@ -1163,6 +1162,7 @@ class Box:
         self.tensor = tensor
 
 
+# %%
 B, K = 64, 50
 torch.set_default_dtype(torch.float32)  # as networks are trained
 network, frozen = Network(2, seed=0), Network(2, seed=0).requires_grad_(False)
@@ -1222,6 +1222,8 @@ for name, step_of in methods.items():
         share = step_of(meter.reward) or 1
     measured[name] = (meter.values / share, meter.gradients / share, meter.evaluations / share, meter.peak / 2**20)
     assert meter.kept == 0  # everything was let go in the end
+
+# %% tags=["hide-input"]
 with Meter(toy) as meter:
     draft_step(meter.reward, reverse_steps(2 * K))
 rows = [
@@ -1263,9 +1265,9 @@ def jump(x):
 
 
 theta_0 = torch.zeros(2, requires_grad=True)
-few = reverse_steps(10)
+ten = reverse_steps(10)
 noises = torch.randn(11, 200, 2, generator=seeded(15))
-(gradient,) = torch.autograd.grad(J(theta_0, noises, jump, few), theta_0)
+(gradient,) = torch.autograd.grad(J(theta_0, noises, jump, ten), theta_0)
 assert float(gradient.abs().max()) == 0.0
 
 half = torch.tensor(0.5)
@@ -1306,7 +1308,7 @@ spread, slopes = {}, []
 for c in (0.0, 10.0):
     values = single_sample(TiltBatch(1, x_0, paper_r(x_0) + c, half.expand(m), z, x_t, exact(x_t, half)))[:, 1]
     spread[c] = float(values.mean()), float(values.std())
-    (g,) = torch.autograd.grad(J(theta_0, noises, lambda x, c=c: paper_r(x) + c, few), theta_0)
+    (g,) = torch.autograd.grad(J(theta_0, noises, lambda x, c=c: paper_r(x) + c, ten), theta_0)
     slopes.append(g)
 assert torch.allclose(slopes[0], slopes[1], rtol=0, atol=1e-12)
 assert spread[10.0][1] > 2 * spread[0.0][1]
