@@ -213,6 +213,7 @@ assert max(gap.values()) < 1e-11
 display(Markdown("Largest differences: " + ", ".join(f"{name} {value:.0e}" for name, value in gap.items()) + "."))
 
 # %% [markdown]
+# (algorithm-1)=
 # ## Algorithm 1
 #
 # Put the means where the bridge wants the ends:
