@@ -783,7 +783,9 @@ display(
 # The paper goes on: "the optimal control is $u^*_t(x) = g(t)^\top \tilde a_t(x)$". But $\tilde a_\tau$ depends on the path after $\tau$; it is no function of $x$.
 # What holds is
 #
-# $$u_\tau^*(y) = \mathbb E\big[g(\tau)\, \tilde a_\tau \,\big|\, Y_\tau = y\big] \qquad \text{over paths of the optimal process, with } b \text{ the base drift.}$$ (eq-conditional-adjoint)
+# $$u_\tau^*(y) = \mathbb E\big[g(\tau)\, \tilde a_\tau \,\big|\, Y_\tau = y\big]$$ (eq-conditional-adjoint)
+#
+# over paths of the *optimal* process, with the drift $b$ of the *base* in {eq}`eq-2-18`.
 #
 # *Why.* $u^* = -g\,\nabla V = g\, \nabla_y \log \mathbb E_{\mathrm{base}}[e^{\lambda r(Y_1)} \mid Y_\tau = y]$. Differentiate inside the expectation, with the noise held fixed: this gives
 # $\mathbb E_{\mathrm{base}}[e^{\lambda r(Y_1)}\, \tilde a_\tau \mid y]$ over the normaliser, and weighting base paths by $e^{\lambda r(Y_1)}$ makes them optimal ones. $\square$
@@ -1237,6 +1239,7 @@ rows = [
     for name, (values, gradients, evaluations, peak) in measured.items()
 ]
 display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)))
+assert measured["Adjoint Matching"][2] == 6 * B * K  # four calls of the base and two of the model for each state
 assert measured["iterative tilting"][:2] == (10, 0)  # S / E values, and never a gradient
 assert all(measured[name][1] >= B for name in methods if name != "iterative tilting")
 peaks = {name: row[3] for name, row in measured.items()}
@@ -1247,7 +1250,7 @@ assert max(peak for name, peak in peaks.items() if name != "DRaFT") < 1.1 * peak
 # %% [markdown]
 # The full chain keeps the activations of all its steps; the others keep those of one evaluation. (DRaFT can trade memory for time by recomputing
 # activations on the way back.) Adjoint Matching pays in evaluations: base and fine-tuned network along each path, a derivative of the base on the way back, and
-# both again in the loss. As written here it calls the base three times where once would do if its outputs were stored. Iterative tilting
+# both again in the loss. (As written here the base is called four times for each state; stored outputs would save two.) Iterative tilting
 # reuses its dataset, so it is cheap per step, in values of the reward too. What the table does not show is how many steps each needs, and
 # how noisy they are: $N$ tilts of 100 steps for this one ({doc}`s4_2_results`), and a covariance from a single sample ({doc}`s3_2_algorithm`).
 #
