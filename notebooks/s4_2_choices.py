@@ -368,13 +368,15 @@ display(
     )
 )
 assert np.all(np.diff(score_rmse) > 0)
-assert max(e for e, _ in swept) / min(e for e, _ in swept) < 1.2  # in the denoiser's units the cut hardly matters
+assert (
+    abs(swept[-1][0] / swept[2][0] - 1) < 0.02
+)  # in the denoiser's units the integral converges: nothing is left below 1e-3
 
 # %% tags=["remove-input"]
 display(
     Markdown(
-        f"From $t_{{\\min}} = 10^{{-1}}$ to $10^{{-5}}$ the score error grows by a factor of {score_rmse[-1] / score_rmse[0]:.1f}, and the error "
-        f"of the prediction by {swept[-1][0] / swept[0][0]:.2f}. The scale of the paper's Figure 2 therefore cannot be compared with "
+        f"From $t_{{\\min}} = 10^{{-3}}$ to $10^{{-5}}$ the score error grows by a factor of {score_rmse[-1] / score_rmse[2]:.2f} and goes on "
+        f"growing; the error of the prediction changes by a factor of {swept[-1][0] / swept[2][0]:.3f}. The scale of the paper's Figure 2 therefore cannot be compared with "
         "ours; only the shape of its curves can. This is why the pages of this book give the error of $\\hat x_1$ beside it."
     )
 )
