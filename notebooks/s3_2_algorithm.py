@@ -20,9 +20,9 @@
 # learn: a regression, three simplifications of it, and a loop.
 #
 # **You will see** what each simplification costs. A finite dataset is memorised if the training goes on for too long. The single-sample
-# covariance is exact on average, but only while the teacher is the score of the law that its samples come from; when it is
-# not, even a *constant* reward moves the model. Its noise is mapped over $x_t$ and $t$. The printed loss (3.13) has
-# the wrong minimiser, Algorithm 2 has the right one, and a dozen lines of code learn one tilt with it.
+# covariance is exact on average, but only while the teacher is the score of the law that its samples come from. When it is
+# not, even a *constant* reward moves the model. We map the noise of the single sample over $x_t$ and $t$. The printed loss (3.13)
+# has the wrong minimiser, Algorithm 2 has the right one, and a dozen lines of code learn one tilt with it.
 
 # %% tags=["parameters", "remove-cell"]
 profile = "full"  # "smoke" uses fewer points
@@ -58,7 +58,7 @@ full = profile == "full"
 #   p_t^{k-1}(x_t)\, dx_t\, dt . \tag{3.12}$$ (eq-3-12)
 #
 # (The paper writes this for tilt $k+1$. We count as {eq}`eq-3-10` and Algorithm 2 do.) The integrand is zero where the two agree and
-# positive elsewhere, so the bracket is the minimiser, for *any* weight $w > 0$ and any density that is positive everywhere. A
+# positive elsewhere, so the inner bracket is the minimiser, for *any* weight $w > 0$ and any density that is positive everywhere. A
 # student that can represent it does not care about either. A student of finite size, trained for a finite time, is more
 # accurate where $w(t)\,p_t^{k-1}(x_t)$ is large: under the *old* law, not where the new one is headed.
 #
@@ -82,18 +82,21 @@ full = profile == "full"
 # *Proof.* Given $x_t$, the teacher's $s$ is a constant, so the left side is $\mathbb E[rg] - \mathbb E[r]\,s$. Add and subtract
 # $\mathbb E[r]\,\mathbb E[g]$. $\square$
 #
-# By Fisher's identity {eq}`eq-3-6`, $\mathbb E[g \mid x_t]$ is the score of the law that the samples come from. So **the single sample
-# is exact on average if, and as a rule only if, the teacher is the score of its own samples.** And an estimate with the right
-# conditional mean leaves the minimiser alone. With the target $T = s + \delta\,\widehat C$,
+# By Fisher's identity {eq}`eq-3-6`, $\mathbb E[g \mid x_t]$ is the score of the law that the samples come from. So
+# **the single sample is exact on average if the teacher is the score of its own samples.** If not, it is biased
+# wherever $\mathbb E[r \mid x_t] \ne 0$. An estimate with the right conditional mean leaves the minimiser alone. With
+# the target $T = s + \delta\,\widehat C$,
 #
 # $$\mathbb E\,\|s_\theta - T\|^2 = \mathbb E\,\big\|s_\theta - \mathbb E[T \mid x_t]\big\|^2 + \mathbb E\,\mathrm{tr}\,\mathrm{Var}(T \mid x_t),$$
 #
 # and the last term does not depend on $\theta$. It is the noise of the gradient, though, and we come back to it.
 #
-# All of this can be checked. The posterior of a mixture is a mixture, and $r\,(g-s)$ is a polynomial in $X_0$ when $r$ is one, of
-# degree at most 3. Gauss–Hermite quadrature with four nodes a dimension integrates degree 7 exactly, so it gives mean
+# All of this can be checked. The posterior of a mixture is a mixture, and for a quadratic $r$, $r\,(g-s)$ is a polynomial in $X_0$
+# of degree at most 3. Gauss–Hermite quadrature with four nodes a dimension integrates degree 7 exactly, so it gives mean
 # *and* variance of the library's estimator, {py:func}`~itlib.tilting.single_sample`, without error. As everywhere in the library,
-# the units are those of the denoiser, $\sigma_t \widehat C = r\,(\varepsilon_{\mathrm{old}} - z)$.
+# the units are those of the denoiser: $\sigma_t \widehat C = r\,(\varepsilon_{\mathrm{old}} - z)$, where
+# $z = (x_t - \alpha_t X_0)/\sigma_t$ is the noise in $x_t$ and $\varepsilon_{\mathrm{old}} = -\sigma_t s^{k-1}$ is the teacher's
+# prediction of it.
 
 # %%
 schedule, base = Cosine(), paper_mixture()
@@ -216,7 +219,8 @@ plots.show(
 # :name: fig-algorithm-shift
 #
 # Conditional mean {eq}`eq-single-sample-mean` of the estimate at $t = 0.3$, for the paper's reward plus a constant $c$. Left: the
-# teacher is the score of the law of the samples. Right: it is not.
+# teacher is the score of the law of the samples, and every $c$ gives the exact covariance. Right: it is not, and the mean is
+# wrong in a way that depends on $c$.
 # ```
 #
 # ### A constant reward should do nothing
@@ -231,7 +235,8 @@ plots.show(
 #
 # How much does that matter? Take one Gaussian coordinate with variance 1/2, the exact score to begin with, and Algorithm 1 with 200
 # DDPM steps. Everything stays linear, $s(x, t) = -a_t x$, so Algorithm 2 can be run *in expectation*: infinitely many samples,
-# perfect regression. The only imperfection is the time grid of the sampler.
+# perfect regression. The only imperfection is the time grid of the sampler. The table has the variance that
+# comes out after all tilts.
 
 
 # %%
@@ -264,14 +269,17 @@ variances = {c: (constant_reward(c, 20), constant_reward(c, 100)) for c in (-4.0
 assert variances[8.0][0] < variances[4.0][0] < variances[0.0][0] < 0.5 < variances[-4.0][0]
 for c, (few, many) in variances.items():
     assert c == 0 or abs(few - many) < 0.05 * abs(many - variances[0.0][0])  # N hardly matters
-rows = [{"$c$": f"{c:g}", "$N = 20$": f"{few:.3f}", "$N = 100$": f"{many:.3f}"} for c, (few, many) in variances.items()]
+rows = [
+    {"$c$": f"{c:g}".replace("-", "−"), "variance, $N = 20$": f"{few:.3f}", "variance, $N = 100$": f"{many:.3f}"}
+    for c, (few, many) in variances.items()
+]
 display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)))
 means = [base.tilted(reward, share).expected_reward(reward) for share in (0.0, 1.0)]
 display(
     Markdown(
         f"The paper's reward has mean {means[0]:.0f} under the base and {means[1]:.0f} under the target, about "
-        f"{sum(means) / 2:.0f} on average over the tilts. So the row $c = {sum(means) / 2:.0f}$ is the size of shrinking to expect "
-        "in the coordinate that the reward does not even look at."
+        f"{sum(means) / 2:.0f} on average over the tilts. So the row $c = {sum(means) / 2:.0f}$ tells roughly how much to expect in "
+        "the first coordinate, which the reward does not look at."
     )
 )
 
@@ -342,8 +350,9 @@ plots.show(
 # ```{glue:figure} noise
 # :name: fig-algorithm-noise
 #
-# Left: size of the covariance and of one sample's deviation from it, in units of the denoiser. Right: the samples to average at
-# one point for a relative error of 10 %, {eq}`eq-n-ten`.
+# Left: size of the covariance and of one sample's deviation from it, in units of the denoiser. The noise is the larger at every
+# time. Right: the samples to average at one point for a relative error of 10 %, {eq}`eq-n-ten`. At the last tilt a centred
+# reward needs far fewer.
 # ```
 
 # %% tags=["hide-input"]
@@ -403,8 +412,8 @@ plots.show(
 # ```{glue:figure} map
 # :name: fig-algorithm-map
 #
-# Samples for 10 % at points $x_t = (2\alpha_t, x_2)$. Between the dashed lines, two standard deviations from its mean, lies
-# the mode at the start (left) and at the end (right).
+# Samples for 10 % at the points $x_t = (2\alpha_t, x_2)$, through the right-hand mode. Dashed: its mean plus and minus two standard
+# deviations. Few samples are enough where the reward is near zero (dark). The mode starts there (left) and moves away (right).
 # ```
 #
 # ## Finitely many samples
@@ -467,7 +476,7 @@ plots.show(
 # :name: fig-algorithm-finite
 #
 # Relative error (root mean square) of what a regression over $S$ samples converges to. Exact samples, exact teacher, the
-# paper's reward at the first tilt.
+# paper's reward at the first tilt. Above the dashed line no step at all would be better.
 # ```
 #
 # What saves Algorithm 2 is that it stops early and that its student is smooth: with 100 minibatches of 64, each of 1,000 samples is
@@ -498,25 +507,26 @@ for t in (0.05, 0.2, 0.5, 0.8, 0.95):
         rows[key].append(f"{weight:.2g}")
 table = pd.DataFrame(rows, index=[f"$t = {t}$" for t in (0.05, 0.2, 0.5, 0.8, 0.95)]).T
 table.insert(0, "weight", ["$\\sigma_t^4$", "$\\sigma_t^2$", "$\\alpha_t^2$"])
+table.index.name = "error of"
 display(Markdown(table.to_markdown(disable_numparse=True)))
 
 # %% [markdown]
 # ## The printed loss, and the corrected one
 #
-# The paper puts the three together as follows. It defines $g^i := r(X_0^i)\,(\nabla_{x_t}\log q_{t|0}(X_t^i \mid X_0^i) - s^{k-1}(X_t^i, t))$, our
-# {eq}`eq-single-sample`, and prints
+# The paper puts the three together as follows. Its $g^i$ is our $\widehat C$ {eq}`eq-single-sample` at the $i$-th sample, with the
+# reward and the subtraction in it. Then it prints
 #
 # $$ L_{\mathrm{prac}} = \sum_{i=1}^{S} \sigma_t^2\,\Big\| s_\theta(X_t^i, t) - \underbrace{\sigma_t^2}_{\text{not on } s_\theta}\Big(s^{k-1}
 #   + \delta\,\underbrace{r(X_0^i)\,\big(g^i - s^{k-1}\big)}_{\text{both are in } g^i \text{ already}}\Big)\Big\|^2 . \tag{3.13}$$ (eq-3-13)
 #
-# (Its sum runs to $N$, the letter of the tilts.) The reward and the subtraction occur twice, and $\sigma_t^2$ scales the target but not the
-# student. What Algorithm 2 minimises, and what is meant, is
+# (Its sum runs to $N$, the letter of the tilts.) So the reward and the subtraction occur twice, and $\sigma_t^2$ scales the target
+# but not the student. What Algorithm 2 minimises, and what is meant, is
 #
 # $$ L_{\mathrm{prac}} = \sum_{i=1}^{S} \Big\| \sigma_t^2\, \Big(s_\theta(X_t^i, t) - \big(s^{k-1}(X_t^i, t) + \delta\, g^i\big)\Big)\Big\|^2 .
 #   \tag{3.13, corrected}$$ (eq-3-13-corrected)
 #
-# First: is this the loss of the library, which works with $\hat x_1$ and never divides by $\sigma_t$? Two checks, one with random numbers in place of
-# everything, one with the batch that {py:func}`~itlib.tilting.iterative_tilting` itself draws.
+# First: is this the loss of the library, which works with $\hat x_1$ and never divides by $\sigma_t$? There are two checks, one with
+# random numbers in place of everything, one with the batch that {py:func}`~itlib.tilting.iterative_tilting` itself draws.
 
 
 # %%
@@ -567,9 +577,10 @@ display(
 
 # %% [markdown]
 # Second: does the difference matter? In one dimension, with $X_0 \sim N(0, \tfrac12)$, $r(x) = 4x$ and one time $t$, every reading of the
-# formula has a minimiser in closed form. The conditional mean of the target under the printed one contains
-# $\mathbb E[r^2 (g - s)\mid x_t] = 2\,\mathbb E[r \mid x_t]\, C$, since $r$ is Gaussian given $x_t$, and
-# $\mathbb E[r \mid x_t]\,s$. Both are polynomials in $x_t$ of degree at most two, so least squares on $1, x_t, x_t^2$ must find it.
+# formula has a minimiser in closed form, the conditional mean of its target. For the printed one this takes
+# $\mathbb E[r^2 (g - s)\mid x_t] = 2\,\mathbb E[r \mid x_t]\, C$, since $r$ and $g$ are Gaussian given $x_t$, and
+# $\mathbb E[r \mid x_t]\,s$. Both are polynomials in $x_t$ of degree at most two, so least squares on $1, x_t, x_t^2$ must find the
+# minimiser.
 
 # %%
 t, delta, S = 0.5, 0.05, 100_000 if full else 20_000
@@ -627,7 +638,7 @@ plots.show(
 # :name: fig-algorithm-printed
 #
 # Least-squares fits (markers) and closed-form minimisers (lines) of {eq}`eq-3-13` and {eq}`eq-3-13-corrected` on one Gaussian at $t =
-# 0.5$, one tilt of $\delta = 0.05$.
+# 0.5$, one tilt of $\delta = 0.05$. The corrected loss leads to the first-order score. The printed one flattens the score.
 # ```
 #
 # The printed loss would scale the score by $\sigma_t^2$ in every tilt, and Algorithm 2 does not. We take it for a slip of the pen.
@@ -792,7 +803,8 @@ plots.show(
 # :name: fig-algorithm-by-hand
 #
 # The step learned in one tilt, divided by $-\delta$: mean and 5 to 95 % over $x_t \sim p_t$, against the exact covariance, which does
-# not depend on $x_t$ here.
+# not depend on $x_t$ here. More draws narrow the band. Near $t = 0$ the step
+# stays too large.
 # ```
 
 # %% tags=["hide-input"]
