@@ -90,10 +90,14 @@ def svg(fig: Figure, name: str, alt: str) -> str:
     source = buffer.getvalue()
     source = source[source.index("<svg") :].replace(INK, "currentColor").replace(INK.lower(), "currentColor")
     source = re.sub(r"<metadata>.*?</metadata>\s*", "", source, flags=re.DOTALL)
+    # Matplotlib's rule for * would reach every other drawing of a page; on the root it is inherited by this one.
+    source = re.sub(r"<style[^>]*>\s*\*\{stroke-linejoin: round; stroke-linecap: butt\}\s*</style>", "", source)
     source = re.sub(r'\bid="', f'id="{name}-', source)
     source = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", source)
     label = escape(alt, quote=True)
-    return source.replace("<svg ", f'<svg role="img" aria-label="{label}" data-itlib-figure="{name}" ', 1)
+    return source.replace(
+        "<svg ", f'<svg role="img" aria-label="{label}" data-itlib-figure="{name}" stroke-linejoin="round" ', 1
+    )
 
 
 def bundle(fig: Figure, name: str, alt: str) -> tuple[dict[str, str], dict[str, Any]]:

@@ -188,7 +188,7 @@ log_prior = lopsided.log_prob(grid)
 
 
 def means(x, t, schedule):
-    """(2.5) by quadrature at one point: X_0 runs over the grid, and X_1 is what (2.1) leaves."""
+    """(2.5) by quadrature: X_0 on the grid, X_1 as (2.1) leaves it."""
     alpha, sigma = at(schedule, t)
     x_1 = (x - alpha * grid) / sigma
     weight = torch.softmax(log_prior - 0.5 * x_1.square().sum(-1), 0)
@@ -213,6 +213,7 @@ assert max(gap.values()) < 1e-11
 display(Markdown("Largest differences: " + ", ".join(f"{name} {value:.0e}" for name, value in gap.items()) + "."))
 
 # %% [markdown]
+# (algorithm-1)=
 # ## Algorithm 1
 #
 # Put the means where the bridge wants the ends:
@@ -552,7 +553,7 @@ plots.show(
 # ```{glue:figure} order
 # :name: fig-reverse-order
 #
-# Variance lost by Algorithm 1 with the exact denoiser of $\mathcal N(\mu, \frac12)$. Dashed: the constant {eq}`eq-rate-linear` over $K$. First
+# Variance lost by Algorithm 1 with the exact denoiser of $\mathcal N(\mu, \frac12)$. Dashed: the limit {eq}`eq-rate` over $K$. First
 # order for every $e$; noise costs a constant factor.
 # ```
 #
@@ -662,7 +663,7 @@ display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=Tr
 # lose a *larger* share. For the linear schedule and DDPM, in the limit of many steps, $\omega = \sqrt{v}$ follows
 #
 # $$\begin{gathered}
-#   \frac{d\omega}{dN} = -\frac1{2K}\Big(\frac{3\pi}4 + 2\omega + \frac\pi4\,\omega^2\Big), \\
+#   \frac{d\omega}{dN} = -\frac1{2K}\Big(\frac{3\pi}4 + 2\omega + \frac\pi4\,\omega^2\Big), \\[1ex]
 #   \arctan\frac{\frac\pi2\omega_N+2}{D} = \arctan\frac{\frac\pi2\omega_0+2}{D} - \frac{D\,N}{4K}, \qquad D = \sqrt{\tfrac{3\pi^2}4-4},
 #   \end{gathered}$$ (eq-collapse)
 #

@@ -57,8 +57,8 @@ def at(t):
     return float(schedule.alpha(time)), float(schedule.sigma(time))
 
 
-def table(rows):
-    display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)))
+def table(rows, columns=None):
+    display(Markdown(pd.DataFrame(rows, columns=columns).to_markdown(index=False, disable_numparse=True)))
 
 
 # %% [markdown]
@@ -183,7 +183,10 @@ display(Markdown(f"Smallest of {len(p_values)} p-values, with {n:,} samples: {mi
 # 0.1 to 20, stops early ({ref}`erratum 9 <err-beta>`). What does it cost to start the way back from $N(0, I)$ all the same? For the Gaussian
 # $p_0 = N(\mu, v_0)$ the answer is in closed form, with $v_1 = \alpha_1^2 v_0 + 1 - \alpha_1^2$; it is derived with {eq}`eq-family` below:
 #
-# $$\text{error of the mean} = \mu\,\alpha_1\sqrt{v_0/v_1} \ \text{ by the flow}, \qquad \mu\,\alpha_1^2\, v_0/v_1 \ \text{ by the reverse SDE.}$$ (eq-cold-start)
+# $$\text{error of the mean} = \begin{cases}
+#   \mu\,\alpha_1\sqrt{v_0/v_1} & \text{by the flow,} \\
+#   \mu\,\alpha_1^2\, v_0/v_1 & \text{by the reverse SDE.}
+#   \end{cases}$$ (eq-cold-start)
 #
 # The stochastic way back forgets more of its start. This is a first hint that two equations with the same marginals need not be
 # the same process.
@@ -219,10 +222,8 @@ for name, alpha_1 in (
     flow, sde = mu - moments(1, 1, 0, **back)[0], mu - moments(1, 2, 1, **back)[0]
     assert abs(flow - mu * alpha_1 * math.sqrt(v0 / v1)) < 1e-9
     assert abs(sde - mu * alpha_1**2 * v0 / v1) < 1e-9
-    rows.append(
-        {"rate": name, "$\\alpha_1$": f"{alpha_1:.4f}", "error, flow": f"{flow:.1e}", "error, reverse SDE": f"{sde:.1e}"}
-    )
-table(rows)
+    rows.append((name, f"{alpha_1:.4f}", f"{flow:.1e}", f"{sde:.1e}"))
+table(rows, ["rate", "$\\alpha_1$", "error, flow", "error, reverse SDE"])
 
 # %% [markdown]
 # ## From noise to data: what is printed
@@ -243,10 +244,12 @@ table(rows)
 #
 # where the correct one has the same sign twice, minus with the forward clock and plus with the reversed one:
 #
-# $$\frac{dx_t}{dt} = -\tfrac12\beta(t)\big[x_t + \nabla_x\log p_t(x_t)\big], \qquad
-#   \frac{d\bar x_t}{dt} = +\tfrac12\beta(1-t)\big[\bar x_t + \nabla_x\log p_{1-t}(\bar x_t)\big] .$$ (eq-flow)
+# $$\begin{aligned}
+#   \frac{dx_t}{dt} &= -\tfrac12\beta(t)\big[x_t + \nabla_x\log p_t(x_t)\big], \\[4pt]
+#   \frac{d\bar x_t}{dt} &= +\tfrac12\beta(1-t)\big[\bar x_t + \nabla_x\log p_{1-t}(\bar x_t)\big] .
+#   \end{aligned}$$ (eq-flow)
 #
-# It is easy to see how such signs come about. {cite:t}`song2021score` write the reverse equation with time running *down*, $dt<0$; then
+# There is a plausible origin. {cite:t}`song2021score` write the reverse equation with time running *down*, $dt<0$; then
 # all of the drift has a minus. With time running up, all of it has a plus. Each printed line takes its first term from the one
 # convention and its second from the other:
 #
@@ -256,7 +259,7 @@ table(rows)
 # | reversed clock, $dt>0$ | $+\frac12\beta x$ | $+\beta\nabla\log p$ | $+\frac12\beta\nabla\log p$ |
 # | printed | $-\frac12\beta x$ | $+\beta\nabla\log p$ | $+\frac12\beta\nabla\log p$ |
 #
-# The paper draws its samples by Algorithm 1 and never runs these two lines, so its experiment does not suffer. A reader who
+# The paper draws its samples by Algorithm 1, which uses neither line, so its experiment does not suffer. A reader who
 # implements them will.
 #
 # ## Why the signs are what they are
@@ -283,6 +286,9 @@ table(rows)
 # $$d\bar X_t = \tfrac12\beta\Big[\bar X_t + (1 + c^2)\,\nabla\log p_{1-t}(\bar X_t)\Big] dt + c\sqrt{\beta}\, d\bar W_t, \qquad \beta = \beta(1-t).$$ (eq-family)
 #
 # $c = 0$ is the flow, $c = 1$ is {eq}`eq-reverse-sde`, and every $c$ has the marginals $p_{1-t}$.
+#
+# That the family has the right *marginals* is proved by this. That $c = 1$ also has the right *paths*, seen backwards, is more; we come
+# back to it.
 #
 # ### Checked at random points
 #
@@ -317,15 +323,21 @@ def derivatives(x, t):
 
 
 def residual(x, t, pull, push, noise, *, law="p_t", coefficients="t"):
-    """R / beta of dX = beta/2 [pull X + push score] dt + noise sqrt(beta) dW at its own time t."""
+    """R / beta at the process's own time t, for the equation
+
+    dX = beta/2 [pull X + push score] dt + noise sqrt(beta) dW.
+    """
     when = 1 - t if coefficients == "1-t" else t
-    _, s, s_slope = derivatives(x, when)
-    rate = beta(when)
-    f, f_divergence = 0.5 * rate[:, None] * (pull * x + push * s), 0.5 * rate * (2 * pull + push * s_slope)
+    _, s, s_divergence = derivatives(x, when)
+    f = 0.5 * (pull * x + push * s)  # drift and divergence, both over beta
+    f_divergence = 0.5 * (pull * 2 + push * s_divergence)
+
     in_time, gradient, laplacian = derivatives(x, 1 - t if law == "p_{1-t}" else t)
-    in_time = -in_time if law == "p_{1-t}" else in_time
-    spread = laplacian + gradient.square().sum(-1)
-    return (in_time + f_divergence + (f * gradient).sum(-1) - 0.5 * noise**2 * rate * spread) / rate
+    if law == "p_{1-t}":
+        in_time = -in_time
+    carried = f_divergence + (f * gradient).sum(-1)
+    spread = 0.5 * noise**2 * (laplacian + gradient.square().sum(-1))
+    return in_time / beta(when) + carried - spread
 
 
 x = 1.5 * torch.randn(200, 2, generator=generator, dtype=torch.float64)
@@ -399,16 +411,8 @@ rows = []
 for name, (pull, push, noise, taus, by_hand) in ends.items():
     end = moments(pull, push, noise, start=(0.0, 1.0), taus=taus)
     assert np.abs(end - by_hand).max() < 1e-8  # the solver, with room; what is left of alpha is far less
-    rows.append(
-        {
-            "(2.12)": name,
-            "mean": f"{end[0] + 0.0:.4f}",
-            "by hand": f"{by_hand[0]:.4f}",
-            "variance": f"{end[1]:.4f}",
-            "by hand ": f"{by_hand[1]:.4f}",
-        }
-    )
-table(rows)
+    rows.append((name, *(f"{x + 0.0:.4f}" for x in (end[0], by_hand[0], end[1], by_hand[1]))))
+table(rows, ["(2.12)", "mean", "by hand", "variance", "by hand "])
 
 # %% [markdown]
 # On the paper's mixture the same four runs are pictures. The score is exact, the steps are small, the noise is the same: only
@@ -459,8 +463,8 @@ plots.show(
 # :name: fig-sde-samples
 #
 # Samples of the reverse SDE (2.12) in four versions, started from the same noise and run with the exact score. Contours: the
-# data's density $p_0$. Only the corrected version arrives; with one of the two mistakes left, the samples collapse to the middle
-# of things or remain noise.
+# data's density $p_0$. Only the corrected version arrives. With the sign as printed the samples are pulled to the middle; with the
+# clock as printed they end as noise.
 # ```
 
 # %% tags=["hide-input"]
@@ -569,27 +573,14 @@ for c in (0.0, 0.5, 1.0, 2.0):
     assert np.abs(near - (mu, v0)).max() < 1e-9  # every c has the right marginal
     correlation = (there[0] - near[0]) * math.sqrt(v / v0)  # slope of the end in the start
     assert abs(correlation - rho ** (c**2)) < 1e-9
-    rows.append(
-        {
-            "$c$": f"{c:g}",
-            "mean at the end": f"{near[0]:.3f}",
-            "variance": f"{near[1]:.3f}",
-            "correlation of $\\bar X_{1/2}$ and $\\bar X_1$": f"{correlation:.3f}",
-        }
-    )
-rows.append(
-    {
-        "$c$": "forward SDE",
-        "mean at the end": f"{mu:.3f}",
-        "variance": f"{v0:.3f}",
-        "correlation of $\\bar X_{1/2}$ and $\\bar X_1$": f"{rho:.3f}",
-    }
-)
-table(rows)
+    rows.append((f"{c:g}", f"{near[0]:.3f}", f"{near[1]:.3f}", f"{correlation:.3f}"))
+rows.append(("forward SDE", f"{mu:.3f}", f"{v0:.3f}", f"{rho:.3f}"))
+table(rows, ["$c$", "mean at the data", "variance", "correlation of half way and end"])
 
 # %% tags=["hide-input"]
-taus = np.linspace(END, 0, 401 if full else 81)
-clock = time_of(taus)
+odds = np.linspace(math.log(schedule.t_max / (1 - schedule.t_max)), -5, 400 if full else 80)
+clock = np.append(1 / (1 + np.exp(-odds)), 0.0)  # fine steps at both ends
+taus = np.array([-math.log(at(t)[0]) for t in clock])
 starts = norm.ppf(np.linspace(0.05, 0.95, 10))
 lines = [np.stack([starts, np.zeros(10)], -1)]
 for now, then in pairwise(taus):  # classical Runge-Kutta: plenty for a picture
@@ -606,10 +597,11 @@ for now, then in pairwise(taus):  # classical Runge-Kutta: plenty for a picture
 lines = np.stack(lines)[:, :, 0]
 assert (np.diff(lines, axis=1) > 0).all()  # no two paths cross
 
-one = torch.zeros(8, 2, dtype=torch.float64)
+one = torch.zeros(5, 2, dtype=torch.float64)
 one[:, 0] = starts[6]
-noisy = [one, *simulate(one, reverse_drift["corrected"], 1.0, taus, torch.Generator().manual_seed(5))]
+noisy = [one, *simulate(one, reverse_drift["corrected"], 1.0, taus, torch.Generator().manual_seed(0))]
 noisy = torch.stack(noisy)[:, :, 0].numpy()
+assert noisy[-1].min() < 0 < noisy[-1].max()  # they part
 
 heights = np.linspace(-4, 4, 161)
 shade = np.stack([np.gradient(marginal_cdf(heights, tau), heights) for tau in taus], -1)
@@ -621,15 +613,15 @@ with plots.house_style() as plt:
             ax.contourf(clock, heights, shade, levels=[low, 10], colors=[plots.COLORS["band"]], alpha=opacity)
         ax.set(xlim=(1, 0), ylim=(-4, 4), xlabel="$t$, from noise to data")
     axes[0].plot(clock, lines, color=plots.COLORS["base"], linewidth=1)
-    axes[1].plot(clock, noisy, color=plots.COLORS["learned"], linewidth=0.7)
+    axes[1].plot(clock, noisy, color=plots.COLORS["learned"], linewidth=0.6)
     axes[1].plot(clock, lines[:, 6], color=plots.COLORS["base"], linewidth=2)
     axes[0].set(title="the flow, ten starts", ylabel="$x_1$")
-    axes[1].set(title="the SDE eight times, and the flow, one start")
+    axes[1].set(title="one start: SDE five times, and flow")
 plots.show(
     fig,
     "paths",
     "First coordinate against time from noise to data. Left: ten smooth curves that fan out into two modes without crossing. "
-    "Right: from one start, eight jagged paths of the SDE end in both modes; the flow's one smooth path ends in one.",
+    "Right: from one start, five jagged paths of the SDE end in both modes; the flow's one smooth path ends in one.",
 )
 
 # %% [markdown]
@@ -719,9 +711,10 @@ def euler_step(x, s, t):
 
 steppers = {"DDIM": ddim_step, "Euler in $t$": euler_step}
 hs = np.array([0.1, 0.05, 0.02, 0.01, 0.005, 0.002] if full else [0.02, 0.01, 0.005])
-middle = torch.from_numpy(flow(starts, END, -math.log(at(0.5)[0])))  # points of p_t at t = 1/2
-exact_step = {h: flow(middle, -math.log(at(0.5)[0]), -math.log(at(0.5 - h)[0])) for h in hs}
-one_step = {name: [rmse(step(middle, 0.5 - h, 0.5), exact_step[h]) for h in hs] for name, step in steppers.items()}
+early, tau = 0.8, -math.log(at(0.8)[0])
+there = torch.from_numpy(flow(starts, END, tau))  # points of p_t at t = 0.8
+exact_step = {h: flow(there, tau, -math.log(at(early - h)[0])) for h in hs}
+one_step = {name: [rmse(step(there, early - h, early), exact_step[h]) for h in hs] for name, step in steppers.items()}
 
 Ks = np.array([10, 20, 40, 80, 160, 320] if full else [40, 80, 160])
 exact_end = flow(starts, END, 0.0)
@@ -802,8 +795,8 @@ with plots.house_style() as plt:
             color, marker = looks[name]
             ax.plot(at_x, errors, color=plots.COLORS[color], marker=marker, markersize=4.5, label=name)
         ax.set(xscale="log", yscale="log")
-    axes[0].plot(hs, 2.5 * one_step["Euler in $t$"][-1] * (hs / hs[-1]) ** 2, color=plots.INK, linewidth=0.8, linestyle="--")
-    axes[1].plot(Ks, 2.5 * all_steps["Euler in $t$"][-1] * Ks[-1] / Ks, color=plots.INK, linewidth=0.8, linestyle="--")
+    axes[0].plot(hs, 2.5 * one_step["DDIM"][-1] * (hs / hs[-1]) ** 2, color=plots.INK, linewidth=0.8, linestyle="--")
+    axes[1].plot(Ks, 2.2 * all_steps["DDPM, variance"][-1] * Ks[-1] / Ks, color=plots.INK, linewidth=0.8, linestyle="--")
     axes[0].set(title="one step: dashed slope 2", xlabel="step $h$", ylabel="error")
     axes[1].set(title="all steps: dashed slope $-1$", xlabel="number of steps $K$")
     fig.legend(*axes[1].get_legend_handles_labels(), loc="outside upper center", ncols=3)
@@ -817,7 +810,7 @@ plots.show(
 # ```{glue:figure} orders
 # :name: fig-sde-orders
 #
-# Left: distance of one step from the exact flow, starting at $t = 0.5$. Right: after $K$ steps from noise to data; for DDPM the error of the
+# Left: distance of one step from the exact flow, starting at $t = 0.8$. Right: after $K$ steps from noise to data; for DDPM the error of the
 # variance on $N(2, \frac12)$. All three are first-order methods.
 # ```
 

@@ -22,6 +22,8 @@ RESULTS = r"""# Section 4.2: results
 
 ## The score
 
+$$ e = 0 \tag{4.13} $$ (eq-4-13)
+
 The error {eq}`eq-4-13` of {numref}`fig-score-error`, on the path {eq}`eq-own`, for {eq}`eq-3-10` of
 {cite:t}`pachebat2025iterative`.
 
@@ -82,6 +84,13 @@ def notebook(text: str, *figures: tuple[Any, str, str], markdown: str = "") -> n
     return new_notebook(cells=cells, metadata=meta)
 
 
+def equations(stem: str) -> str:
+    """The paper's equations that a chapter labels, with their numbers and nothing in them."""
+    source = ROOT / "notebooks" / f"{stem}.py"
+    labels = re.findall(r"\(eq-(\d+)-(\d+)\)$", source.read_text("utf-8"), re.MULTILINE) if source.exists() else []
+    return "\n\n".join(f"$$ x \\tag{{{a}.{b}}} $$ (eq-{a}-{b})" for a, b in labels)
+
+
 def make(root: Path) -> Path:
     """Copy the book's sources to a folder, with two hand-made pages in place of the computed ones."""
     generator = np.random.default_rng(0)
@@ -108,10 +117,10 @@ def make(root: Path) -> Path:
         ),
         "book/runs/N020_seed0.ipynb": notebook(RUN, (plots.figure_1(rows), "samples", "Clouds of points.")),
     }
-    # The other computed pages of the contents: a title is enough.
+    # The other computed pages of the contents: a title and the equations that others refer to are enough.
     listed = re.findall(r"file: (book/pages/\S+)", (root / "_toc.yml").read_text("utf-8"))
     for stem in (*listed, "book/runs/base_seed0"):
-        pages.setdefault(f"{stem}.ipynb", notebook(f"# {Path(stem).name}\n\n## Nothing here"))
+        pages.setdefault(f"{stem}.ipynb", notebook(f"# {Path(stem).name}\n\n## Equations\n\n{equations(Path(stem).name)}"))
     for path, page in pages.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(page, root / path)
