@@ -553,7 +553,9 @@ def spy(batch):
 config = TiltingConfig(N=20, S=256, B=256, E=1)
 exact_base = ExactDenoiser(base, schedule)
 first = next(
-    iterative_tilting(exact_base, reward, schedule, config, update=explicit(spy), sampler=lambda *_: base.sample(256, rng).float())
+    iterative_tilting(
+        exact_base, reward, schedule, config, update=explicit(spy), sampler=lambda *_: base.sample(256, rng).float()
+    )
 )
 b = TiltBatch(*[v.double() if torch.is_tensor(v) else v for v in vars(seen[0]).values()])
 s_old = -b.eps_old / schedule.sigma(b.t).unsqueeze(-1)
