@@ -23,8 +23,8 @@ import jsonschema
 #: The version of the record's schema.
 SCHEMA = 1
 
-#: Modules that cannot change a run's numbers: how it is drawn, and how it is scheduled.
-_BYSTANDERS = {"plots.py", "reproduce.py"}
+#: What cannot change a run's numbers: how it is drawn, how it is scheduled, and the rivals, which it does not import.
+_BYSTANDERS = {"plots.py", "reproduce.py", "baselines"}
 
 
 class DamagedFileError(ValueError):
@@ -58,8 +58,9 @@ def write_atomically(path: Path, content: bytes) -> None:
 def content_hash(bystanders: bool = False) -> str:
     """Hash of the library's source, 12 hex digits; without ``bystanders`` only of what can change a run's numbers."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*")):
-        if path.suffix in (".py", ".json") and (bystanders or path.name not in _BYSTANDERS):
+    package = Path(__file__).parent
+    for path in sorted(package.rglob("*")):
+        if path.suffix in (".py", ".json") and (bystanders or not _BYSTANDERS & set(path.relative_to(package).parts)):
             digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:12]
 

@@ -31,7 +31,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -111,6 +111,7 @@ class TiltBatch:
         z: the noise, (M, d).
         x_t: alpha_t x_0 + sigma_t z, (M, d).
         eps_old: the teacher's prediction of X_1 at (x_t, t), (M, d).
+        rewards: of all of D_k, (S,), for rules that normalise by them.
     """
 
     k: int
@@ -120,10 +121,13 @@ class TiltBatch:
     z: Tensor
     x_t: Tensor
     eps_old: Tensor
+    rewards: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
 #: An estimator of sigma_t C_{k-1}(x_t, t), (M, d): the covariance (3.9) in the denoiser's units.
 CovarianceEstimator = Callable[[TiltBatch], Tensor]
+#: What a tilt of size delta regresses on: (batch, delta) to a target, (M, d), and a factor of the residual, (M, 1) or ().
+Update = Callable[[TiltBatch, float], tuple[Tensor, Tensor]]
 #: Draws D_k: (denoiser, tilt k, S, generator) to samples (S, d).
 DatasetSampler = Callable[[Denoiser, int, int, torch.Generator], Tensor]
 
@@ -131,6 +135,15 @@ DatasetSampler = Callable[[Denoiser, int, int, torch.Generator], Tensor]
 def single_sample(batch: TiltBatch) -> Tensor:
     """The paper's estimate, r (eps_old - z): sigma_t times g^i of Section 3.2, (M, d)."""
     return batch.r.unsqueeze(-1) * (batch.eps_old - batch.z)
+
+
+def explicit(estimator: CovarianceEstimator) -> Update:
+    """Line 11 of Algorithm 2: step from the teacher along the covariance, eps_old - delta sigma_t C."""
+
+    def update(batch: TiltBatch, delta: float) -> tuple[Tensor, Tensor]:
+        return batch.eps_old - delta * estimator(batch), torch.ones(())
+
+    return update
 
 
 def tilt_path(base: GaussianMixture, reward: QuadraticReward, lam: float, N: int) -> Callable[[int], GaussianMixture]:
@@ -218,7 +231,7 @@ def iterative_tilting(
     *,
     d: int = 2,
     seed: int = 0,
-    estimator: CovarianceEstimator = single_sample,
+    update: Update = explicit(single_sample),  # noqa: B008
     sampler: DatasetSampler | None = None,
     start: int = 0,
 ) -> Iterator[TiltStep]:
@@ -234,7 +247,7 @@ def iterative_tilting(
         config: the knobs of Algorithm 2.
         d: dimension of the data.
         seed: fixes every random draw.
-        estimator: of the covariance step; the paper's single sample by default.
+        update: what a tilt regresses on; the paper's step, with its single-sample covariance, by default.
         sampler: of D_k; Algorithm 1 on the current denoiser by default.
         start: number of tilts already done.
 
@@ -273,9 +286,9 @@ def iterative_tilting(
             z = torch.randn(x_0.shape, generator=generator).to(device)
             x_t = noise(schedule, x_0, z, t)  # line 8
             with torch.no_grad():
-                batch = TiltBatch(k, x_0, r, t, z, x_t, teacher(x_t, t))  # lines 9-10
-                target = batch.eps_old - config.delta * estimator(batch)  # line 11
-            weight = column(schedule.sigma(t), x_0)
+                batch = TiltBatch(k, x_0, r, t, z, x_t, teacher(x_t, t), rewards)  # lines 9-10
+                target, factor = update(batch, config.delta)  # line 11
+            weight = factor * column(schedule.sigma(t), x_0)
             sizes = [len(rows) for rows in group]
             for columns in zip(*(v.split(sizes) for v in (x_t, t, target, weight)), strict=True):
                 losses.append(regression_step(student, optimizer, *columns))  # line 13

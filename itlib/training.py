@@ -21,7 +21,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -103,11 +103,11 @@ def regression_step(
     return loss.detach()
 
 
-def _moving_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
+def _moving_average(decay: float) -> Callable[[Any, Any, Tensor | int], None]:
     """Exponential moving average that starts short, so that the initial weights are soon forgotten."""
 
     @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], n: Tensor) -> None:
+    def update(averaged: Any, current: Any, n: Tensor | int) -> None:
         torch._foreach_lerp_(averaged, current, 1.0 - min(decay, (1 + int(n)) / (10 + int(n))))
 
     return update

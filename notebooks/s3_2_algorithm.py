@@ -42,7 +42,7 @@ from itlib.network import Network, Residual
 from itlib.rewards import QuadraticReward, parse_reward
 from itlib.sampling import time_grid, transition
 from itlib.schedules import Cosine, noise
-from itlib.tilting import TiltBatch, TiltingConfig, iterative_tilting, single_sample
+from itlib.tilting import TiltBatch, TiltingConfig, explicit, iterative_tilting, single_sample
 from itlib.training import regression_step
 
 torch.set_num_threads(1)
@@ -563,7 +563,9 @@ def spy(batch):
 config = TiltingConfig(N=20, S=256, B=256, E=1)
 exact_base = ExactDenoiser(base, schedule)
 first = next(
-    iterative_tilting(exact_base, reward, schedule, config, estimator=spy, sampler=lambda *_: base.sample(256, rng).float())
+    iterative_tilting(
+        exact_base, reward, schedule, config, update=explicit(spy), sampler=lambda *_: base.sample(256, rng).float()
+    )
 )
 b = TiltBatch(*[v.double() if torch.is_tensor(v) else v for v in vars(seen[0]).values()])
 s_old = -b.eps_old / schedule.sigma(b.t).unsqueeze(-1)
@@ -652,6 +654,7 @@ plots.show(
 
 # %% tags=["hide-input"]
 source = inspect.getsource(iterative_tilting) + inspect.getsource(regression_step) + inspect.getsource(single_sample)
+source += inspect.getsource(explicit)
 source += inspect.getsource(TiltingConfig) + inspect.getsource(inspect.getmodule(iterative_tilting)._batches)
 lines = [
     ("1", r"$\delta \leftarrow \lambda/N$", "return self.lam / self.N", "$\\lambda$ is not stated; (4.12) implies 1."),
@@ -695,7 +698,7 @@ lines = [
     (
         "11",
         r"$s_i^{\mathrm{old}} + \delta\, r\,(g_i - s_i^{\mathrm{old}})$",
-        "batch.eps_old - config.delta * estimator(batch)",
+        "batch.eps_old - delta * estimator(batch)",
         r"The same times $-\sigma_t$.",
     ),
     (

@@ -29,6 +29,15 @@ ORDER = [
     "plots",
     "reproduce",
 ]
+#: The rivals, from bottom to top: each may import the core and those before it, and nothing else imports them.
+RIVALS = [
+    "baselines/common",
+    "baselines/tilt_matching",
+    "baselines/reward_weighted",
+    "baselines/draft",
+    "baselines/adjoint_matching",
+    "baselines/policy_gradient",
+]
 BATCH = ("records", "runs", "reproduce")
 CORE = tuple(name for name in ORDER if name not in (*BATCH, "plots"))
 #: Heavy guests, and the only modules that may invite them.
@@ -79,6 +88,19 @@ def test_every_module_has_its_place() -> None:
     assert sorted(ORDER) == sorted(p.stem for p in PACKAGE.glob("*.py") if p.stem != "__init__")
 
 
+def test_every_rival_has_its_place() -> None:
+    assert sorted(RIVALS) == sorted(f"baselines/{p.stem}" for p in PACKAGE.glob("baselines/*.py") if p.stem != "__init__")
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_rivals_import_the_core_and_each_other(name: str) -> None:
+    allowed = {f"itlib.{core}" for core in CORE}
+    allowed |= {f"itlib.{rival.replace('/', '.')}" for rival in RIVALS[: RIVALS.index(name)]}
+    ours = {dotted.rpartition(".")[0] for dotted in imported(tree(name)) if dotted.startswith("itlib.")}
+    assert ours <= allowed
+    assert not {dotted.split(".")[0] for dotted in imported(tree(name))} & set(ONLY)
+
+
 @pytest.mark.parametrize("name", ORDER)
 def test_imports_point_down(name: str) -> None:
     below = set(ORDER[: ORDER.index(name)])
@@ -92,7 +114,7 @@ def test_imports_point_down(name: str) -> None:
 def test_the_core_stays_small() -> None:
     size = {name: code_lines(PACKAGE / f"{name}.py") for name in ORDER}
     assert sum(size[name] for name in CORE) <= 1000, size
-    assert sum(size[name] for name in BATCH) <= 640, size
+    assert sum(size[name] for name in BATCH) <= 660, size
 
 
 def test_lines_are_counted_without_words(tmp_path: Path) -> None:
@@ -103,7 +125,7 @@ def test_lines_are_counted_without_words(tmp_path: Path) -> None:
     assert code_lines(path) == 4
 
 
-@pytest.mark.parametrize("name", ORDER)
+@pytest.mark.parametrize("name", [*ORDER, *RIVALS])
 def test_nothing_is_ever_unpickled(name: str) -> None:
     code = tree(name)
     assert not {dotted.split(".")[0] for dotted in imported(code)} & {"pickle", "cloudpickle", "dill", "joblib", "shelve"}

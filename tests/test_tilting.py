@@ -25,6 +25,7 @@ from itlib.tilting import (
     derive_seed,
     exact_covariance,
     exact_samples,
+    explicit,
     iterative_tilting,
     single_sample,
     tilt_path,
@@ -145,7 +146,7 @@ def test_every_line_of_one_tilt(cosine: Cosine) -> None:
     """Lines 3 to 13 on what the estimator saw and on the first loss, when student and teacher are still equal."""
     base, recorder = small(), Recorder()
     config = TiltingConfig(N=2, lam=3.0, S=50, J=4, B=20, E=7, lr=1e-3)
-    step = next(iterative_tilting(base, lambda x: x[:, 0].tanh(), cosine, config, estimator=recorder))
+    step = next(iterative_tilting(base, lambda x: x[:, 0].tanh(), cosine, config, update=explicit(recorder)))
     rows = {tuple(x): float(r) for x, r in zip(step.samples.tolist(), step.rewards, strict=True)}
     assert step.k == 1
     assert step.samples.shape == (50, 2)
@@ -166,7 +167,7 @@ def test_every_line_of_one_tilt(cosine: Cosine) -> None:
 def test_times_and_noise_have_their_laws(cosine: Cosine) -> None:
     recorder, n = Recorder(), 20 * 1000
     config = TiltingConfig(N=1, S=1000, J=1, B=1000, E=20)
-    next(iterative_tilting(small(), lambda x: x[:, 0], cosine, config, estimator=recorder))
+    next(iterative_tilting(small(), lambda x: x[:, 0], cosine, config, update=explicit(recorder)))
     t, z = recorder.all("t"), recorder.all("z")
     assert len(t) == len(set(t.tolist())) or len(set(t.tolist())) > n - 100  # a time for each sample
     assert float(t.mean()) == pytest.approx(0.5, abs=5 * math.sqrt(1 / 12 / n))
@@ -179,7 +180,7 @@ def test_minibatches_are_drawn_without_replacement_and_a_pass_uses_every_sample(
     for epoch, steps, seen in (("minibatch", 3, 3 * 20), ("pass", 3 * 3, 3 * 50)):
         recorder = Recorder()
         config = TiltingConfig(N=1, S=50, J=2, B=20, E=3, epoch=epoch)
-        (step,) = iterative_tilting(small(), lambda x: x[:, 0], cosine, config, estimator=recorder)
+        (step,) = iterative_tilting(small(), lambda x: x[:, 0], cosine, config, update=explicit(recorder))
         assert len(step.losses) == steps
         rows = [tuple(x) for x in recorder.all("x_0").tolist()]
         data = {tuple(x) for x in step.samples.tolist()}
@@ -196,7 +197,7 @@ def test_grouping_the_teachers_calls_changes_nothing_but_their_number(cosine: Co
     """2,400 samples in minibatches of 400: the estimator is called on groups, and the losses stay one a minibatch."""
     recorder = Recorder()
     config = TiltingConfig(N=1, S=800, J=1, B=400, E=6)
-    (step,) = iterative_tilting(small(), lambda x: x[:, 0], cosine, config, estimator=recorder)
+    (step,) = iterative_tilting(small(), lambda x: x[:, 0], cosine, config, update=explicit(recorder))
     assert [len(b.x_0) for b in recorder.batches] == [1600, 800]
     assert len(step.losses) == 6
 
@@ -224,7 +225,7 @@ def test_exact_ingredients_recover_the_path_exactly(paper: GaussianMixture, cosi
     config = TiltingConfig(N=N, lam=lam, S=200, B=100, E=300, lr=lr, optimizer=optimizer)
     run = iterative_tilting(
         OneVector(ExactDenoiser(paper, cosine)), reward, cosine, config,
-        estimator=exact_covariance(path, reward, cosine), sampler=exact_samples(path),
+        update=explicit(exact_covariance(path, reward, cosine)), sampler=exact_samples(path),
     )  # fmt: skip
     for step in run:
         # The target lies in the family, so no sampling error is left: only single precision and the optimiser's tail.
@@ -240,7 +241,7 @@ def test_the_single_sample_regression_is_unbiased(paper: GaussianMixture, cosine
     path, recorder = tilt_path(paper, reward, lam, 1), Recorder(single_sample)
     config = TiltingConfig(N=1, lam=lam, S=4000, B=4000, E=30, lr=5.0, optimizer="sgd")
     model = OneVector(ExactDenoiser(paper, cosine))
-    (step,) = iterative_tilting(model, reward, cosine, config, estimator=recorder, sampler=exact_samples(path))
+    (step,) = iterative_tilting(model, reward, cosine, config, update=explicit(recorder), sampler=exact_samples(path))
     # Least squares with weights sigma^2: theta* = -lam sum sigma^2 h e / sum sigma^2 h^2 over the draws e of the estimate.
     t, e = recorder.all("t").double(), single_sample(recorder_batch(recorder)).double()
     alpha, sigma = cosine.alpha(t)[:, None], cosine.sigma(t)[:, None]
@@ -267,7 +268,7 @@ def test_one_tilt_moves_an_exact_denoiser_toward_the_tilted_one(paper: GaussianM
     base = ExactDenoiser(paper, cosine)
     config = TiltingConfig(N=1, lam=0.25, S=1000, B=128, E=200, lr=1e-3)
     (step,) = iterative_tilting(
-        base, reward, cosine, config, estimator=exact_covariance(path, reward, cosine), sampler=exact_samples(path)
+        base, reward, cosine, config, update=explicit(exact_covariance(path, reward, cosine)), sampler=exact_samples(path)
     )
     assert isinstance(step.denoiser, Residual)
     before, after = (score_errors(f, path(1), cosine, n=1000) for f in (base, step.denoiser))
@@ -362,7 +363,7 @@ def test_each_tilt_samples_and_teaches_from_the_model_of_the_one_before() -> Non
         seen.append((k, copy.deepcopy(denoiser)))
         return torch.randn(S, 2, generator=generator)
 
-    after = [copy.deepcopy(s.denoiser) for s in steps(sampler=sampler, estimator=recorder)]
+    after = [copy.deepcopy(s.denoiser) for s in steps(sampler=sampler, update=explicit(recorder))]
     assert [k for k, _ in seen] == [1, 2, 3]
     before = [small(), *after[:-1]]
     for (_, sampled_from), model in zip(seen, before, strict=True):

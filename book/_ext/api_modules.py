@@ -58,7 +58,9 @@ def section(name: str, package: str = "itlib") -> str:
 def expand(app: Sphinx, docname: str, source: list[str]) -> None:
     """Replace the marker on the page that has it."""
     if MARKER in source[0]:
-        source[0] = source[0].replace(MARKER, "\n".join(map(section, module_names())))
+        rivals = "itlib.baselines"
+        sections = [*map(section, module_names()), *(section(name, rivals) for name in module_names(rivals))]
+        source[0] = source[0].replace(MARKER, "\n".join(sections))
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

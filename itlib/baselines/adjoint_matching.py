@@ -1,0 +1,166 @@
+r"""Adjoint Matching (Domingo-Enrich et al., arXiv 2409.08861): regress the control on the lean adjoint. (2.17)-(2.19).
+
+In discrete time, along Algorithm 1 with DDPM's noise (the memoryless schedule), a step from :math:`t_{k+1}` to
+:math:`t_k` is :math:`x_k = m_\theta(x_{k+1})+\eta_k z` with :math:`m = a\,x + b\,\varepsilon` (see
+:mod:`itlib.sampling`), and the control is
+
+.. math::
+
+   u_k = \frac{m_\theta-m_{\mathrm{base}}}{\eta_k}(x_{k+1})
+       = \frac{b_k}{\eta_k}(\varepsilon_\theta-\varepsilon_{\mathrm{base}})(x_{k+1}, t_{k+1}) .
+
+The lean adjoint follows a trajectory of the current model back up from its sample, through the *base* only,
+
+.. math:: \tilde a_0 = -\lambda\nabla r(x_0),\qquad
+          \tilde a_{k+1} = \Big(\frac{\partial m_{\mathrm{base}}}{\partial x}(x_{k+1})\Big)^{\!\top}\tilde a_k ,
+
+one vector-Jacobian product a step, and the loss is :math:`\sum_k\|u_k+\eta_k\,\tilde a_k\|^2` with the trajectory and the
+adjoint detached. The sign is that of :math:`\tilde a_0=-\lambda\nabla r`; the paper pairs this loss with
+:math:`\tilde a_1=+\lambda\nabla r`, which learns :math:`-u^*`. The optimum is
+:math:`u^*=-\eta\,\mathbb E[\tilde a_k\mid x_{k+1}]` under the optimal law itself: a fixed point, not a target known in
+advance. The last step of Algorithm 1 has no noise: it is the base's, and the adjoint goes through it.
+
+Needs :math:`\nabla r`, and a base that can be differentiated in x; no memory over steps.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from itlib.baselines.common import Account, Step
+from itlib.network import Denoiser, device_of
+from itlib.rewards import Reward
+from itlib.sampling import time_grid, transition
+from itlib.schedules import Schedule
+from itlib.tilting import as_student, derive_seed
+
+
+@dataclass(frozen=True)
+class AdjointMatchingConfig:
+    """The knobs of Adjoint Matching.
+
+    Args:
+        iterations: optimiser steps.
+        lam: tilt strength.
+        B: trajectories of an iteration.
+        J: steps of the sampler.
+        lr: Adam's learning rate.
+
+    Raises:
+        ValueError: for counts below 1 (J: below 2, or no step has noise).
+    """
+
+    iterations: int = 200
+    lam: float = 1.0
+    B: int = 64
+    J: int = 50
+    lr: float = 1e-4
+
+    def __post_init__(self) -> None:
+        if min(self.iterations, self.B) < 1 or self.J < 2:
+            raise ValueError("iterations and B must be at least 1, and J at least 2")
+
+
+@torch.no_grad()
+def trajectory(
+    denoiser: Denoiser, base: Denoiser, schedule: Schedule, x: Tensor, steps: int, generator: torch.Generator | None = None
+) -> list[Tensor]:
+    """States x_K, ..., x_0 of Algorithm 1 with DDPM's noise, each (B, d); the last step is the base's."""
+    times, states = time_grid(schedule, steps), [x]
+    for k in range(steps, 0, -1):
+        t = torch.tensor(times[k], dtype=x.dtype, device=x.device)
+        a, b, std = transition(schedule, times[k - 1], times[k], 1.0)
+        x = a * x + b * (denoiser if k > 1 else base)(x, t)
+        if k > 1:
+            x = x + std * torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
+        states.append(x)
+    return states
+
+
+def lean_adjoint(states: list[Tensor], base: Denoiser, reward: Reward, schedule: Schedule, lam: float) -> list[Tensor]:
+    """The adjoint at x_0, ..., x_{K-1} of trajectories given as x_K, ..., x_0, each (B, d).
+
+    Args:
+        states: of :func:`trajectory`.
+        base: differentiable in x.
+        reward: differentiable, (B, d) to (B,).
+        schedule: the pair alpha, sigma.
+        lam: tilt strength.
+    """
+    steps = len(states) - 1
+    times = time_grid(schedule, steps)
+    with torch.enable_grad():
+        x = states[-1].detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(reward(x).sum(), x)
+        adjoints = [-lam * gradient]
+        for k in range(1, steps):  # from the state at t_{k-1} to that at t_k
+            x = states[steps - k].detach().requires_grad_()
+            t = torch.tensor(times[k], dtype=x.dtype, device=x.device)
+            a, b, _ = transition(schedule, times[k - 1], times[k], 1.0)
+            (product,) = torch.autograd.grad(a * x + b * base(x, t), x, grad_outputs=adjoints[-1])
+            adjoints.append(product)
+    return adjoints
+
+
+def adjoint_matching(
+    base: Denoiser,
+    reward: Reward,
+    schedule: Schedule,
+    config: AdjointMatchingConfig | None = None,
+    *,
+    d: int = 2,
+    seed: int = 0,
+) -> Iterator[Step]:
+    """Adjoint Matching as a generator, one optimiser step per item.
+
+    Args:
+        base: the pretrained denoiser, differentiable in x; not changed.
+        reward: differentiable, (S, d) to (S,).
+        schedule: the pair alpha, sigma.
+        config: the knobs.
+        d: dimension of the data.
+        seed: fixes every random draw.
+
+    Yields:
+        A :class:`~itlib.baselines.common.Step` per iteration.
+
+    Raises:
+        FloatingPointError: if the loss stops being finite.
+    """
+    config = config or AdjointMatchingConfig()
+    account = Account()
+    student: nn.Module = as_student(base, d, derive_seed(seed, "weights"))
+    frozen = copy.deepcopy(base).requires_grad_(False) if isinstance(base, nn.Module) else base
+    frozen = account.denoiser(frozen)
+    account.denoiser(student)
+    counted = account.reward(reward)
+    optimizer = torch.optim.Adam([p for p in student.parameters() if p.requires_grad], lr=config.lr)
+    times = time_grid(schedule, config.J)
+    coefficients = [transition(schedule, times[k - 1], times[k], 1.0) for k in range(2, config.J + 1)]
+    for k in range(1, config.iterations + 1):
+        generator = torch.Generator().manual_seed(derive_seed(seed, "adjoint matching", k))
+        x = torch.randn(config.B, d, generator=generator).to(device_of(student))
+        states = trajectory(student, frozen, schedule, x, config.J, generator)
+        adjoints = lean_adjoint(states, frozen, counted, schedule, config.lam)
+        # All noisy steps at once: from x at t_2, ..., t_K to t_1, ..., t_{K-1}.
+        x = torch.cat(states[-3::-1])
+        t = torch.tensor(times[2:], dtype=x.dtype, device=x.device).repeat_interleave(config.B)
+        ratio, std = (
+            torch.tensor(v, dtype=x.dtype, device=x.device).repeat_interleave(config.B).unsqueeze(-1)
+            for v in ([b / s for _, b, s in coefficients], [s for _, _, s in coefficients])
+        )
+        with torch.no_grad():
+            eps_base = frozen(x, t)
+        control = ratio * (student(x, t) - eps_base)
+        loss = (control + std * torch.cat(adjoints[1:])).square().sum() / config.B
+        if not bool(torch.isfinite(loss)):
+            raise FloatingPointError(f"iteration {k}: the loss is no longer finite. Lower lr ({config.lr:g}) or lam")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        yield account.step(k, student, float(loss.detach()))

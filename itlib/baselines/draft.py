@@ -1,0 +1,182 @@
+r"""DRaFT (Clark et al., arXiv 2309.17400): gradient ascent on the reward, through the sampler. Equations (2.15), (2.16).
+
+With the noises :math:`\xi` of Algorithm 1 held fixed, its output :math:`\psi_0(\theta,\xi)` is a differentiable function of
+:math:`\theta`, and
+
+.. math:: J(\theta) = \mathbb E_\xi\,\lambda\,r(\psi_0(\theta,\xi)) - w\,\mathrm{KL}_{\mathrm{path}}(\theta).
+
+The published method has :math:`w=0` and no optimum but the reward's maximum. The path KL between the chains of
+the student and of the base,
+
+.. math::
+
+   \mathrm{KL}_{\mathrm{path}} = \sum_k \mathbb E\,\frac{\|m_\theta(x_{t_k})-m_{\mathrm{base}}(x_{t_k})\|^2}{2\,\eta_k^2},
+
+with transition means :math:`m` and standard deviations :math:`\eta_k` of (2.7), makes the exact tilt of the base chain
+the optimum at :math:`w=1`: the objective (2.17) of stochastic optimal control in discrete time. Algorithm 1 ends with a
+Dirac mass, where a path KL cannot be finite, so with :math:`w>0` the last step is the base's.
+
+- ``K``: gradients flow through the last K steps only (DRaFT-K); all by default.
+- ``renoise``: DRaFT-LV: the detached sample is noised to the last time again, n times, and denoised with gradient; the
+  gradient is the average. The paper calls it an unbiased control variate, which it is not: it is another way to average.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from itlib.baselines.common import Account, Step
+from itlib.network import Denoiser, device_of
+from itlib.rewards import Reward
+from itlib.sampling import time_grid, transition
+from itlib.schedules import Schedule, noise
+from itlib.tilting import as_student, derive_seed
+
+
+@dataclass(frozen=True)
+class DraftConfig:
+    """The knobs of DRaFT.
+
+    Args:
+        iterations: optimiser steps.
+        lam: weight of the reward.
+        kl: weight w of the path KL; 0 is the published method, 1 has the exact tilt as its optimum.
+        K: steps that gradients flow through, counted from the end; None is all of them.
+        renoise: n of DRaFT-LV (2 in its paper), with K = 1; 0 is none.
+        B: samples of an iteration.
+        J: steps of the sampler.
+        eta: DDIM multiplier; the path KL needs noise.
+        lr: Adam's learning rate.
+
+    Raises:
+        ValueError: for a value that makes no sense, saying which.
+    """
+
+    iterations: int = 200
+    lam: float = 1.0
+    kl: float = 0.0
+    K: int | None = None
+    renoise: int = 0
+    B: int = 64
+    J: int = 50
+    eta: float = 1.0
+    lr: float = 1e-4
+
+    def __post_init__(self) -> None:
+        if min(self.iterations, self.B, self.J) < 1:
+            raise ValueError("iterations, B and J must be at least 1")
+        if self.K is not None and not 1 <= self.K <= self.J:
+            raise ValueError(f"K must lie between 1 and J={self.J}, got {self.K}")
+        if self.renoise and (self.K != 1 or self.kl):
+            raise ValueError("renoise is DRaFT-LV: it needs K=1 and kl=0")
+        if self.kl and not self.eta:
+            raise ValueError("a path KL needs a noisy sampler: set eta above 0, or kl to 0")
+
+
+def rollout(
+    student: Denoiser,
+    base: Denoiser,
+    schedule: Schedule,
+    x: Tensor,
+    config: DraftConfig,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Algorithm 1 with autograd on through its last K steps.
+
+    Args:
+        student: predicts X_1; differentiated.
+        base: the same for the base, needed for the path KL only.
+        schedule: the pair alpha, sigma.
+        x: noise, (B, d).
+        config: K, kl, J and eta are used.
+        generator: of the noises.
+
+    Returns:
+        Samples, (B, d), and the path KL of each, (B,); zero if config.kl is.
+    """
+    times = time_grid(schedule, config.J)
+    keep = config.J if config.K is None else config.K
+    cost = x.new_zeros(len(x))
+    for k in range(config.J, 0, -1):
+        t = torch.tensor(times[k], dtype=x.dtype, device=x.device)
+        a, b, std = transition(schedule, times[k - 1], times[k], config.eta)
+        with torch.set_grad_enabled(k <= keep):
+            if config.kl and std == 0.0:
+                return a * x + b * base(x, t), cost
+            eps = student(x, t)
+            if config.kl:
+                cost = cost + (b / std) ** 2 * 0.5 * (eps - base(x, t)).square().sum(-1)
+            x = a * x + b * eps
+            if std:
+                x = x + std * torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
+    return x, cost
+
+
+def low_variance(
+    student: Denoiser, schedule: Schedule, x_0: Tensor, config: DraftConfig, generator: torch.Generator
+) -> Tensor:
+    """DRaFT-LV: noise detached samples to the last time, n times over, and denoise them with gradient, (n B, d)."""
+    last = time_grid(schedule, config.J)[1]
+    x_0 = x_0.detach().repeat(config.renoise, 1)
+    t = torch.tensor(last, dtype=x_0.dtype, device=x_0.device)
+    z = torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype).to(x_0.device)
+    x_t = noise(schedule, x_0, z, t)
+    a, b, _ = transition(schedule, 0.0, last, 0.0)
+    return a * x_t + b * student(x_t, t)
+
+
+def draft(
+    base: Denoiser,
+    reward: Reward,
+    schedule: Schedule,
+    config: DraftConfig | None = None,
+    *,
+    d: int = 2,
+    seed: int = 0,
+) -> Iterator[Step]:
+    """DRaFT as a generator, one optimiser step per item.
+
+    Args:
+        base: the pretrained denoiser; not changed.
+        reward: differentiable, (S, d) to (S,).
+        schedule: the pair alpha, sigma.
+        config: the knobs.
+        d: dimension of the data.
+        seed: fixes every random draw.
+
+    Yields:
+        A :class:`~itlib.baselines.common.Step` per iteration.
+
+    Raises:
+        FloatingPointError: if the loss stops being finite.
+    """
+    config = config or DraftConfig()
+    account = Account()
+    student: nn.Module = as_student(base, d, derive_seed(seed, "weights"))
+    frozen = account.denoiser(copy.deepcopy(base) if isinstance(base, nn.Module) else base)
+    account.denoiser(student)
+    counted = account.reward(reward)
+    parameters = [p for p in student.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=config.lr)
+    for k in range(1, config.iterations + 1):
+        generator = torch.Generator().manual_seed(derive_seed(seed, "draft", k))
+        x = torch.randn(config.B, d, generator=generator).to(device_of(student))
+        if config.renoise:
+            with torch.no_grad():
+                x, _ = rollout(student, frozen, schedule, x, config, generator)
+            samples = low_variance(student, schedule, x, config, generator)
+            loss = -config.lam * counted(samples).mean()
+        else:
+            samples, cost = rollout(student, frozen, schedule, x, config, generator)
+            loss = (config.kl * cost - config.lam * counted(samples)).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if not bool(torch.isfinite(loss)):
+            raise FloatingPointError(f"iteration {k}: the objective is no longer finite. Lower lr ({config.lr:g}) or lam")
+        optimizer.step()
+        yield account.step(k, student, float(loss.detach()))

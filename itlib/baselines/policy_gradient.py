@@ -1,0 +1,194 @@
+r"""Policy gradients through the sampler: DDPO (Black et al., arXiv 2305.13301) and DPOK (Fan et al., arXiv 2305.16381).
+
+Each noisy step of Algorithm 1 is an action with density :math:`p_\theta(x_k\mid x_{k+1})=\mathcal N(m_\theta,\eta_k^2I)`
+(2.7), so the gradient of an expected reward needs its values only:
+
+.. math:: \nabla J = \mathbb E\Big[A\sum_k \nabla\log p_\theta(x_k\mid x_{k+1})\Big] .
+
+- *DDPO* (``kl=0``): the advantage A is the reward, standardised over the batch and clipped; several updates are made on
+  one batch of trajectories, each with a clipped likelihood ratio per step. Nothing keeps the model near the base.
+- *DPOK* (``kl=1, value=True``): subtracts a learned value :math:`v(x_k,t_k)\approx\mathbb E[\lambda r\mid x_k]` instead,
+  and adds the KL of each step to the base's, :math:`\|m_\theta-m_{\mathrm{base}}\|^2/2\eta_k^2`. Its gradient leaves out
+  that an early step changes the KL of later ones. ``future_kl`` takes these off the reward: then the exact tilt is the
+  optimum.
+
+The last step of Algorithm 1 has no density: it is the base's. Log-densities are summed over dimensions. The published
+code of DDPO averages them and clips at 1e-4; in two dimensions a clip of .1 or .2 does the same.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from itlib.baselines.adjoint_matching import trajectory
+from itlib.baselines.common import Account, Step
+from itlib.network import Denoiser, device_of
+from itlib.rewards import Reward, evaluate
+from itlib.sampling import time_grid, transition
+from itlib.schedules import Schedule
+from itlib.tilting import as_student, derive_seed
+
+
+@dataclass(frozen=True)
+class PolicyGradientConfig:
+    """The knobs of both methods; the defaults are DDPO's.
+
+    Args:
+        iterations: batches of trajectories.
+        updates: optimiser steps on each batch.
+        lam: weight of the reward.
+        kl: weight of the KL to the base.
+        future_kl: whether the KL of later steps is taken off the reward of a step.
+        value: whether a value is learned and subtracted; else the reward is standardised over the batch.
+        clip: the ratio of new to old density is kept within 1 - clip and 1 + clip.
+        advantage_clip: largest advantage, in either direction.
+        B: trajectories of a batch.
+        J: steps of the sampler.
+        lr: Adam's learning rate.
+
+    Raises:
+        ValueError: for a value that makes no sense, saying which.
+    """
+
+    iterations: int = 100
+    updates: int = 4
+    lam: float = 1.0
+    kl: float = 0.0
+    future_kl: bool = False
+    value: bool = False
+    clip: float = 0.2
+    advantage_clip: float = 5.0
+    B: int = 256
+    J: int = 50
+    lr: float = 1e-4
+
+    def __post_init__(self) -> None:
+        if min(self.iterations, self.updates) < 1 or min(self.B, self.J) < 2:
+            raise ValueError("iterations and updates must be at least 1, B and J at least 2")
+        if not (self.clip > 0 and self.advantage_clip > 0):
+            raise ValueError(f"clips must be positive, got {self.clip} and {self.advantage_clip}")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The noisy steps of B trajectories, M = B (J - 1) of them, and what does not change while a batch is used.
+
+    Args:
+        x: states that the steps leave, (M, d).
+        arrived: states that they reach, (M, d).
+        t: times that they leave, (M,).
+        coefficients: a, b and the standard deviation of each step, (M, 1) each.
+        eps_base: the base's prediction at x, (M, d).
+    """
+
+    x: Tensor
+    arrived: Tensor
+    t: Tensor
+    coefficients: tuple[Tensor, Tensor, Tensor]
+    eps_base: Tensor
+
+    def log_density(self, eps: Tensor) -> Tensor:
+        """log p(arrived | x) of each step, (M,), up to a constant."""
+        a, b, std = self.coefficients
+        return -0.5 * ((self.arrived - a * self.x - b * eps) / std).square().sum(-1)
+
+    def kl(self, eps: Tensor) -> Tensor:
+        """KL of each step to the base's, (M,)."""
+        _, b, std = self.coefficients
+        return 0.5 * (b / std * (eps - self.eps_base)).square().sum(-1)
+
+
+def batch_of(states: list[Tensor], base: Denoiser, schedule: Schedule) -> Batch:
+    """The noisy steps of trajectories x_K, ..., x_0, as :func:`~itlib.baselines.adjoint_matching.trajectory` gives them."""
+    x, steps = torch.cat(states[:-2]), len(states) - 1
+    times = time_grid(schedule, steps)
+    each = [transition(schedule, times[k - 1], times[k], 1.0) for k in range(steps, 1, -1)]
+    a, b, std = (torch.tensor(v).to(x).repeat_interleave(len(states[0])).unsqueeze(-1) for v in zip(*each, strict=True))
+    t = torch.tensor(times[:1:-1]).to(x).repeat_interleave(len(states[0]))
+    with torch.no_grad():
+        return Batch(x, torch.cat(states[1:-1]), t, (a, b, std), base(x, t))
+
+
+def policy_gradient(
+    base: Denoiser,
+    reward: Reward,
+    schedule: Schedule,
+    config: PolicyGradientConfig | None = None,
+    *,
+    d: int = 2,
+    seed: int = 0,
+) -> Iterator[Step]:
+    """DDPO and DPOK as a generator, one batch of trajectories per item.
+
+    Args:
+        base: the pretrained denoiser; not changed.
+        reward: forward evaluations only, (S, d) to (S,).
+        schedule: the pair alpha, sigma.
+        config: the knobs.
+        d: dimension of the data.
+        seed: fixes every random draw.
+
+    Yields:
+        A :class:`~itlib.baselines.common.Step` per batch.
+
+    Raises:
+        FloatingPointError: if the loss stops being finite.
+    """
+    config = config or PolicyGradientConfig()
+    account = Account()
+    student: nn.Module = as_student(base, d, derive_seed(seed, "weights"))
+    frozen = copy.deepcopy(base).requires_grad_(False) if isinstance(base, nn.Module) else base
+    frozen = account.denoiser(frozen)
+    account.denoiser(student)
+    counted = account.reward(reward)
+    parameters = [p for p in student.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=config.lr)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "value"))
+        value = nn.Sequential(nn.Linear(d + 1, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 1))
+    value = value.to(parameters[0])
+    fit = torch.optim.Adam(value.parameters(), lr=1e-3)
+    for k in range(1, config.iterations + 1):
+        generator = torch.Generator().manual_seed(derive_seed(seed, "policy gradient", k))
+        x = torch.randn(config.B, d, generator=generator, dtype=parameters[0].dtype).to(device_of(student))
+        states = trajectory(student, frozen, schedule, x, config.J, generator)
+        rewards = config.lam * evaluate(counted, states[-1])
+        batch = batch_of(states, frozen, schedule)
+        with torch.no_grad():
+            eps = student(batch.x, batch.t)
+            old, returns = batch.log_density(eps), rewards.repeat(config.J - 1)
+            if config.future_kl:  # of the steps after this one; steps run from noise to data
+                costs = config.kl * batch.kl(eps).reshape(config.J - 1, config.B)
+                returns = returns - (costs.flip(0).cumsum(0).flip(0) - costs).flatten()
+            inputs = torch.cat([batch.x, batch.t.unsqueeze(-1)], -1)
+            if config.value:
+                advantage = returns - value(inputs).squeeze(-1)
+            else:
+                by_step = returns.reshape(config.J - 1, config.B)
+                advantage = by_step - by_step.mean(1, keepdim=True)
+                if not config.kl:  # a KL is in nats: against it the reward keeps its scale
+                    advantage = advantage / by_step.std(1, keepdim=True).clamp_min(1e-8)
+                advantage = advantage.flatten()
+            advantage = advantage.clamp(-config.advantage_clip, config.advantage_clip)
+        for _ in range(config.updates):
+            eps = student(batch.x, batch.t)
+            ratio = torch.exp(batch.log_density(eps) - old)
+            kept = ratio.clamp(1 - config.clip, 1 + config.clip)
+            gain = torch.minimum(ratio * advantage, kept * advantage) - config.kl * batch.kl(eps)
+            loss = -gain.sum() / config.B
+            if not bool(torch.isfinite(loss)):
+                raise FloatingPointError(f"batch {k}: the loss is no longer finite. Lower lr ({config.lr:g}) or lam")
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            if config.value:
+                fit.zero_grad(set_to_none=True)
+                functional.mse_loss(value(inputs).squeeze(-1), returns).backward()
+                fit.step()
+        yield account.step(k, student, float(loss.detach()))
