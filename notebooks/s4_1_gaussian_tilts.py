@@ -19,8 +19,8 @@
 # Section 4.1 of the paper builds the place where everything is known. Tilt a Gaussian by a quadratic reward and you get a
 # Gaussian; tilt a mixture and you get a mixture. So a learned model can be held against the truth, tilt by tilt.
 #
-# **You will see** the square completed, each line of it checked; when a tilt has no answer at all, and that samples do not
-# notice; the paper's target derived, beside three harder ones; and an explorer in which you set the reward yourself.
+# **You will see** the square completed, each line of it checked; when there is no tilted density at all, and that samples do not
+# show it; the paper's target derived, beside three harder ones; and an explorer in which you set the reward yourself.
 
 # %% tags=["parameters", "remove-cell"]
 profile = "full"  # "smoke" uses fewer random problems and coarser pictures
@@ -154,13 +154,13 @@ display(Markdown(table.to_markdown(index=False)))
 # $$\mu' = \mu + \Sigma' g, \qquad
 #   \log Z = r(\mu) + \tfrac12\, g^\top \Sigma' g + \tfrac12 \log\frac{|\Sigma'|}{|\Sigma|}.$$ (eq-newton)
 #
-# The first is one line: $\Sigma'^{-1}(\mu'-\mu) = \Sigma^{-1}\mu + b - (\Sigma^{-1} - A)\mu = b + A\mu$. It is *one Newton step* on
-# $r + \log p_0^b$ from $\mu$, and for a quadratic one such step is enough. The second follows from {eq}`eq-4-6`, or from expanding $r$
-# about $\mu$. It says what a Gaussian is worth to the reward: its value at the mean, plus a gain for every direction
-# in which the mass can move uphill, plus a gain for growing wider.
+# The first takes one line: subtract $\Sigma'^{-1}\mu = \Sigma^{-1}\mu - A\mu$ from $\Sigma'^{-1}\mu' = \Sigma^{-1}\mu + b$. It is
+# *one Newton step* on $r + \log p_0^b$ from $\mu$, and for a quadratic one such step is enough. The second follows from
+# {eq}`eq-4-6`, or from expanding $r$ about $\mu$. It says what a Gaussian is worth to the reward: its value at the mean, plus a
+# gain for every direction in which the mass can move uphill, plus a gain for growing wider.
 #
-# How far did the tilt go? $\log Z$ is a cumulant generating function of the reward, so its slope in $\lambda$ is the mean
-# reward under the tilt, and
+# How far did the tilt go? With $\lambda$ back in place, $\log Z_{\lambda r}$ is the cumulant generating function of the reward. So its
+# slope in $\lambda$ is the mean reward under the tilt, and
 #
 # $$\mathrm{KL}\big(p_0^{\lambda r} \,\|\, p_0^b\big) = \lambda\, \mathbb E_{p_0^{\lambda r}}[r(X)] - \log Z_{\lambda r}
 #   = \lambda\, \frac{d}{d\lambda} \log Z_{\lambda r} - \log Z_{\lambda r}.$$ (eq-tilt-kl)
@@ -262,8 +262,7 @@ display(Markdown(table.to_markdown(index=False, floatfmt=".4f")))
 # ## When there is no tilted density
 #
 # A reward that curves upward in some direction $v$, with $v^\top A v > 0$, grows like a square there. The exponent of the Gaussian
-# falls like a square.
-# The tilted density exists if and only if the Gaussian wins in every direction and every component:
+# falls like a square. The tilted density exists if and only if the Gaussian wins in every direction and every component:
 #
 # $$\Sigma_i^{-1} - \lambda A \succ 0 \ \text{ for all } i
 #   \qquad\Longleftrightarrow\qquad \lambda < \lambda^\star = \min_i \frac{1}{\max\big(0,\ \max\mathrm{eig}(\Sigma_i A)\big)} .$$ (eq-lambda-star)
@@ -377,8 +376,8 @@ plots.show(
 # :name: fig-gaussian-tilts-normaliser
 #
 # The reward `quadratic` on the paper's base. Left: $\log Z_{\lambda r}$, which ends at $\lambda^\star$, and its tangent at
-# $\lambda = 1$, which gives the divergence {eq}`eq-tilt-kl`. Right: the integral of $e^{\lambda r} p_0^b$ over boxes, below, at and above
-# $\lambda^\star$.
+# $\lambda = 1$, which gives the divergence {eq}`eq-tilt-kl`. Right: the integral of $e^{\lambda r} p_0^b$ over boxes. Below
+# $\lambda^\star = 2$ it settles. At $\lambda^\star$ and above it does not.
 # ```
 #
 # ## The paper's case
@@ -413,9 +412,10 @@ assert abs(base.tilt_kl(paper) - 4) < 1e-12
 # %% [markdown]
 # ## Three more rewards
 #
-# In the paper's case nothing happens to the weights or to the shapes, only to the height of both modes. {doc}`s3_1_tilted_score`
-# shows what that hides. So the book has three more rewards on the same base. {py:data}`~itlib.rewards.NAMED_REWARDS` names them.
-# Their $\log Z$ and divergence are checked by quadrature as they are put into the table.
+# In the paper's case nothing happens to the weights or to the shapes. Both modes only move up. {doc}`s3_1_tilted_score`
+# shows what that hides. So the book has three more rewards on the same base, named in {py:data}`~itlib.rewards.NAMED_REWARDS`.
+# Their coefficients list the entries of $b$ and the diagonal of $A$. Their $\log Z$ and divergence are checked by quadrature as
+# they are put into the table.
 
 # %%
 h = 0.05 if full else 0.1
@@ -501,20 +501,21 @@ plots.show(
 # :name: fig-gaussian-tilts-named
 #
 # Base (dashed, blue) and tilted density (filled, green) for the four rewards at $\lambda = 1$. Contours at 1, 10, 40 and 80 per
-# cent of each density's maximum; arrows {eq}`eq-newton` from the old means to the new ones; numbers are the new weights.
+# cent of each density's maximum. Arrows {eq}`eq-newton` lead from the old means to the new ones. Numbers are the new weights.
+# Only the paper's reward leaves weights and shapes as they were.
 # ```
 #
 # ## A tilt explorer
 #
 # Now it is your turn. The reward is $r(x) = \frac12 (A_{11} x_1^2 + A_{22} x_2^2) + b_1 x_1 + b_2 x_2$, the base is {eq}`eq-4-11`.
-# Start from `quadratic`, and raise $\lambda$ until there is nothing left to draw.
+# Start from `quadratic`, and raise $\lambda$ past $\lambda^\star$, until there is nothing left to draw.
 
 # %% tags=["hide-input"]
 covariances = base.covariances
 assert torch.equal(covariances, torch.diag_embed(covariances.diagonal(dim1=1, dim2=2)))  # the script takes diagonals
 
 SLIDERS = {  # id: label, spoken name, from, to, step
-    "lam": ("λ", "tilt strength lambda", 0, 1.5, 0.01),
+    "lam": ("λ", "tilt strength lambda", 0, 2.5, 0.01),
     "b1": ("b<sub>1</sub>", "linear part b 1", -5, 5, 0.1),
     "b2": ("b<sub>2</sub>", "linear part b 2", -5, 5, 0.1),
     "a1": ("A<sub>11</sub>", "curvature A 1 1", -3, 3, 0.05),
@@ -775,8 +776,8 @@ display(HTML(explorer()))
 #
 # ## Try this
 #
-# - The paper's reward does not look at $x_1$: both modes are paid the same at their means. Make the right one narrower, with variance
-#   0.3 instead of 0.5. Who gains weight?
+# - The paper's reward does not look at $x_1$, and it is zero at both means. Make the right one narrower, with variance
+#   0.3 instead of 0.5. Which one gains weight?
 
 # %% tags=["hide-cell"]
 eye = torch.eye(2)
@@ -786,14 +787,14 @@ assert abs(float((uneven.weights[0] / uneven.weights[1]).log()) - worth) < 1e-12
 display(
     Markdown(
         f"The wide one: its weight is now {float(uneven.weights[0]):.3f}. By {{eq}}`eq-newton` a mode is worth "
-        r"$r(\mu) + \frac12 b^\top \Sigma b$: who can move further uphill is paid for it, "
+        r"$r(\mu) + \frac12 b^\top \Sigma b$: the mode that can move further uphill is worth more, "
         f"here $e^{{{worth:.1f}}}$ times as much. The means are now at different heights too, "
         f"{float(uneven.means[0, 1]):.1f} and {float(uneven.means[1, 1]):.1f}."
     )
 )
 
 # %% [markdown]
-# - Tilt by $\lambda = 1/2$, and tilt the result by $\lambda = 1/2$ again. Then tilt that by $\lambda = -1$.
+# - Tilt by $\lambda = 1/2$, and tilt the result by $\lambda = 1/2$ again. Then tilt that by $\lambda = -1$. What comes out?
 
 # %% tags=["hide-cell"]
 twice, once = base.tilted(quadratic, 0.5).tilted(quadratic, 0.5), base.tilted(quadratic, 1.0)
