@@ -143,7 +143,7 @@ with plots.house_style() as plt:
                 )
         ax.set(xlabel=title, yticks=range(len(order)), yticklabels=[names[k] for k in order])
         ax.set_ylim(len(order) - 0.5, -0.5)
-    axes[0].set_xscale("log")
+    axes[0].set_xlim(left=0)
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
 plots.show(
     fig,
