@@ -20,8 +20,8 @@
 # that differentiate the reward: through the sampler (DRaFT), and along a path (stochastic optimal control, Adjoint Matching).
 #
 # **You will see** which objective has the tilted density as its optimum, and that DRaFT's has not: it runs away. You will see what a
-# control can and cannot reach, why the noise of the sampler decides about that, and what a wrong sign in (2.19) teaches. At the end all
-# methods take one step on the same toy, and we count what they ask of the reward and of the memory.
+# control can and cannot reach, why the noise of the sampler decides about that, and what a model learns from the wrong sign in (2.19). At
+# the end all methods take one step on the same toy, and we count what each asks of the reward and of the memory.
 
 # %% tags=["parameters", "remove-cell"]
 profile = "full"  # "smoke" uses fewer samples and steps
@@ -71,7 +71,7 @@ def seeded(seed):
 #
 # The last term is the only one on the right that depends on $q$, and it vanishes for $q = p_0^{\lambda r}$ alone. So the tilted density is the
 # one and only maximum, and its value is $\log Z_{\lambda r}$. This is **Gibbs' variational principle**. Here are both sides, by quadrature,
-# for the paper's mixture and some arbitrary $q$. We take the paper's reward $4x_2$ and, everywhere in this chapter, $\lambda = \frac12$: a
+# for the paper's mixture and six choices of $q$. We take the paper's reward $4x_2$ and, everywhere in this chapter, $\lambda = \frac12$: a
 # factor $\lambda$ that gets lost on the way would not be seen at $\lambda = 1$.
 
 # %%
@@ -109,24 +109,24 @@ for name, q in candidates.items():
     numbers = (round(v, 9) + 0.0 for v in (gain, price, gain - price, gap))  # no -0.000
     rows.append([name, *numbers])
 columns = ["$q$", r"$\mathbb E_q[\lambda r]$", "KL to base", "difference", "KL to tilt"]
-display(Markdown(pd.DataFrame(rows, columns=columns).to_markdown(index=False, floatfmt=".3f")))
-display(Markdown(rf"$\log Z_{{\lambda r}} = {log_z:.3f}$ is the largest difference there can be."))
+display(Markdown(pd.DataFrame(rows, columns=columns).to_markdown(index=False, floatfmt=".2f")))
+display(Markdown(rf"$\log Z_{{\lambda r}} = {log_z:.2f}$ is the largest difference there can be."))
 differences = np.array([row[3] for row in rows])
 assert abs(differences.max() - log_z) < 1e-8
 assert (np.sort(differences)[:-1] < log_z - 0.1).all()  # reached once
 
 # %% [markdown]
-# A maximiser of the first column alone would go on to the last row, and beyond. With this in hand the methods of the section can be sorted.
+# Maximising the first column alone would lead to the last row, and beyond. This sorts the methods of the section:
 #
-# | method | what it optimises | needs $\nabla r$ | a step keeps | optimum is the tilted density |
+# | method | ends at the tilt | needs $\nabla r$ | optimises | a step keeps |
 # |:--|:--|:--|:--|:--|
-# | DRaFT {eq}`eq-2-15` | $\mathbb E[r]$ | yes | activations of all reverse steps | no |
-# | DRaFT-$K$, DRaFT-LV | no objective: a truncated gradient of $\mathbb E[r]$ | yes | activations of the last $K$ steps, or of one | no |
-# | control {eq}`eq-2-17`, differentiated through the path | $\mathbb E[\lambda r]$ minus the KL of *paths* | yes | activations of all steps | yes, if memoryless |
-# | Adjoint Matching {eq}`eq-2-18`, {eq}`eq-2-19` | the same, as a regression | yes, at the end of each path | states of a path, activations of one step | yes, if memoryless, and with the sign mended |
-# | iterative tilting {eq}`eq-3-10` | $N$ regressions | no | a dataset, activations of one evaluation | up to $O(1/N)$ |
+# | DRaFT {eq}`eq-2-15` | no | yes | $\mathbb E[r]$ | activations of all reverse steps |
+# | DRaFT-$K$, DRaFT-LV | no | yes | no objective: a truncated gradient of $\mathbb E[r]$ | activations of the last $K$ steps, or of one |
+# | control {eq}`eq-2-17`, differentiated through the path | if memoryless | yes | $\mathbb E[\lambda r]$ minus the KL of *paths* | activations of all steps |
+# | Adjoint Matching {eq}`eq-2-18`, {eq}`eq-2-19` | if memoryless, with the sign mended | at the end of each path | the same, as a regression | states of a path, activations of one step |
+# | iterative tilting {eq}`eq-3-10` | up to $O(1/N)$ | no | $N$ regressions | a dataset, activations of one evaluation |
 #
-# The rest of the chapter earns the entries of this table one by one.
+# The rest of the chapter gives the reasons. Those for $O(1/N)$ are in {doc}`s3_1_tilted_score`.
 #
 # ## DRaFT: differentiate the sampler
 #
@@ -177,7 +177,7 @@ assert torch.allclose(
 
 # %% [markdown]
 # (The assert says that this is the library's sampler: the same noises give the same samples.) Now {eq}`eq-2-16` as it is printed, with the
-# Jacobian by forward differentiation and $\nabla r$ typed in, against central differences of $J$ with the same noises. The reward is
+# Jacobian by forward differentiation and $\nabla r$ written out, against central differences of $J$ with the same noises. The reward is
 # `quadratic`, so that $\nabla r = Ax + b$ is different at every sample.
 
 # %%
@@ -208,9 +208,9 @@ display(
 # ### Truncated gradients
 #
 # Differentiating all steps keeps the activations of all of them. DRaFT-$K$ differentiates the last $K$ only. The paper says that DRaFT-LV
-# "refines $K = 1$ with a control-variate correction for lower variance while remaining unbiased". {doc}`errata` shows that this is not so
-# ({ref}`item 15 <err-draft>`). What it does is four lines long: take the finished sample, noise it again to the time of the last step,
-# denoise it, differentiate this one step, and average over several such noisings.
+# "refines $K = 1$ with a control-variate correction for lower variance while remaining unbiased". That is not so ({doc}`errata`,
+# {ref}`item 15 <err-draft>`). DRaFT-LV takes the finished sample, noises it again to the time of the last step, denoises it,
+# differentiates this one step, and averages over several such noisings.
 
 # %%
 t_1, a_1, b_1, _ = steps[-1]
@@ -257,19 +257,20 @@ assert ((short.mean(0) - lv.mean(0)).abs() < 4 * standard_error).all()  # the sa
 assert float(lv.mean(0) @ whole / whole.square().sum()) < 0.1  # ... which is not the full one
 
 # %% [markdown]
-# Averaging lowers the spread, by little here: most of it comes from which $x_0$ was drawn, not from the last noise. The mean stays
-# where DRaFT-1 has it, a small share of the full gradient. Nothing is subtracted anywhere, so it is no control variate. (Truncation can
-# still be the better optimiser. The full gradient of a chain of many steps is large and noisy, as the table shows.)
+# The share is the component of the mean gradient along the full one. Averaging lowers the spread, by little here: most of it comes from
+# which $x_0$ was drawn, not from the last noise. The mean stays where DRaFT-1 has it, a small share of the full gradient. Nothing is
+# subtracted anywhere, so it is no control variate. (A truncated gradient can still serve better: the full one is large and noisy.)
 #
 # ### Where it ends
 #
 # $\lambda$ does not occur in {eq}`eq-2-15`. The tilted density cannot be its optimum, then, for it depends on $\lambda$. To see what the
-# optimum is, look at the second coordinate of the toy. It is one Gaussian, $N(0, \frac12)$, independent of the first, and its exact denoiser is linear. Give
-# each reverse step an affine correction, $\hat x_1^\theta = \hat x_1 + \theta_k + \vartheta_k x_2$. All states stay Gaussian, so
-# $J$ is a function of a mean and a variance: no sampling, no noise in the gradient.
+# optimum is, look at the second coordinate of the toy. It is one Gaussian, $N(0, \frac12)$, independent of the first, and its exact
+# denoiser is linear. Give step $k$ a correction with a shift $\theta_k$ and a slope $\vartheta_k$:
+# $\hat x_1^\theta = \hat x_1 + \theta_k + \vartheta_k x_2$. All states stay Gaussian, so $J$ is a function of a mean and a variance: no
+# sampling, no noise in the gradient.
 #
-# What DRaFT lacks is the price. The chain of Algorithm 1 has Gaussian transitions with means $m_\theta$ and standard deviations $\eta_k$,
-# so the KL divergence between the laws of fine-tuned and base *paths* is a sum over steps,
+# What DRaFT lacks is a price for leaving the base. The step of Algorithm 1 from $t_{k+1}$ to $t_k$ is Gaussian with a mean $m_\theta$
+# and the standard deviation $\eta_k$. So the KL divergence between the laws of fine-tuned and base *paths* is a sum over steps,
 #
 # $$\mathrm{KL}_{\mathrm{path}} = \sum_k \mathbb E\,\frac{\|m_\theta(x_{t_{k+1}}) - m_{\mathrm{base}}(x_{t_{k+1}})\|^2}{2\eta_k^2},$$ (eq-path-kl)
 #
@@ -376,12 +377,14 @@ def tilt_of(v, r):
 # A linear reward asks for shifts only, which the corrections can do: exact, but for the solver and the memory of the chain.
 best_linear = optimum(linear, 20)
 assert np.allclose(best_linear, tilt_of(v_sampler, linear), rtol=0, atol=1e-4)
-# A curved one asks for narrower transitions too, which they cannot: an error of the variance that falls like 1/K.
+# A curved one asks for narrower transitions too, which they cannot: an error of the variance that falls like 1/K. The mean needs shifts only.
 gaps = {}
 few, many = (20, 40) if full else (10, 20)
 for K in (few, many):
     v = float(second_coordinate(torch.zeros(K, 2), reverse_steps(K))[1])
-    gaps[K] = optimum(bounded, K)[1] / tilt_of(v, bounded)[1] - 1
+    best, aim = optimum(bounded, K), tilt_of(v, bounded)
+    assert abs(best[0] - aim[0]) < 1e-3
+    gaps[K] = best[1] / aim[1] - 1
 assert 0 < gaps[few] < 0.06
 assert gaps[many] < 0.65 * gaps[few]
 ends = {key: trace[-1] for key, trace in traces.items()}
@@ -437,25 +440,24 @@ plots.show(
 # %% tags=["hide-input"]
 display(
     Markdown(
-        f"After {iterations} steps the mean of DRaFT is {ends['linear', False][0]:.1e} for the linear reward; for the bounded one its variance is "
-        f"{ends['bounded', False][1]:.3f} and still falling. With the path KL the optimum is ({', '.join(f'{v:.4f}' for v in best_linear)}) "
-        f"against ({', '.join(f'{v:.4f}' for v in tilt_of(v_sampler, linear))}), mean and variance of the tilt, for the linear reward. For the bounded one "
-        f"the means agree and the variance is {gaps[few]:.1%} too large with {few} steps, {gaps[many]:.1%} with {many}. The tilt is that of what the *sampler* "
-        f"draws, $N(0, {v_sampler:.3f})$; 20 steps narrow the base that much."
+        f"After {iterations} steps of Adam the mean of DRaFT is {ends['linear', False][0]:.1e} for the linear reward, and its variance is "
+        f"{ends['bounded', False][1]:.3f} for the bounded one. With the path KL the linear reward ends at mean {best_linear[0]:.4f} and variance "
+        f"{best_linear[1]:.4f}; the tilt has {tilt_of(v_sampler, linear)[0]:.4f} and {tilt_of(v_sampler, linear)[1]:.4f}. For the bounded reward the mean is "
+        f"that of the tilt, and the variance is {gaps[few]:.1%} too large with {few} reverse steps, {gaps[many]:.1%} with {many}: the corrections cannot "
+        f"narrow a transition. (The tilt here is that of what the *sampler* draws, $N(0, {v_sampler:.3f})$. It is narrower than the base because its steps are few.)"
     )
 )
 
 # %% [markdown]
-# Why does a KL of paths do the work of a KL of samples? Because the chain rule of KL divergences says that the first is the second plus what is
-# left after the end point is known, and the optimum can make the rest vanish. One condition is hidden here: the *start* of
-# the path. The next section is about it.
+# Why does a KL of paths do the work of a KL of samples? By the chain rule of KL divergences the first is the second, plus the KL of the
+# paths given their end. The optimum can make the rest vanish, unless the *start* of the path stands in its way. More on this below.
 #
 # ## Stochastic optimal control
 #
 # **Clock.** Here, and only here, the paper's time runs from noise to data: its $X_0$ is noise and its $X_1$ is the sample. In this book $t = 0$ is
 # data. We write $\tau = 1 - t$ for the paper's time of this section, and $Y_\tau = X_{1-\tau}$. So $Y_0$ is noise and $Y_1$ is data.
 #
-# Add a drift $g u$ to the generative process, with $g$ its diffusion coefficient,
+# To the generative process, with drift $b$ and diffusion coefficient $g$, add a drift $g u$,
 #
 # $$dY_\tau = \big[b(Y_\tau, \tau) + g(\tau)\, u_\tau(Y_\tau)\big]\, d\tau + g(\tau)\, dW_\tau,$$
 #
@@ -465,12 +467,16 @@ display(
 #
 # Two processes with the same $g$ that differ by a drift $g u$ have, by Girsanov's theorem,
 #
-# $$\log\frac{dP^u}{dP}(Y) = \int_0^1 u_\tau \cdot dW_\tau + \tfrac12 \int_0^1 \|u_\tau\|^2\, d\tau, \qquad
-#   \mathrm{KL}(P^u \,\|\, P) = \mathbb E\Big[\tfrac12\int_0^1 \|u_\tau\|^2\, d\tau\Big],$$ (eq-girsanov)
+# $$\begin{aligned}
+#   \log\frac{dP^u}{dP}(Y) &= \int_0^1 u_\tau \cdot dW_\tau + \tfrac12 \int_0^1 \|u_\tau\|^2\, d\tau, \\
+#   \mathrm{KL}(P^u \,\|\, P) &= \mathbb E\Big[\tfrac12\int_0^1 \|u_\tau\|^2\, d\tau\Big],
+#   \end{aligned}$$ (eq-girsanov)
 #
-# so {eq}`eq-2-17` is the path KL of {eq}`eq-path-kl` in continuous time, minus the reward. We check this on two modes in one dimension, at $\pm2$ with variance
-# $\frac12$, and $r(x) = x$. The base process is {eq}`eq-2-12`, corrected as in {doc}`errata`; its time steps are even in $\log\frac{t}{1-t}$, because
-# $\beta$ has a pole at the noise end. The optimal control turns out to be the difference of two scores, $u^* = g\,(\nabla\log p_t^{\lambda r} - \nabla\log p_t^b)$.
+# with the Brownian motion $W$ of the controlled process. So {eq}`eq-2-17` is the path KL of {eq}`eq-path-kl` in continuous time, minus
+# the reward. We check this on two modes in one dimension, at $\pm2$ with variance $\frac12$, and $r(x) = x$. The base process is
+# {eq}`eq-reverse-sde`, the corrected {eq}`eq-2-12`; its time steps are even in $\log\frac{t}{1-t}$, because $\beta$ has a pole at the
+# noise end. The optimal control is the difference of two scores, $u^* = g\,(\nabla\log p_t^{\lambda r} - \nabla\log p_t^b)$, where
+# $p_t^{\lambda r}$ is the noised tilted density: the next section says why.
 
 
 # %%
@@ -545,7 +551,8 @@ display(
 )
 
 # %% [markdown]
-# Then the objective. By Gibbs' principle, applied to paths, the least cost is $-\log Z_{\lambda r}$. And more is true: under the optimal control
+# Then the objective. By Gibbs' principle, applied to paths, no control costs less than $-\log Z_{\lambda r}$. The optimal one reaches it
+# here, because this process forgets its start (next section). And more is true: under the optimal control
 #
 # $$\lambda r(Y_1) - \int_0^1 u^*\cdot dW - \tfrac12\int_0^1 \|u^*\|^2\, d\tau = \log Z_{\lambda r} \qquad \text{on every single path},$$ (eq-one-path)
 #
@@ -594,8 +601,11 @@ display(
 # $$p^*(y_0, y_1) = p^{\mathrm{base}}(y_0)\, \frac{p^{\mathrm{base}}(y_1 \mid y_0)\, e^{\lambda r(y_1)}}{\mathbb E[e^{\lambda r(Y_1)} \mid Y_0 = y_0]}
 #   = p^{\mathrm{base}}(y_0, y_1)\, e^{\lambda r(y_1) + V(y_0, 0)} .$$ (eq-value-bias)
 #
-# (This is the paper's formula; it leaves $V$ undefined, and its sign is the one above.) The second marginal is the tilted density if
-# $V(\cdot, 0)$ is constant, which holds for every reward only if $Y_1$ does not depend on $Y_0$: if the process is **memoryless**.
+# (The paper prints the last form and leaves $V$ undefined; its sign is the one above.) The second marginal is the tilted density if
+# $V(\cdot, 0)$ is constant, which holds for every reward only if $Y_1$ does not depend on $Y_0$: if the process is **memoryless**. For the
+# time reversal of {eq}`eq-2-11`, $Y_\tau$ given $Y_1$ is the noising kernel, so
+# $\mathbb E[e^{\lambda r(Y_1)} \mid Y_\tau = y] = Z_{\lambda r}\, p_t^{\lambda r}(y) / p_t^b(y)$, and $u^* = -g\,\nabla V$ is the difference of
+# scores used above.
 #
 # One Gaussian and a linear reward make this explicit. Take $p_0^b = N(0, v_0)$, $v_0 = \frac12$, and $\lambda r(x) = \ell x$ with $\ell = 2$: the second coordinate
 # of the toy. There is a base process for every noise level $g \ge 0$, and all have the same marginals $p_t$:
@@ -606,8 +616,10 @@ display(
 # $Y_1 \mid Y_\tau = y$ is $N(A_\tau y, S_\tau)$ with
 # $A_\tau = \exp\int_\tau^1 \partial_y b$ and $S_\tau = v_0 - A_\tau^2 v_t$. The Hamilton–Jacobi–Bellman equation and its solution are
 #
-# $$\partial_\tau V + b\, \partial_y V - \tfrac12 g^2 (\partial_y V)^2 + \tfrac12 g^2\, \partial_y^2 V = 0, \qquad
-#   V = -\ell A_\tau y - \tfrac12 \ell^2 S_\tau, \qquad u^* = -g\, \partial_y V = g\, \ell A_\tau .$$ (eq-hjb)
+# $$\begin{gathered}
+#   \partial_\tau V + b\, \partial_y V - \tfrac12 g^2 (\partial_y V)^2 + \tfrac12 g^2\, \partial_y^2 V = 0, \\
+#   V = -\ell A_\tau y - \tfrac12 \ell^2 S_\tau, \qquad u^* = -g\, \partial_y V = g\, \ell A_\tau .
+#   \end{gathered}$$ (eq-hjb)
 #
 # The optimal process ends in $N(\ell S_0, v_0)$. The target is $N(\ell v_0, v_0)$. With the correlation $\rho$ of $Y_0$ and $Y_1$ under the base process,
 #
@@ -702,7 +714,7 @@ with plots.house_style() as plt:
         left.plot(y_1, law, color=color, linestyle=line_style, label=name)
     left.set(xlim=(-2.5, 4.2), ylim=(0, 0.85), yticks=[], xlabel="$x$", title="law of $Y_1$ under the best control")
     left.legend(loc="upper right", handlelength=1.6)
-    c = np.linspace(0, 4, 41)
+    c = np.linspace(0, 4, 161)
     right.axhline(1, color=plots.COLORS["target"], linewidth=4, alpha=0.4)
     right.plot(c, [1 - reached(v + 0 * beta)[1] for v in c], color=plots.COLORS["paper"], linestyle="-.", label="$g^2 = c$")
     right.plot(c, [1 - reached(v * beta)[1] for v in c], color=plots.COLORS["learned"], label=r"$g^2 = c\,\beta$")
@@ -720,12 +732,13 @@ plots.show(
 # :name: fig-fine-tuning-memory
 #
 # The value-function bias in closed form. Left: where the optimal control of {eq}`eq-2-17` ends, by noise level. Only the memoryless one,
-# $g^2 = \beta$, covers the tilt. Right: the share of the tilt that is reached, $1 - \rho^2$, for constant noise and for noise in proportion to $\beta$.
+# $g^2 = \beta$, covers the tilt. Right: the share of the tilt that is reached, for constant noise and for noise in proportion to $\beta$; a little of
+# the second kind is enough.
 # ```
 #
 # Without noise there is nothing to steer with, and the flow stays where it is: (2.17) with $g = 0$ does not fine-tune at all. Noise in
-# proportion to $\beta$ forgets at any level, given time: $\rho^2 \propto \alpha_T^{2\gamma}$ at the start $T$, and $\alpha_T \to 0$. $\gamma = 1$ is the level at which
-# $\rho$ is exactly the correlation of {eq}`eq-2-1`. A constant $g$ never forgets entirely. The other way out is to tilt the
+# proportion to $\beta$ forgets at any level $\gamma > 0$: $\rho^2 \propto \alpha_t^{2\gamma}$ for a start at $t$, and $\alpha_t \to 0$ as $t \to 1$. At
+# $\gamma = 1$, $\rho$ is the correlation of {eq}`eq-2-1`. A constant $g$ never forgets entirely. The other way out is to tilt the
 # start too, by $e^{-V(\cdot, 0)}$, as {cite:t}`uehara2024finetuning` and {cite:t}`tang2024finetuning` do; an assert above checks that this restores the target for every $g$.
 #
 # ## Adjoint Matching
@@ -791,7 +804,8 @@ display(
 # $\mathbb E_{\mathrm{base}}[e^{\lambda r(Y_1)}\, \tilde a_\tau \mid y]$ over the normaliser, and weighting base paths by $e^{\lambda r(Y_1)}$ makes them optimal ones. $\square$
 #
 # {doc}`errata` ({ref}`item 19 <err-adjoint>`) tests this in bins at one time. Here the conditional mean is taken at all times, by a least-squares fit on a few fixed
-# functions of $y$. Three variants: as it should be; over paths of the base; and with the *controlled* drift in {eq}`eq-2-18`.
+# functions of $y$. Three variants: as it should be; over paths of the base; and with the *controlled* drift in {eq}`eq-2-18`. The distance is
+# the root mean square of $u - u^*$ over optimal paths and all times, divided by that of $u^*$.
 
 
 # %%
@@ -859,7 +873,7 @@ assert errors[0] < (0.15 if full else 0.25)  # noise of the fit, and the time st
 assert min(errors[1:]) > errors[0] + 0.08
 
 # %% [markdown]
-# What is left in the first row is the noise of the fit and the time step. The two others are off for a reason.
+# What is left in the first row is the noise of the fit and the time step. The two others estimate something else.
 #
 # ### The sign of (2.19)
 #
@@ -949,7 +963,7 @@ rows = [
     for name, (a, b, c) in scores.items()
 ]
 display(
-    Markdown("Relative distance of the learned control\n\n" + pd.DataFrame(rows).to_markdown(index=False, floatfmt=".2f"))
+    Markdown("Relative distance of the learned control:\n\n" + pd.DataFrame(rows).to_markdown(index=False, floatfmt=".2f"))
 )
 assert scores["corrected"][0] < (0.2 if full else 0.35)  # noise of the fit and time step, as above
 assert scores["printed"][2] < (0.2 if full else 0.35)
@@ -958,8 +972,8 @@ assert offline[0] < (0.2 if full else 0.35)
 assert abs(offline[1] - 2) < 0.2
 
 # %% [markdown]
-# With the corrected sign the fit finds $u^*$. What does the printed sign learn? On fixed paths of the optimal process, $-u^*$: a relative error of 2
-# (asserted above). But the paths follow the control. A sign in front of $\tilde a$ is a sign in front of $r$, so the iteration settles on the optimal control
+# (The last two entries of the second row are taken over the optimal paths for $-r$, where that control goes.) With the corrected sign the
+# fit finds $u^*$. What does the printed sign learn? On fixed paths of the optimal process, $-u^*$: a relative error of 2 (asserted above). But the paths follow the control. A sign in front of $\tilde a$ is a sign in front of $r$, so the iteration settles on the optimal control
 # **of the reward $-r$**. That is not $-u^*$, except for a Gaussian with a linear reward. The model flees the reward as well as it can.
 
 # %% tags=["hide-input"]
@@ -1013,11 +1027,11 @@ plots.show(
 # :name: fig-fine-tuning-controls
 #
 # Two modes at $\pm2$, $r(x) = x$, at $t = \frac12$. Left: dots are $g\tilde a$ on single optimal paths. No function of $y$ passes through them; their
-# conditional mean is $u^*$ (thick), on optimal paths only. Right: what Adjoint Matching learns with the corrected sign of {eq}`eq-2-19`
-# and with the printed one.
+# conditional mean is $u^*$ (thick), on optimal paths only. Right: with the corrected sign of {eq}`eq-2-19` Adjoint Matching learns $u^*$, with the
+# printed one the optimal control for $-r$.
 # ```
 #
-# ### Without noise, at last
+# ### Sampling without noise
 #
 # "After training, the learned control is absorbed into the drift", and one may then sample with $g = 0$. This is true, with care. The
 # fine-tuned drift of the memoryless process is $\beta\,(\frac12 y + \nabla\log p_t^b + u / g)$, since $g^2 = \beta$. So the fine-tuned *score* is
@@ -1025,7 +1039,7 @@ plots.show(
 # $$s_\phi = \nabla\log p_t^b + \frac{u_\phi}{g},$$ (eq-absorbed)
 #
 # and any sampler can be built from it, with {eq}`eq-noise-levels` or Algorithm 1 at any $\eta$. To set $g = 0$ is to change the factor of the score too,
-# from $\beta$ to $\frac12\beta$. Whoever only drops the noise gets another law. In one dimension a flow is a monotone map, so it must
+# from $\beta$ to $\frac12\beta$. To drop the noise and keep the drift gives another law. In one dimension a flow is a monotone map, so it must
 # take quantiles of noise to quantiles of the target. This is a check without any sampling.
 
 # %%
@@ -1078,33 +1092,33 @@ rows = [
         "sampler": name,
         "mass below 0": float(np.interp(0, end, levels_q)) if end[0] < 0 else 0.0,
         "mean": float(end.mean()),
-        "standard deviation": float(end.std()),
-        "distance of quantiles": float((end - truth).abs().mean()),
+        "s.d.": float(end.std()),
+        "distance": float((end - truth).abs().mean()),
     }
     for name, end in ends.items()
 ]
 display(Markdown(pd.DataFrame(rows).to_markdown(index=False, floatfmt=".3f")))
-exact_gap, learned_gap, base_gap, dropped_gap, noisy_gap, _ = (row["distance of quantiles"] for row in rows)
+exact_gap, learned_gap, base_gap, dropped_gap, noisy_gap, _ = (row["distance"] for row in rows)
 assert exact_gap < 0.02  # second order in the time step
 # A control that is off by some share misses the target by at most about that share of the way from the base.
 assert learned_gap < scores["corrected"][0] * base_gap
 assert noisy_gap < (0.15 if full else 0.3)  # sampling noise and first order in the time step
 assert min(base_gap, dropped_gap) > 0.5
-assert rows[3]["standard deviation"] < 0.1  # everything lands on one point
+assert rows[3]["s.d."] < 0.1  # everything lands on one point
 
 # %% [markdown]
-# Same law without noise: to the accuracy of the solver for the exact control, and to that of the fit for the learned one, which
-# changes with the seed. With the noise dropped and the
-# drift kept, all quantiles land on one point: in the Gaussian case the map is $A_0$ with $\gamma = 1$, which is the factor of a *memoryless* process,
-# so it forgets where it started and has no noise to make up for it.
+# The distance is the mean over the quantiles. Without noise the law is the same, to the accuracy of the solver for the exact control, and
+# to that of the fit for the learned one, which changes with the seed. With the noise dropped and the drift kept, all quantiles land on one
+# point. In the Gaussian case this map multiplies by $A_0$ with $\gamma = 1$, the factor of a *memoryless* process: it forgets where it
+# started, and has no noise to make up for it.
 #
 # ## What iterative tilting needs instead
 #
-# All methods above ask for $\nabla r$. We let each take one optimiser step on the same toy, with the network of Section 4.2 and the same sizes: 64 samples a step, 50
-# reverse steps. The reward counts the samples on which it is evaluated, and those on which a gradient passes back through it. The
-# network counts the samples that it is evaluated on. And what autograd keeps for the backward pass is added up; the
-# table shows its peak, without the weights. Iterative tilting first draws a dataset of $S = 1000$ for the 100 steps of a tilt: the table shows a hundredth of a tilt. Its
-# reward is wrapped in {py:class}`~itlib.rewards.ForwardOnly`, which raises an error if autograd so much as touches it.
+# All methods above ask for $\nabla r$. We let each take one optimiser step on the same toy, with the network of Section 4.2 and the same
+# sizes: 64 samples a step, 50 reverse steps. We count the samples on which the reward is evaluated, those on which a gradient passes back
+# through it, and those on which the network is evaluated. The last column is the peak of what autograd keeps for the backward pass,
+# without the weights. Iterative tilting draws one dataset of $S = 1000$ for the 100 steps of a tilt: its counts are a hundredth of a
+# tilt's. Its reward is wrapped in {py:class}`~itlib.rewards.ForwardOnly`, which raises an error if autograd so much as touches it.
 
 
 # %% tags=["hide-input"]
@@ -1248,7 +1262,7 @@ assert abs(peaks["DRaFT"] / peaks["DRaFT-1"] - K) < 0.02 * K
 assert max(peak for name, peak in peaks.items() if name != "DRaFT") < 1.1 * peaks["DRaFT-1"]
 
 # %% [markdown]
-# The full chain keeps the activations of all its steps; the others keep those of one evaluation. (DRaFT can trade memory for time by recomputing
+# DRaFT keeps the activations of all its steps; the others keep those of one evaluation. (DRaFT can trade memory for time by recomputing
 # activations on the way back.) Adjoint Matching pays in evaluations: base and fine-tuned network along each path, a derivative of the base on the way back, and
 # both again in the loss. (As written here the base is called four times for each state; stored outputs would save two.) Iterative tilting
 # reuses its dataset, so it is cheap per step, in values of the reward too. What the table does not show is how many steps each needs, and
