@@ -20,9 +20,9 @@
 # and that a regression learns conditional means. Two regressions are on offer. They have the same answer, and weigh its errors
 # differently.
 #
-# **You will see** the score computed in five ways that agree; why a prediction of the clean point is worthless near $t = 0$, and a
-# prediction of the noise near $t = 1$; what the perfect network's loss is, to ten digits; two networks trained on the two losses;
-# and a map of where the trained base can be trusted. The tilted target lives where it cannot.
+# **You will see** the score computed in five ways that agree; why a prediction of the clean point says nothing of the score near $t = 0$,
+# and a prediction of the noise nothing of the clean point near $t = 1$; the loss of a perfect network, to ten digits; networks
+# trained on the two losses; and a map of where the trained base can be trusted. The tilted target lives where it cannot.
 
 # %% tags=["parameters", "remove-cell"]
 profile = "full"  # "smoke" uses fewer points and hardly trains
@@ -60,12 +60,11 @@ full = profile == "full"
 # *The first equality* is Fisher's identity. Differentiate under the expectation, use $\nabla q = q\, \nabla \log q$ and divide by
 # $p_t$: what is left in front of $\nabla \log q$ is the posterior. {doc}`s3_1_tilted_score` does it line by line, for the tilted law
 # too. *The second equality* needs no expectation. The kernel is Gaussian, and given $X_t = x_t$ the noise is a
-# function of $X_0$:
+# function of $X_0$. So for each sample, and hence on average,
 #
 # $$\nabla_{x_t} \log q_{t|0}(x_t \mid X_0) = -\frac{x_t - \alpha_t X_0}{\sigma_t^2} = -\frac{X_1}{\sigma_t}.$$ (eq-kernel-score)
 #
-# The two sides are equal sample by sample, hence on average. Read it the other way round, and you have Tweedie's formula: the score tells
-# where the clean point is expected,
+# Solved for the clean point, {eq}`eq-2-8` is Tweedie's formula: the score tells where the clean point is expected,
 #
 # $$\alpha_t\, \hat x_0(x_t, t) = x_t + \sigma_t^2\, \nabla \log p_t(x_t).$$ (eq-tweedie)
 #
@@ -139,7 +138,8 @@ plots.show(
 # Now the check. All the numbers below are scores at the same points $x_t \sim p_t$: the library's closed form; autograd through the
 # log-density of the noised mixture; Fisher's mean by quadrature over $x_0$; {eq}`eq-tweedie` with the exact posterior mean; and Fisher's
 # mean by *self-normalised Monte Carlo*, which knows $p_0$ only through samples. It draws $X_0 \sim p_0$ and weighs the draws by
-# $w \propto q_{t|0}(x_t \mid X_0)$. Its standard error is $(\sum_j w_j^2\, (g_j - \bar g)^2)^{1/2}$ by the delta method.
+# $w \propto q_{t|0}(x_t \mid X_0)$. With kernel scores $g_j$ and their weighted mean $\bar g$, its standard error is
+# $(\sum_j w_j^2\, (g_j - \bar g)^2)^{1/2}$ by the delta method.
 
 # %%
 axis = torch.linspace(-9, 9, 601 if full else 301, dtype=torch.float64)
@@ -185,20 +185,22 @@ for t in (0.05, 0.2, 0.5, 0.8, 0.95):
 display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)))
 
 # %% [markdown]
-# Four columns give the largest difference from autograd. For Monte Carlo it is counted in standard errors, and the last column says how many
-# draws effectively remain at the least lucky point. Near $t = 0$ few draws come close to $x_t$, near $t = 1$ almost all count.
+# Four columns give the largest difference from autograd. For Monte Carlo it is counted in standard errors, and the last column is
+# $1/\sum_j w_j^2$ at the worst point. Near $t = 0$ few draws come close to $x_t$, near $t = 1$ almost all count.
 #
 # ## One function, three names
 #
 # Score, $\hat x_1$ and $\hat x_0$ are the same function in three units. {eq}`eq-2-6` and {eq}`eq-2-8` convert them. So errors
 # convert as well: for any model, at the same $x_t$,
 #
-# $$\hat x_1^\theta - \hat x_1 = -\sigma_t\,(s_\theta - s), \qquad
-#   \hat x_0^\theta - \hat x_0 = -\frac{\sigma_t}{\alpha_t}\,(\hat x_1^\theta - \hat x_1) = \frac{\sigma_t^2}{\alpha_t}\,(s_\theta - s).$$ (eq-error-units)
+# $$\begin{aligned}
+#   \hat x_1^\theta - \hat x_1 &= -\sigma_t\,(s_\theta - s), \\
+#   \hat x_0^\theta - \hat x_0 &= -\frac{\sigma_t}{\alpha_t}\,(\hat x_1^\theta - \hat x_1) = \frac{\sigma_t^2}{\alpha_t}\,(s_\theta - s).
+#   \end{aligned}$$ (eq-error-units)
 #
-# On paper these are identities. With a finite accuracy they are not harmless. A network that predicts the noise to within $e$ knows the
-# clean point to within $e\,\sigma_t/\alpha_t$, which is nothing near $t = 1$. One that predicts the clean point knows the noise to within
-# $e\,\alpha_t/\sigma_t$, which is nothing near $t = 0$. Even rounding shows it. We convert there and back in single precision, with exact
+# These are identities, but they multiply errors. A network that predicts the noise to within $e$ knows the clean point to within
+# $e\,\sigma_t/\alpha_t$, which is no knowledge at all near $t = 1$. One that predicts the clean point to within $e$ knows the noise to within
+# $e\,\alpha_t/\sigma_t$, and that fails near $t = 0$. Even rounding shows it. We convert there and back in single precision, with exact
 # predictions at $x_t \sim p_t$.
 
 
@@ -287,7 +289,7 @@ plots.show(
 # :name: fig-score-conversions
 #
 # Left: what a conversion does to an error {eq}`eq-error-units`. Right: the error (RMS) of converting there and back in single precision; the lines are
-# $2^{-24}\,|x_t|$ divided by $\sigma_t$ and $\alpha_t$. Safe in the middle, hopeless at one end each.
+# $2^{-24}\,|x_t|$ divided by $\sigma_t$ and $\alpha_t$. Each conversion is safe in the middle and loses digits at one end.
 # ```
 #
 # ## Two losses, one minimiser
@@ -300,14 +302,14 @@ plots.show(
 # $$L_{X_1}(\theta) = \int_0^1 \mathbb E_{X_0 \sim p_0,\, X_1 \sim \mathcal N(0, I_d)}
 #   \big\| \hat x_1^\theta(\alpha_t X_0 + \sigma_t X_1, t) - X_1 \big\|^2\, dt. \tag{2.10}$$ (eq-2-10)
 #
-# What is left over after the conditional mean, $X_1 - \hat x_1(X_t, t)$, is orthogonal to every function of $(X_t, t)$. So
-# Pythagoras splits the loss of *any* predictor $f$ into what it can mend and what nobody can:
+# What is left over after the conditional mean, $X_1 - \hat x_1(X_t, t)$, is orthogonal to every function of $(X_t, t)$. So by
+# Pythagoras the loss of *any* predictor $f$ is a part that training can remove, and one that nothing can:
 #
 # $$\mathbb E\,\|f(X_t, t) - X_1\|^2 = \underbrace{\mathbb E\,\|f(X_t, t) - \hat x_1(X_t, t)\|^2}_{\text{the gap}}
 #   + \underbrace{\mathbb E\,\|X_1 - \hat x_1(X_t, t)\|^2}_{\text{the floor}},$$ (eq-score-pythagoras)
 #
-# and the same with $X_0$ and $\hat x_0$. The gap vanishes only at the conditional mean. We put it to the test with three poor
-# predictors. The two sides of {eq}`eq-score-pythagoras` are estimated on the same draws, and their difference must be zero
+# and the same with $X_0$ and $\hat x_0$. The gap vanishes only at the conditional mean. We test this on three poor
+# predictors and on the conditional mean itself. The two sides of {eq}`eq-score-pythagoras` are estimated on the same draws, and their difference must be zero
 # within its own standard error.
 
 # %%
@@ -393,9 +395,9 @@ assert abs(predicted["(2.10)"] - predicted["(2.9)"]) > 0.1  # the two weights ar
 display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)))
 
 # %% [markdown]
-# Without the factor $\alpha_t$ in $e$ the second integral would be infinite. A network whose *noise* prediction is off by a constant has
-# an infinite loss {eq}`eq-2-9`, and one whose *clean* prediction is off by a constant an infinite loss {eq}`eq-2-10`. The weights to
-# integrate are $\sigma_t^2/\alpha_t^2$ and $\alpha_t^2/\sigma_t^2$. Cut both ends of time off at $\tau$, and let $\tau$ fall:
+# Without the factor $\alpha_t$ in $e$ the integral for {eq}`eq-2-9` would be infinite. A network whose *noise* prediction is off by a constant has
+# an infinite loss {eq}`eq-2-9`, and one whose *clean* prediction is off by a constant an infinite loss {eq}`eq-2-10`. What is
+# integrated is $\sigma_t^2/\alpha_t^2$ and $\alpha_t^2/\sigma_t^2$. Cut both ends of time off at $\tau$, and let $\tau$ fall:
 
 # %%
 rows, slopes = [], []
@@ -418,8 +420,9 @@ assert abs((slopes[-1, 1] - slopes[-2, 1]) / (slopes[-2, 1] - slopes[-3, 1]) - 1
 display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)))
 
 # %% [markdown]
-# The first diverges like $1/\tau$, the second like $\log(1/\tau)$, with the schedule's offset as the only brake. Neither loss controls what the
-# other one measures. The score error (4.13) of the paper has the same flaw at $t = 0$: {ref}`err-divergence`.
+# The first diverges like $1/\tau$, the second like $\log(1/\tau)$: only thanks to the schedule's offset does $\sigma_t^2$ vanish like $t$ and
+# not like $t^2$. Neither loss controls what the other one measures. The score error (4.13) of the paper has the same flaw at $t = 0$
+# ({doc}`errata`, {ref}`item 12 <err-divergence>`).
 #
 # ### The floor, to ten digits
 #
@@ -431,7 +434,7 @@ display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=Tr
 #   \mathbb E\,\|X_0 - \hat x_0\|^2 &= \frac{\sigma_t^2}{\alpha_t^2}\; \mathbb E\,\|X_1 - \hat x_1\|^2 .
 #   \end{aligned}$$ (eq-score-floor)
 #
-# For the paper's base it is an integral over one coordinate. Let $v_t = \alpha_t^2/2 + \sigma_t^2$. Given $X_t$, each component
+# For the paper's base the floor is an integral over one coordinate. Let $v_t = \alpha_t^2/2 + \sigma_t^2$. Given $X_t$, each component
 # of the posterior has variance $\sigma_t^2/(2 v_t)$ per coordinate, and the two posterior means lie $4\sigma_t^2/v_t$ apart. The law of total
 # variance adds what is within to what is between:
 #
@@ -512,8 +515,9 @@ plots.show(
 # ```{glue:figure} floors
 # :name: fig-score-floors
 #
-# Left: the loss of a perfect network {eq}`eq-score-floor-mixture`, at each time. At $t = 0$ the noise can't be told at all, and costs $d = 2$; at $t = 1$ the
-# clean point can't be told, and costs its variance, 5. Right: the weights of {eq}`eq-score-weights`.
+# Left: the loss of a perfect network {eq}`eq-score-floor-mixture`, at each time. At $t = 0$ nothing is known of the noise, which costs
+# $d = 2$; at $t = 1$ nothing is known of the clean point, which costs its variance, 5. Right: the weights of {eq}`eq-score-weights`; both
+# losses ignore the score near $t = 0$.
 # ```
 #
 # ## Two small trainings
@@ -545,8 +549,8 @@ for predict in ("x1", "x0"):
     assert torch.allclose(theirs(batch[0], batch[1]).detach(), probe, rtol=0, atol=1e-4)  # the same step, to rounding
 
 # %% [markdown]
-# Now a race of the two losses with the same means: the paper's network at half its width, few epochs, the same data, initial weights,
-# times and noises. Three seeds show the chance in it. After each epoch we note the loss on held-out samples, which is all that one
+# Now train on both losses with the same budget: the paper's network at half its width, few epochs, the same data, initial weights,
+# times and noises. Three seeds show how much is chance. After each epoch we note the loss on held-out samples, which is all that one
 # would have in practice, and the gap of {eq}`eq-score-pythagoras`, which one has only here. (The library scores a moving average of the
 # weights. We turn that off, so that loss and gap belong to the same network.)
 
@@ -613,7 +617,7 @@ plots.show(
 # :name: fig-score-race
 #
 # Three seeds of each training. Left: loss on held-out samples. Lines: the floors; bands: two standard errors of a floor that is estimated on as many
-# samples. Right: what is above the floor. After a few epochs the loss hides it in its noise.
+# samples. Right: the gap. It keeps falling when the loss no longer shows it.
 # ```
 
 # %% tags=["hide-input"]
@@ -681,8 +685,9 @@ plots.show(
 # ```{glue:figure} by-time
 # :name: fig-score-by-time
 #
-# The same networks in two units, RMS over $x_t \sim p_t$. Where a curve is above the dotted line, predicting zero noise would have been better. A network is flat in the units of its
-# own target, up to a modest factor, and pays the factor of {numref}`fig-score-conversions` in the other's.
+# The same networks in two units, RMS over $x_t \sim p_t$. Where a curve is above the dotted line, predicting zero noise would have been
+# better. Each network's error varies least in the units of its own target; in the other's it is multiplied by the factor of
+# {numref}`fig-score-conversions`.
 # ```
 
 # %% tags=["hide-input"]
@@ -709,14 +714,14 @@ display(
 
 # %% [markdown]
 # Two things were changed at once here: the loss, and what the network's last layer stands for. *Try this* below separates them. What
-# follows uses $X_1$-prediction, as the paper does. It has two weak ends. Near $t = 1$ its $\hat x_0$ is useless, one more reason not to
-# divide by $\alpha_t$ there, as Algorithm 1 does ({doc}`s2_1_2_reverse`). And near $t = 0$ the exact $\hat x_1$ is so small, about
+# follows uses $X_1$-prediction, as the paper does. It has two weak ends. Near $t = 1$ its $\hat x_0$ is useless: one more reason why
+# Algorithm 1, which divides by $\alpha_t$, cannot start at $t = 1$ ({doc}`s2_1_2_reverse`). And near $t = 0$ the exact $\hat x_1$ is so small, about
 # $\sigma_t$ times a fixed score, that an error which looks harmless in the loss exceeds it.
 #
 # ## Where can the base be trusted?
 #
-# Now the network of the experiment: the paper's size and number of samples, up to 200 epochs, seed 0. How it was trained is on the page of the base
-# model of each seed, with a map at one time. Here we ask about all times, and about two kinds of places:
+# Now the network of the experiment: the paper's size and number of samples, up to 200 epochs, seed 0. Its training has a page of its own
+# (*The base model*), with a map at one time. Here we ask about all times, and about two kinds of places:
 # where the base's own noised samples are, and where those of the *target* are.
 
 # %%
@@ -767,8 +772,9 @@ words = [
 ]
 if full:
     kept, lowest = int(np.argmin(state.trace)) + 1, min(state.trace)
+    trained_on = work.n - round(work.training.validation_fraction * work.n)
     words.append(
-        f"Of the 27,000 samples that the network was trained on, some {27_000 * beyond:.0f} show it what is there. The training ran "
+        f"Of the {trained_on:,} samples that the network was trained on, some {trained_on * beyond:.0f} show it what is there. The training ran "
         f"{state.done} epochs and kept number {kept}, for its held-out loss of {lowest:.4f}. The floor is {floor_x1:.4f}, and the gap of this network "
         f"{table['base', 'eps_rmse'][0] ** 2:.4f}; the rest is how easy the held-out draws happen to be."
     )
@@ -850,18 +856,18 @@ plots.show(
 # :name: fig-score-map
 #
 # The trained base (seed 0) against its exact score. Left: a cut through one mode. Solid lines: two standard deviations of the noised base, dashed ones
-# of the noised target. At large $t$ noise has merged the two. Right: RMS over $x_t$ from either law, at each time.
+# of the noised target. Right: RMS over $x_t$ from either law, at each time. At large $t$ noise has merged the two laws; at small $t$ the target
+# lies where the base was not trained.
 # ```
 #
 # ## Why this limits everything that follows
 #
-# Iterative tilting *adds* covariances to the base's score. Suppose that all of them were exact. For the paper's reward the small
-# step has no remainder ({doc}`s3_1_tilted_score`), so after $N$ tilts the model is $\hat x_1^\theta - \sigma_t\, \delta \sum_k C_{k-1}$, and its
-# error is
+# Iterative tilting *adds* covariances $C_{k-1}$ to the base's score, in $N$ steps of $\delta = \lambda/N$ {eq}`eq-3-9`. Suppose that all
+# of them were exact. For the paper's reward the small step has no remainder ({doc}`s3_1_tilted_score`), so the tilted model's error is
 #
 # $$\Big(\hat x_1^{\theta} - \sigma_t\,\delta \sum_{k=1}^N C_{k-1}\Big) - \hat x_1^{\lambda r} = \hat x_1^\theta - \hat x_1^b ,$$ (eq-score-inherited)
 #
-# the error of the *base* network, at the same point. But the points that count are now the target's. Better covariances can't help.
+# the error of the *base* network, at the same point. But the points that count are now the target's.
 
 # %%
 reward, N = parse_reward("paper"), 20
@@ -880,7 +886,7 @@ assert abs(after - before) < 1e-4  # single precision
 display(
     Markdown(
         f"Error after {N} ideal tilts, against the target's score, and of the base at the target's samples: {after:.4f} and "
-        f"{before:.4f}. This is the *floor* of the {{doc}}`results <s4_2_results>`. Lower it in the base's tails, or not at all."
+        f"{before:.4f}. This is the *floor* of the {{doc}}`results <s4_2_results>`: better covariances cannot lower it, only a base that is better in its tails."
     )
 )
 
