@@ -20,9 +20,9 @@
 # equation; a second one turns noise into data; an ordinary differential equation does the same without chance. DDPM and DDIM
 # are the ways to follow them in finitely many steps.
 #
-# **You will see** that every variance-preserving schedule is one process run at different speeds; that the reverse equation
-# and the flow are printed with wrong signs, derived again in four lines and told apart without any sampling noise;
-# one family that joins the two, in which the number $\eta$ of DDIM is the amount of noise; and the order of the samplers, measured.
+# **You will see** that all variance-preserving schedules are one process run at different speeds; that the reverse equation and the
+# flow are printed with wrong signs, with the right ones derived in four steps and checked without sampling noise; one family that
+# joins the two, in which the $\eta$ of DDIM is the amount of noise; and the order of the samplers, measured.
 
 # %% tags=["parameters", "remove-cell"]
 profile = "full"  # "smoke" uses fewer samples, steps and step sizes
@@ -78,8 +78,8 @@ def table(rows, columns=None):
 #
 # $$\alpha_t = \exp\Big(-\tfrac12\int_0^t \beta(s)\, ds\Big), \qquad\text{so}\qquad \beta(t) = -2\,\frac{d}{dt} \log \alpha_t .$$ (eq-beta)
 #
-# That is the kernel {eq}`eq-2-2`: one time at a time, the solution of {eq}`eq-2-11` cannot be told from the interpolation {eq}`eq-2-1`.
-# First check: solve {eq}`eq-forward-moments` numerically for the cosine schedule, from one point and from a spread of variance $\frac12$.
+# That is the kernel {eq}`eq-2-2`: at any one time, {eq}`eq-2-11` and the interpolation {eq}`eq-2-1` have the same law. First check: solve
+# {eq}`eq-forward-moments` numerically for the cosine schedule, from a mean $m_0$ and a variance $v_0$ of $0$ or $\frac12$.
 
 
 # %%
@@ -181,7 +181,7 @@ display(Markdown(f"Smallest of {len(p_values)} p-values, with {n:,} samples: {mi
 # By {eq}`eq-beta`, $\alpha_1 = 0$ asks for $\int_0^1\beta = \infty$: the process needs all of $\tau\in[0,\infty)$. The cosine schedule crowds that into
 # $t<1$, with $\beta \approx 2/(1-t)$ near the end. A bounded rate such as the one of {cite:t}`song2021score`, growing linearly from
 # 0.1 to 20, stops early ({ref}`erratum 9 <err-beta>`). What does it cost to start the way back from $N(0, I)$ all the same? For the Gaussian
-# $p_0 = N(\mu, v_0)$ the answer is in closed form, with $v_1 = \alpha_1^2 v_0 + 1 - \alpha_1^2$; it is derived with {eq}`eq-family` below:
+# $p_0 = N(\mu, v_0)$ the answer is in closed form, with $v_1 = \alpha_1^2 v_0 + 1 - \alpha_1^2$; {eq}`eq-correlation` below gives the reason:
 #
 # $$\text{error of the mean} = \begin{cases}
 #   \mu\,\alpha_1\sqrt{v_0/v_1} & \text{by the flow,} \\
@@ -223,9 +223,11 @@ for name, alpha_1 in (
     assert abs(flow - mu * alpha_1 * math.sqrt(v0 / v1)) < 1e-9
     assert abs(sde - mu * alpha_1**2 * v0 / v1) < 1e-9
     rows.append((name, f"{alpha_1:.4f}", f"{flow:.1e}", f"{sde:.1e}"))
-table(rows, ["rate", "$\\alpha_1$", "error, flow", "error, reverse SDE"])
+table(rows, ["rate", "$\\alpha_1$", "flow", "reverse SDE"])
 
 # %% [markdown]
+# The table has the errors of the mean. The usual rates cost little; one that is ten times slower leaves too much of the data at $t = 1$.
+#
 # ## From noise to data: what is printed
 #
 # The paper turns the clock around, $\bar X_t := X_{1-t}$, and prints
@@ -249,7 +251,7 @@ table(rows, ["rate", "$\\alpha_1$", "error, flow", "error, reverse SDE"])
 #   \frac{d\bar x_t}{dt} &= +\tfrac12\beta(1-t)\big[\bar x_t + \nabla_x\log p_{1-t}(\bar x_t)\big] .
 #   \end{aligned}$$ (eq-flow)
 #
-# There is a plausible origin. {cite:t}`song2021score` write the reverse equation with time running *down*, $dt<0$; then
+# A plausible origin: {cite:t}`song2021score` write the reverse equation with time running *down*, $dt<0$; then
 # all of the drift has a minus. With time running up, all of it has a plus. Each printed line takes its first term from the one
 # convention and its second from the other:
 #
@@ -259,7 +261,7 @@ table(rows, ["rate", "$\\alpha_1$", "error, flow", "error, reverse SDE"])
 # | reversed clock, $dt>0$ | $+\frac12\beta x$ | $+\beta\nabla\log p$ | $+\frac12\beta\nabla\log p$ |
 # | printed | $-\frac12\beta x$ | $+\beta\nabla\log p$ | $+\frac12\beta\nabla\log p$ |
 #
-# The paper draws its samples by Algorithm 1, which uses neither line, so its experiment does not suffer. A reader who
+# The paper draws its samples by Algorithm 1, which uses neither equation, so its experiment does not suffer. A reader who
 # implements them will.
 #
 # ## Why the signs are what they are
@@ -367,8 +369,8 @@ for name, pull, push, noise, clocks, correct in versions:
 table(rows)
 
 # %% [markdown]
-# We can also say what a wrong sign leaves behind. In (2.12) with its clock mended the drift lacks $\beta x$, and the residual is
-# $R = -\beta\,\nabla\cdot(x\,\rho)/\rho$. In (2.13) the drift has $\beta\nabla\log p$ too much, and $R = \beta\,\Delta p/p$.
+# The wrong signs leave residuals that can be named. In {eq}`eq-2-12` with its clock mended the drift lacks $\beta x$, and
+# $R = -\beta\,\nabla\cdot(x\,\rho)/\rho$. In {eq}`eq-2-13` the drift has $\beta\nabla\log p$ too much, and $R = \beta\,\Delta p/p$.
 
 # %%
 _, s, s_slope = derivatives(x, 1 - t)
@@ -392,8 +394,8 @@ assert torch.allclose(residual(x, t, -1, 1, 0), s_slope + s.square().sum(-1), at
 # $$m = \frac{\mu}{k^2}\big(k + v_0\log v_0\big), \qquad
 #   V = \frac{v_0^2}{k^3}\Big(\frac{k}{v_0} + k + 2\log v_0\Big), \qquad k = 1 - v_0 .$$ (eq-half-mended)
 #
-# The data enter, but the sign shrinks them. The check solves the two moment equations numerically, up to
-# $\tau = 30$, where $\alpha$ is $10^{-13}$; the {ref}`erratum <err-reverse-sde>` does the same in the cosine clock.
+# The data enter, but the wrong sign shrinks them. The check solves the two moment equations numerically, from
+# $\tau = 0$ to $30$ or back, where $\alpha$ is $10^{-13}$; the {ref}`erratum <err-reverse-sde>` does the same in the cosine clock.
 
 # %%
 k, log_v0, far = 1 - v0, math.log(v0), 30.0
@@ -415,7 +417,7 @@ for name, (pull, push, noise, taus, by_hand) in ends.items():
 table(rows, ["(2.12)", "mean", "by hand", "variance", "by hand "])
 
 # %% [markdown]
-# On the paper's mixture the same four runs are pictures. The score is exact, the steps are small, the noise is the same: only
+# On the paper's mixture the same four versions can be drawn. The score is exact, the steps are small, the noise is the same: only
 # signs and clocks differ.
 
 # %%
@@ -501,9 +503,9 @@ table(rows)
 # %% [markdown]
 # ## The flow
 #
-# How do we know that a flow has the right marginals at *every* time, without a sample? In one dimension there is a sharp test. A
-# flow cannot let paths cross, so it keeps the order of points, so it keeps the fraction of mass to their left: $F_t(x_t)$, with
-# the distribution function $F_t$ of $p_t$, must stay constant along each path. The coordinates of the paper's mixture are
+# Does the flow have the right marginals at *every* time? In one dimension there is a sharp test without samples. The paths of a
+# flow do not cross, so each keeps the same mass to its left: $F_t(x_t)$, with the distribution function $F_t$ of $p_t$, must stay
+# constant along a path. The coordinates of the paper's mixture are
 # independent, so its $x_1$ is such a one-dimensional problem.
 
 
@@ -551,16 +553,15 @@ assert torch.allclose(in_library, -0.5 * beta(t)[:, None] * (x + base.score(x, t
 # %% [markdown]
 # ### Same marginals, different paths
 #
-# Now follow the flow and the reverse SDE from the same start. The family {eq}`eq-family` makes it precise what they share. For
-# $N(\mu,v_0)$ a deviation from the mean grows along a path by the factor
+# Now follow the members of {eq}`eq-family` from the same start. For $N(\mu,v_0)$ the deviation of the mean from $\alpha_t\mu$ grows by the factor
 #
 # $$G_c = \frac1{\alpha}\Big(\frac{\alpha^2 v_0}{v}\Big)^{(1+c^2)/2} \quad\text{from } t \text{ to } 0, \qquad v = \alpha^2v_0+\sigma^2,$$
 #
-# (which is where {eq}`eq-cold-start` came from) so the state at $t$ and the sample it ends in have the correlation
+# which for $c = 0$ and $1$ gives {eq}`eq-cold-start`. So the state at $t$ and the sample it ends in have the correlation
 #
-# $$\mathrm{Corr}_c(\bar X_{1-t}, \bar X_1) = \varrho^{\,c^2}, \qquad \varrho = \mathrm{Corr}(X_t, X_0) = \alpha_t\sqrt{v_0/v_t} .$$ (eq-correlation)
+# $$\mathrm{Corr}_c(\bar X_{1-t}, \bar X_1) = \varrho_t^{\,c^2}, \qquad \varrho_t = \mathrm{Corr}(X_t, X_0) = \alpha_t\sqrt{v_0/v_t} .$$ (eq-correlation)
 #
-# The noise level is an exponent. Only $c = 1$ has the correlation of the forward process: that is what makes it the *time reversal*,
+# The noise level enters as an exponent. Only $c = 1$ has the correlation of the forward process: that is what makes it the *time reversal*,
 # and not just one of many equations with the right marginals.
 
 # %%
@@ -575,7 +576,7 @@ for c in (0.0, 0.5, 1.0, 2.0):
     assert abs(correlation - rho ** (c**2)) < 1e-9
     rows.append((f"{c:g}", f"{near[0]:.3f}", f"{near[1]:.3f}", f"{correlation:.3f}"))
 rows.append(("forward SDE", f"{mu:.3f}", f"{v0:.3f}", f"{rho:.3f}"))
-table(rows, ["$c$", "mean at the data", "variance", "correlation of half way and end"])
+table(rows, ["$c$", "mean at $t = 0$", "variance", "correlation with $t = 0.5$"])
 
 # %% tags=["hide-input"]
 odds = np.linspace(math.log(schedule.t_max / (1 - schedule.t_max)), -5, 400 if full else 80)
@@ -629,7 +630,7 @@ plots.show(
 # :name: fig-sde-paths
 #
 # From noise ($t=1$) to data ($t=0$), first coordinate; shaded: the density of $p_t$. Left: paths of the flow keep their order. Right:
-# from one start, the reverse SDE (thin) still goes to either mode, while the flow (thick) has decided at $t = 1$.
+# from one start, the reverse SDE (thin) may still go to either mode, while the flow (thick) has decided at $t = 1$.
 # ```
 #
 # ## Likelihood
@@ -670,12 +671,12 @@ display(
 #
 # ## DDIM is a discretisation of the flow
 #
-# Divide by $\alpha_t$: let $y = x/\alpha$ and measure time by the noise-to-signal ratio $\varrho = \sigma/\alpha$. With
+# Divide by $\alpha_t$: let $y = x/\alpha$ and measure time by the noise-to-signal ratio $\kappa = \sigma/\alpha$. With
 # $\nabla\log p_t = -\hat x_1/\sigma_t$ {eq}`eq-2-8` and $\alpha^2+\sigma^2 = 1$, the corrected {eq}`eq-flow` becomes
 #
-# $$\frac{dy}{d\varrho} = \hat x_1 .$$ (eq-straight)
+# $$\frac{dy}{d\kappa} = \hat x_1 .$$ (eq-straight)
 #
-# The linear part of the drift is gone. An Euler step is $y_s = y_t + (\varrho_s-\varrho_t)\,\hat x_1$. Multiply by $\alpha_s$:
+# The linear part of the drift is gone. An Euler step is $y_s = y_t + (\kappa_s-\kappa_t)\,\hat x_1$. Multiply by $\alpha_s$:
 #
 # $$x_s = \frac{\alpha_s}{\alpha_t}x_t + \Big(\sigma_s - \frac{\alpha_s\sigma_t}{\alpha_t}\Big)\hat x_1 ,$$
 #
@@ -735,8 +736,8 @@ for K in Ks:
 # Give the sampler back its noise: DDPM's standard deviation times a number $\eta\in[0,1]$, as in {doc}`s2_1_2_reverse`. One step of length $h$ is
 # $x_{t-h} = a\, x_t + b\,\hat x_1 + \eta_{t-h}\, z$. Put $\hat x_1 = -\sigma_t\nabla\log p_t$, and expand the three coefficients:
 #
-# $$\frac{a - 1}{h} \to \tfrac12\beta(t), \qquad \frac{-b\,\sigma_t}{h} \to \tfrac12\big(1+\eta^2\big)\beta(t), \qquad
-#   \frac{\eta_{t-h}^2}{h} \to \eta^2\beta(t) \qquad (h\to0).$$ (eq-rates)
+# $$\frac{a - 1}{h} \to \tfrac12\beta(t), \quad \frac{-b\,\sigma_t}{h} \to \tfrac12\big(1+\eta^2\big)\beta(t), \quad
+#   \frac{\eta_{t-h}^2}{h} \to \eta^2\beta(t) \quad (h\to0).$$ (eq-rates)
 #
 # These are the drift and the noise of the family {eq}`eq-family`, with $c = \eta$: at $\eta = 1$ the reverse SDE, at $\eta = 0$ the flow.
 # **The multiplier of DDIM is the noise level $c$.** The middle limit is the least obvious. Of the factor $1+\eta^2$, one part comes from moving
@@ -833,7 +834,7 @@ assert ratio > 1
 display(Markdown(f"On this mixture the error of DDIM is {ratio:.1f} times that of the plain Euler method."))
 
 # %% [markdown]
-# So DDIM's coordinates are no free lunch. An Euler step of {eq}`eq-straight` is exact where $\hat x_1$ does not change along the path, which is so
+# So DDIM's coordinates are not always the better ones. An Euler step of {eq}`eq-straight` is exact where $\hat x_1$ does not change along the path, which is so
 # if the data are a single point. One of {eq}`eq-flow` is exact where the flow stands still, which is so if the data are standard normal.
 # In between one has to measure. For $N(\mu, v)$ both methods are affine maps, and the exact flow takes $x$
 # to $\mu + \sqrt{v/v_t}\,(x-\alpha_t\mu)$. The table shows by how much 160 steps miss that factor:
@@ -913,7 +914,7 @@ assert np.abs(biases[:3]).max() < 0.01 < biases[3] < biases[4] < biases[5]
 table(rows)
 display(
     Markdown(
-        "No. The drift grows like $1 + c^2$, and so must the number of steps. Too much noise is not wrong but dear. DDPM's step "
+        "No. The drift grows like $1 + c^2$, and so must the number of steps. Too much noise is not wrong but costly. DDPM's step "
         r"does not even allow it: $\eta \le 1$, or the square root in (2.7) turns imaginary near the data."
     )
 )
