@@ -663,7 +663,7 @@ lines = [
         "3",
         r"$D_k$: $S$ samples of $s_{\theta^k}$",
         "sampler(student, k, config.S, generator)",
-        r"$\theta^k$ is not defined yet at $k = 1$: read $\theta^{k-1}$ in lines 3, 4, 10 and 11.",
+        r"$\theta^k$ is not defined yet at $k = 1$: read $\theta^{k-1}$ in lines 3, 4 and 10.",
     ),
     (
         "–",
