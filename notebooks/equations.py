@@ -67,13 +67,13 @@ def code(entry):
     if place.startswith("notebooks/"):
         return f"{{doc}}`on the page <{Path(place).stem}>`"
     assert exists(place), place
-    return f"{{py:obj}}`{'.'.join(place.split('.')[2:])} <{place}>`"
+    return f"{{py:obj}}`{place.split('.')[-1]} <{place}>`"
 
 
 def check(entry):
-    """The name of the check."""
+    """The name of the check, which says what it checks, as words."""
     _, _, name = entry["check"].partition("::")
-    return f"`{name}`" if name else "an assert on the page"
+    return name.removeprefix("test_").replace("_", " ") if name else "an assert on the page"
 
 
 def code_span(text):
@@ -113,15 +113,14 @@ display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=Tr
 #
 # A test that cannot fail says nothing. So each check is itself tested: one place in the code of the formula is broken, and the check is
 # run on that. `make test` does this for every row below and fails if a check lets its broken formula pass;
-# `python tests/mutants.py 3.10` does it for one.
+# `python tests/mutants.py 3.10` does it for one. The column *check* gives the name of a test in words.
 
 # %% tags=["remove-input"]
 rows = [
     {
         "": number(entry),
         "check": check(entry),
-        "this code": code_span(entry["mutant"]["old"]),
-        "broken into": code_span(entry["mutant"]["new"]),
+        "code, and what it is broken into": f"{code_span(entry['mutant']['old'])}<br>{code_span(entry['mutant']['new'])}",
     }
     for entry in entries
 ]
