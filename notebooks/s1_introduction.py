@@ -38,7 +38,7 @@ from IPython.display import HTML, Markdown, display
 from scipy.stats import norm
 
 from itlib import plots
-from itlib.gaussian_mixture import paper_mixture
+from itlib.gaussian_mixture import ExactDenoiser, paper_mixture
 from itlib.metrics import score_errors
 from itlib.rewards import ForwardOnly, parse_reward
 from itlib.runs import profile as profile_named
@@ -56,23 +56,26 @@ full = profile == "full"
 # Let $p_0^b$ be the law of the model's samples, and let a *reward* $r(x)$ be larger where we like $x$ more. Multiply the density by
 # $e^{\lambda r}$ and normalise: this is the tilted density {eq}`eq-2-14`,
 #
-# $$p_0^{\lambda r}(x) \propto e^{\lambda r(x)}\, p_0^b(x).$$
+# $$p_0^{\lambda r}(x) = \frac{e^{\lambda r(x)}\, p_0^b(x)}{Z_{\lambda r}}, \qquad Z_{\lambda r} = \mathbb E_{p_0^b}\big[e^{\lambda r}\big].$$
 #
 # Compare two samples $x$ and $y$: the tilt multiplies their odds by $e^{\lambda(r(x) - r(y))}$, and does nothing else. What the base never makes
-# stays impossible, and among samples of equal reward nothing changes. The strength $\lambda$ sets the price of a unit of reward.
+# stays impossible, and among samples of equal reward nothing changes. The strength $\lambda > 0$ says how much a unit of reward counts.
 #
-# There is a second way to say it. Among all densities $q$, the tilted one makes the best trade of reward against distance from the base:
+# There is a second way to say it. Take reward as income and the Kullback–Leibler divergence from the base as a price. Among all densities $q$, the
+# tilted one makes the best trade:
 #
-# $$\lambda\, \mathbb E_q[r] - \mathrm{KL}(q \,\|\, p_0^b) = \log Z_{\lambda r} - \mathrm{KL}(q \,\|\, p_0^{\lambda r})
-#   \;\le\; \log Z_{\lambda r} .$$ (eq-introduction-trade)
+# $$\begin{aligned}
+#   \lambda\, \mathbb E_q[r] - \mathrm{KL}(q \,\|\, p_0^b) & = \log Z_{\lambda r} - \mathrm{KL}(q \,\|\, p_0^{\lambda r}) \\
+#   & \le \log Z_{\lambda r}, \quad \text{with equality for } q = p_0^{\lambda r}.
+#   \end{aligned}$$ (eq-introduction-trade)
 #
-# The first half is one line: put $\log p_0^{\lambda r} = \lambda r + \log p_0^b - \log Z_{\lambda r}$ into the divergence on the right. So
-# the tilt is what is left when reward and staying close are both paid for. {doc}`s2_2_fine_tuning` looks at the methods that start from here.
+# For the first line, put $\log p_0^{\lambda r} = \lambda r + \log p_0^b - \log Z_{\lambda r}$ into the divergence on the right.
+# {doc}`s2_2_fine_tuning` looks at the methods that start from here.
 #
 # ## A reward that has no useful gradient
 #
 # A reward can be a network, and then it has a gradient. It can also be a random forest, a simulator, a person, or a rule that somebody wrote down.
-# Here is a rule: one point for each half unit of height, four at the most.
+# Here is a rule: one point for each half unit of height $x_2$, four at the most.
 
 
 # %%
@@ -82,7 +85,7 @@ def rule(x):
 
 # %% [markdown]
 # We use it on the paper's base density {eq}`eq-4-11`: two Gaussians of variance $1/2$ that stand side by side at $(\pm 2, 0)$. Ask autograd for the
-# slope of the rule at samples of that base. It answers without complaint.
+# gradient of the rule at samples of that base. It answers without complaint.
 
 # %%
 base = paper_mixture()
@@ -95,12 +98,12 @@ x, values = x.detach(), values.detach()
 assert float(values.std()) > 0.5  # and yet the rewards differ
 
 # %% [markdown]
-# Zero, at every sample. A method that follows the gradient of this reward through the sampler does not move. It fails without a warning. (Written with a
-# comparison, `x[:, 1] > 1`, the rule would at least raise an error.)
+# Zero, at every sample. A method that follows the gradient of this reward does not move, and gives no warning. (Written with a comparison,
+# `x[:, 1] > 1`, the rule would at least raise an error.)
 #
-# Yet the tilt is clear. The height $x_2$ is $\mathcal N(0, 1/2)$ and independent of $x_1$. The rule cuts it into five slices, so the tilt only changes
-# the weights of the slices: slice $j$ gets its old probability times $e^{j}$. That is exact. As a second opinion, accept each sample $x$ of the base with
-# probability $e^{r(x) - 4}$; what is accepted follows the tilted density.
+# Yet the tilt is clear. Take $\lambda = 1$. The height $x_2$ is $\mathcal N(0, 1/2)$ and independent of $x_1$. The rule cuts it into five slices, so the
+# tilt only changes the weights of the slices: slice $j$ gets its old probability times $e^{j}$, divided by the sum of these. That is exact. As a check,
+# accept each sample $x$ of the base with probability $e^{r(x) - 4}$; what is accepted follows the tilted density.
 
 # %%
 edges = np.array([-np.inf, 0.5, 1, 1.5, 2, np.inf])
@@ -139,13 +142,14 @@ assert np.allclose(trade, np.log(Z) - (q * np.log(q / after)).sum(1), rtol=0, at
 assert trade.max() < np.log(Z)
 
 # %% [markdown]
-# What went wrong with the gradient? Shift all samples up by a little, $x_2 \to x_2 + h$. The mean reward does rise: some samples cross an edge. Each edge $e_j$ contributes the
-# density there. But the chain rule looks at one sample at a time, and no single sample is exactly on an edge. Derivative and mean may not be exchanged:
+# What went wrong with the gradient? Shift all samples up by a little, $x_2 \to x_2 + h$. The mean reward does rise: some samples cross an edge. Each
+# edge $a_j$ contributes the density $p(a_j)$ of the height there. But the chain rule looks at one sample at a time, and no single sample is exactly on an
+# edge. Derivative and mean may not be exchanged:
 #
-# $$\frac{d}{dh}\, \mathbb E[r(X + h\, e_2)] \Big|_{h=0} = \sum_j p(e_j) \;\ne\; \mathbb E\Big[\frac{\partial r}{\partial x_2}(X)\Big] = 0 .$$
+# $$\frac{d}{dh}\, \mathbb E[r(X_2 + h)] \Big|_{h=0} = \sum_j p(a_j) \;\ne\; \mathbb E[r'(X_2)] = 0 .$$
 #
-# Differentiate the density instead of the reward, and only values of $r$ are needed: the slope is $-\mathbb E[r(X)\, \partial_2 \log p(X)]$. For a height
-# that is $\mathcal N(0, v)$ this is $\mathbb E[r(X)\, X_2] / v$.
+# Differentiate the density instead of the reward, and only values of $r$ are needed: the slope is $-\mathbb E[r(X_2)\, (\log p)'(X_2)]$. For a height
+# that is $\mathcal N(0, v)$ this is $\mathbb E[r(X_2)\, X_2] / v$.
 
 # %%
 v = 0.5
@@ -160,18 +164,18 @@ display(
 )
 
 # %% [markdown]
-# This is the pattern of the whole paper: a *covariance of the reward with the derivative of a log-density* replaces the derivative of the reward. In {eq}`eq-3-10`
-# the density is the forward kernel, whose derivative is known. Methods that go through the reward's gradient ({cite:t}`clark2024directly`;
-# {cite:t}`domingoenrich2024adjoint`) need what is zero here. Policy gradients ({cite:t}`black2024training`; {cite:t}`fan2023dpok`) do not; they treat sampling as a
-# game of many moves.
+# This is the pattern of the whole paper: a *covariance of the reward with the derivative of a log-density* replaces the derivative of the reward. (The
+# mean of $(\log p)'$ is zero, so the mean above is a covariance.) In {eq}`eq-3-10` the density is the kernel that adds the noise, and its derivative is
+# known. Methods that go through the reward's gradient ({cite:t}`clark2024directly`; {cite:t}`domingoenrich2024adjoint`) need what is zero here. Policy
+# gradients ({cite:t}`black2024training`; {cite:t}`fan2023dpok`) do not; they treat each step of the sampler as an action.
 #
 # ## One large tilt, or many small ones
 #
-# If the reward is only ever evaluated, why not just reweight? Draw from the base and give sample $i$ the weight $w_i = e^{\delta r(x_i)}$. How many samples
-# is the weighted set worth? The usual answer is the *effective sample size*,
+# If the reward is only ever evaluated, why not just reweight? For a tilt of size $\delta$, draw $n$ samples from the base and give sample $i$ the weight
+# $w_i = e^{\delta r(x_i)}$. How many samples is the weighted set worth? The usual answer is the *effective sample size*,
 #
 # $$\mathrm{ESS} = \frac{(\sum_i w_i)^2}{\sum_i w_i^2}, \qquad
-#   \frac{\mathrm{ESS}}{n} \to \frac{(\mathbb E\, e^{\delta r})^2}{\mathbb E\, e^{2\delta r}} = \exp\big(2 \log Z_{\delta r} - \log Z_{2\delta r}\big).$$ (eq-introduction-ess)
+#   \frac{\mathrm{ESS}}{n} \to \frac{(\mathbb E\, e^{\delta r})^2}{\mathbb E\, e^{2\delta r}} = \frac{Z_{\delta r}^2}{Z_{2\delta r}}.$$ (eq-introduction-ess)
 #
 # If the reward is Gaussian under the base, with variance $s^2$, then $\log Z_{\delta r} = \delta\,\mathbb E[r] + \delta^2 s^2 / 2$, and the limit is
 # $e^{-\delta^2 s^2}$. The paper's reward, $r = 4 x_2$, is that case, with $s^2 = 16 \cdot \frac12 = 8$.
@@ -246,8 +250,9 @@ plots.show(
 # ```{glue:figure} effective-samples
 # :name: fig-introduction-ess
 #
-# Left: the limit {eq}`eq-introduction-ess` against the size of the tilt; dashed lines at $\delta = 1/20$ and $1$. Middle and right: the same 1000 samples of
-# the base, the area of each disc proportional to its weight $e^{\delta r}$. One tilt of size 1 rests on a few samples, a tilt of size $1/20$ on all.
+# Left: the limit {eq}`eq-introduction-ess` against the size of the tilt, for the paper's reward, the rule, and two rewards of {doc}`s4_1_gaussian_tilts`; dotted
+# lines at $\delta = 1/20$ and $1$. Middle and right: the same 1000 samples of the base, the area of each disc proportional to its weight $e^{\delta r}$ for the
+# paper's reward. One tilt of size 1 rests on a few samples, a tilt of size $1/20$ on all.
 # ```
 
 # %% tags=["hide-input"]
@@ -256,27 +261,28 @@ for N in (1, 5, 20, 100):
     each = exact_share(paper, 1 / N)
     rows.append((N, each, each**N))
     assert abs(each**N - np.exp(-8 / N)) < 1e-12
-table = pd.DataFrame(rows, columns=["$N$", "kept in one tilt", "kept in all tilts, multiplied"])
+table = pd.DataFrame(rows, columns=["$N$", "ESS/n of one tilt, size $1/N$", "product over all $N$ tilts"])
 display(Markdown(table.to_markdown(index=False, floatfmt=("g", ".4f", ".4f"))))
 display(Markdown(f"In one step, an effective sample of 100 costs {100 / exact_share(paper, 1.0):,.0f} draws from the base."))
 
 # %% [markdown]
-# The loss per tilt falls like $1/N^2$, so all $N$ together lose like $1/N$: in the limit nothing. But mind the fine print. It holds only if tilt $k$ starts from *new*
+# The loss per tilt falls like $1/N^2$, so all $N$ together lose like $1/N$: in the limit nothing. There is a condition. Tilt $k$ must start from *new*
 # samples of the law that tilt $k-1$ has reached,
 #
 # $$p_0^k(x) \propto \exp\Big(\frac kN \lambda r(x)\Big)\, p_0^b(x), \qquad k = 0, \dots, N,$$
 #
-# which is {eq}`eq-3-8`. Carry the old samples along and the small weights multiply up to the large one again:
+# which is {eq}`eq-3-8`. If the old samples are carried along, the small weights multiply up to the large one again:
 
 # %%
-N = 20
+N = 20  # tilts; lambda is 1
 new = [effective_share(paper(tilt_path(base, paper, 1.0, N)(k).sample(n, generator)) / N) for k in range(N)]
 old = cloud.new_zeros(len(cloud))
 for _ in range(N):
     old = old + paper(cloud) / N  # the logarithms of N small weights
 one_shot = effective_share(paper(cloud))
 assert abs(effective_share(old) - one_shot) < 1e-12
-# Near delta = 0 the share is 1 - delta^2 var(r), and a variance estimated from n Gaussian draws has relative error sqrt(2/n).
+# Near delta = 0 the share is 1 - delta^2 var(r), and a variance estimated from
+# n Gaussian draws has relative error sqrt(2/n).
 assert max(abs(share - exact_share(paper, 1 / N)) for share in new) < 6 * (8 / N**2) * (2 / n) ** 0.5
 display(
     Markdown(
@@ -291,7 +297,8 @@ display(
 #
 # Below is a run of {doc}`Algorithm 2 <s3_2_algorithm>`. A network is trained on samples of the base, then tilted $N$ times toward the paper's target. The reward is wrapped in
 # {py:class}`~itlib.rewards.ForwardOnly`, which raises an error if anything tries to differentiate it. After each tilt we draw samples with the *same* noise, so that a point can be followed
-# from frame to frame, and compare the network with the exact denoiser of $p^k$, which for a Gaussian mixture is known in closed form.
+# from frame to frame. We also compare the network's prediction $\hat x_1$ of the noise with the exact one for $p_0^k$, which for a Gaussian mixture is known in
+# closed form ({doc}`s2_1_3_score`).
 
 # %%
 schedule, work = Cosine(), profile_named(profile)
@@ -306,7 +313,7 @@ network = state.denoiser
 
 
 def look(denoiser, k):
-    """300 samples, always from the same noise, and the error against the exact denoiser."""
+    """300 samples, always from the same noise, and the error of the prediction."""
     noise = torch.Generator().manual_seed(1)
     points = sample(denoiser, schedule, 300, steps=config.J, generator=noise)
     errors = score_errors(denoiser, path(k), schedule, n=5000, seed=2)
@@ -427,7 +434,7 @@ SCRIPT = r"""
     for (let i = 0; i < 2 * count; i += 2) path += "M" + place(at, i) + " " + place(at, i + 1) + "h.1";
     return path;
   }
-  // Where some of the samples came from, with a gap where one changed sides.
+  // The paths of some of the samples, broken where one changed sides.
   function trails() {
     let path = "";
     for (let i = 0; i < 2 * count; i += 2 * data.every) {
@@ -576,7 +583,7 @@ def picture():
         "mean": points[:, :, 1].mean(1).round(3).tolist(),
         "reward": rewards.round(3).tolist(),
         "exactReward": exact_rewards.round(3).tolist(),
-        "error": errors.round(4).tolist(),
+        "error": errors.round(3).tolist(),
         "every": 20,
     }
     text = json.dumps(run, separators=(",", ":"))
@@ -587,7 +594,7 @@ def picture():
     return f"""<style id="tilt-picture-style">{STYLE}</style>
 <div id="tilt-picture" role="group" aria-label="From the base to the target, tilt by tilt" data-run="{escape(text, quote=True)}" hidden>
 <div class="tp-picture">{frame_of_axes()}
-<p class="tp-key">Dots: samples of the network, some with the way they came (a gap: it changed sides). Lines: exact density after the same tilt. Dashed, blue: base. Filled, green: target.</p></div>
+<p class="tp-key">Dots: samples of the network, some with the path they took (broken where one changed sides). Lines: exact density after the same tilt. Dashed, blue: base. Filled, green: target.</p></div>
 <div class="tp-panel"><div class="tp-row"><button type="button" id="tilt-picture-play">Play</button>
 <input type="range" id="tilt-picture-k" aria-label="tilt k" min="0" max="{N}" step="1" value="0">
 <output id="tilt-picture-value" for="tilt-picture-k" aria-live="off">0 of {N}</output></div>
@@ -605,8 +612,9 @@ display(HTML(picture()))
 # ```{glue:figure} tilts
 # :name: fig-introduction-tilts
 #
-# From the base to the target. Move the slider, or press the button. One run of Algorithm 2: 300 of its samples after each tilt, with contours of
-# the exact $p_0^k$ at 1, 10, 40 and 80 per cent of its maximum, the mean of $x_2$ beside the exact one, and the root mean square error of the network's $\hat x_1$.
+# From the base to the target in one run of Algorithm 2: 300 samples of the network after each tilt, with contours of the exact $p_0^k$ at 1, 10, 40 and 80 per
+# cent of its maximum; the mean of $x_2$ beside the exact one; the root mean square error of $\hat x_1$. The samples follow the target, and fall behind.
+# On the page, move the slider or press the button.
 # ```
 
 # %% tags=["remove-input"]
@@ -619,10 +627,10 @@ display(
 )
 
 # %% [markdown]
-# Three things to look for. *It works*: with values of the reward only, the samples climb from the base to where the target is. *It lags*: by the end the dots trail the contours, by
-# more than chance allows, and the error of the network has grown on the way. The target sits where the base has hardly any samples, and each tilt is learned from the one before. Where this
-# comes from, and what can be done about it, is the subject of {doc}`s4_2_choices`. *Points are not particles*: most move up by the same small step, but now and then one changes
-# sides. A tilt changes a law, not the fate of a sample.
+# Three things to look for. *It works*: with values of the reward only, the samples climb from the base nearly to the target. *It lags*: by the end the dots trail the contours, by more
+# than chance allows, and the error of the network has grown on the way. The target sits where the base has hardly any samples, and each tilt is learned from the one before.
+# {doc}`s4_2_choices` asks where the lag comes from and what can be done about it. *Points are not particles*: most move up by the same small step, but now and then one changes sides. A
+# tilt changes a law, not the fate of a sample.
 
 # %% tags=["remove-input"]
 if full:
@@ -641,8 +649,8 @@ display(
 # | the paper says | this book |
 # |:--|:--|
 # | Large tilts split into small ones, each with a first-order update of the score | proved, and the remainder measured, in {doc}`s3_1_tilted_score` |
-# | Only forward evaluations of the reward are needed | true of the algorithm, line by line, in {doc}`s3_2_algorithm`; true of every run in this book |
-# | Other methods differentiate through the reward and the sampler | their formulas in {doc}`s2_2_fine_tuning` |
+# | Only forward evaluations of the reward are needed | checked line by line in {doc}`s3_2_algorithm` |
+# | Other methods differentiate through the reward and the sampler | shown at work in {doc}`s2_2_fine_tuning` |
 # | The exact tilted mixture is known | derived in {doc}`s4_1_gaussian_tilts`, with three harder targets |
 # | The target is recovered for all $N$, and the error converges | run with several seeds, and scored in two ways, in {doc}`s4_2_results` |
 # | Run time grows linearly in $N$ | timed in {doc}`s4_2_results` |
@@ -665,8 +673,8 @@ display(
 #
 # ## Try this
 #
-# - Reweight in one step, but in $d$ dimensions: the reward is a sum of $d$ independent Gaussian coordinates, each of variance 8. How many tilts keep nine samples in ten, in each tilt,
-#   for $d = 1, 100, 10\,000$?
+# - Reweight in $d$ dimensions: the reward is a sum of $d$ independent Gaussian coordinates, each of variance 8. What does one step keep? And how many tilts are needed to keep nine samples
+#   in ten in each, for $d = 1, 100, 10\,000$?
 
 # %% tags=["hide-cell"]
 rows = []
@@ -684,7 +692,7 @@ display(
 display(
     Markdown(
         "One step becomes hopeless exponentially fast. The number of tilts grows only like $\\sqrt d$, because a tilt of size $\\delta$ costs $\\delta^2$ times a variance. "
-        "What grows faster is the work inside a tilt: a model of $d$ dimensions has to be learned."
+        "This counts tilts only: inside each, a model of $d$ dimensions has to be learned."
     )
 )
 
@@ -706,8 +714,8 @@ display(
 )
 display(
     Markdown(
-        "No. One sample out of 1000 always has some weight, so the estimate cannot fall below 0.001, however small the truth. Worse, the samples that would matter were never drawn, "
-        "and a diagnostic that only sees the drawn ones cannot know. A learned tilt is in the same position."
+        "No. An effective sample size is at least 1, so the estimate cannot fall below 0.001, however small the truth. The samples that would matter were never drawn, "
+        "and a diagnostic that only sees the drawn ones cannot know. A tilt that is learned from samples is in the same position."
     )
 )
 
@@ -715,19 +723,35 @@ display(
 # - The samples in the picture were drawn with `eta=1.0`, the stochastic sampler. Draw them with `eta=0.0`: same network, same number of steps, and in theory the same law.
 
 # %% tags=["hide-cell"]
+exact = ExactDenoiser(base, schedule)
+
+
+def first_step_exact(x, t):
+    return (exact if float(t) >= schedule.t_max - 1e-6 else network)(x, t)
+
+
 rows = []
-for eta in (1.0, 0.0):
-    drawn = sample(network, schedule, 1000, steps=config.J, eta=eta, generator=torch.Generator().manual_seed(1))
-    rows.append((eta, float(drawn[:, 0].mean()), float((drawn[:, 0] > 0).double().mean()), float(drawn[:, 1].var())))
-columns = ["$\\eta$", "mean of $x_1$ (exact 0)", "share on the right (exact 0.5)", "variance of $x_2$ (exact 0.5)"]
-display(Markdown(pd.DataFrame(rows, columns=columns).to_markdown(index=False, floatfmt=("g", ".2f", ".2f", ".2f"))))
+for name, denoiser, eta in (
+    ("network", network, 1.0),
+    ("network", network, 0.0),
+    ("network, first step exact", first_step_exact, 0.0),
+    ("exact", exact, 0.0),
+):
+    drawn = sample(denoiser, schedule, 1000, steps=config.J, eta=eta, generator=torch.Generator().manual_seed(1))
+    rows.append((eta, name, float((drawn[:, 0] > 0).double().mean()), float(drawn[:, 1].var())))
+columns = ["$\\eta$", "denoiser", "share on the right", "variance of $x_2$"]
+display(Markdown(pd.DataFrame(rows, columns=columns).to_markdown(index=False, floatfmt=("g", "", ".2f", ".2f"))))
 spread = 0.5 * (2 / 1000) ** 0.5  # standard error of a variance of 1000 Gaussian draws
+first = (rows[1][3] - rows[2][3]) / (rows[1][3] - rows[3][3])  # share of the first step in the excess
 if full:
     assert abs(rows[1][3] - 0.5) > 3 * spread  # what the text says
+    assert rows[1][3] - rows[3][3] > 3 * spread
+    assert 0.25 < first < 1
 display(
     Markdown(
         f"Look at the variance of $x_2$: {rows[1][3]:.2f} at $\\eta = 0$, where 1000 exact samples would give 0.5 ± {spread:.2f}. And this is only the *base*. In theory $\\eta$ changes the "
-        "path and not the marginals {eq}`eq-2-4`; that is for exact denoisers and many steps. Close to $t = 1$ a small error of $\\hat x_1$ is a large error of $\\hat x_0$, and the "
-        "deterministic sampler carries it to the end, where fresh noise would have washed it out."
+        "path and not the marginals {eq}`eq-2-4`; that is for exact denoisers and many steps. The last three rows have the same starting points, so they can be compared: "
+        f"the very first step makes {first:.0%} of what the network adds. Close to $t = 1$ a small error of $\\hat x_1$ is a large error of the clean point. The deterministic sampler "
+        "carries it to the end; the stochastic one washes it out with fresh noise."
     )
 )
