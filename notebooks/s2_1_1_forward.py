@@ -48,8 +48,8 @@ full = profile == "full"
 #
 # $$X_t = \alpha_t X_0 + \sigma_t X_1, \qquad X_0 \sim p_0, \quad X_1 \sim \mathcal N(0, I_d). \tag{2.1}$$ (eq-2-1)
 #
-# The two functions of time are the *schedule*. $\alpha$ falls from 1 to 0 and $\sigma$ rises from 0 to 1, so $X_t$ runs from data at
-# $t = 0$ to noise at $t = 1$. Write $p_t$ for its law. Two schedules are in the library:
+# Here $p_0$ is the law of the data, in $d$ dimensions. The two functions of time are the *schedule*. $\alpha$ falls from 1 to 0 and
+# $\sigma$ rises from 0 to 1, so $X_t$ runs from data at $t = 0$ to noise at $t = 1$. Write $p_t$ for its law. Two schedules are in the library:
 #
 # $$\begin{aligned}
 #   \text{cosine:}\quad & \alpha_t = \frac{\cos\theta_t}{\cos\theta_0}, \quad \sigma_t = \sqrt{1-\alpha_t^2}, \quad
@@ -58,8 +58,8 @@ full = profile == "full"
 #   \end{aligned}$$ (eq-schedules)
 #
 # The first is that of {cite:t}`nichol2021improved` and of the paper's experiment. It is *variance preserving* (VP), which
-# means $\alpha_t^2+\sigma_t^2 = 1$. The second is that of flow matching {cite}`lipman2023flow`. The conditions at both ends are quickly checked,
-# and that neither function ever turns back.
+# means $\alpha_t^2+\sigma_t^2 = 1$. The second is that of flow matching {cite}`lipman2023flow`. We check the values at both ends,
+# that neither function turns back, and the formula of the cosine.
 
 # %%
 schedules = {"cosine": Cosine(), "linear": Linear()}
@@ -76,12 +76,14 @@ def at(schedule, t):
 every_t = np.linspace(0, 1, 2001)
 for schedule in schedules.values():
     alpha, sigma = at(schedule, every_t)
-    assert np.allclose([alpha[0], sigma[0], alpha[-1], sigma[-1]], [1, 0, 0, 1], rtol=0, atol=1e-15)
+    ends = [alpha[0], sigma[0], alpha[-1], sigma[-1]]
+    assert np.allclose(ends, [1, 0, 0, 1], rtol=0, atol=1e-15)
     assert (np.diff(alpha) <= 0).all()
     assert (np.diff(sigma) >= -1e-15).all()
 alpha, sigma = at(schedules["cosine"], every_t)
 assert abs(alpha**2 + sigma**2 - 1).max() < 1e-14
-assert abs(alpha - np.cos(np.pi / 2 * (every_t + 0.008) / 1.008) / np.cos(np.pi / 2 * 0.008 / 1.008)).max() < 1e-14
+theta = np.pi / 2 * (every_t + 0.008) / 1.008
+assert abs(alpha - np.cos(theta) / np.cos(theta[0])).max() < 1e-14
 
 # %% [markdown]
 # Here is the process at work. Each point keeps its own $X_0$ and its own $X_1$ all the way.
@@ -123,7 +125,8 @@ plots.show(
 # ```{glue:figure} melting
 # :name: fig-forward-melting
 #
-# The same 1500 draws of $(X_0, X_1)$ at five times (points), and the density $p_t$ in closed form (contours). Nothing was fitted.
+# The same draws of $(X_0, X_1)$ at five times (points), and the density $p_t$ in closed form (contours); nothing was fitted. Both schedules melt
+# two modes into one, each at its own pace. On the way the linear one shrinks the picture.
 # ```
 #
 # ## The kernel, and the law of a noised mixture
@@ -138,9 +141,10 @@ plots.show(
 # $$p_t = \sum_i \omega_i\, \mathcal N\big(\alpha_t\mu_i,\ \alpha_t^2\Sigma_i + \sigma_t^2 I_d\big).$$ (eq-noised-mixture)
 #
 # That is {py:meth}`base.noised(schedule, t) <itlib.gaussian_mixture.GaussianMixture.noised>`, and we check it twice. The paper's mixture is
-# symmetric, which would hide a wrong sign; so the checks use a lopsided one, the base tilted by the reward `unequal`.
+# symmetric, which would hide a wrong sign; so the checks use a lopsided one, the base tilted by the reward `unequal` of
+# {doc}`s4_1_gaussian_tilts`.
 #
-# *By quadrature.* Put {eq}`eq-2-2` into the integral and add it up on a grid. For smooth integrands that vanish at the edges this
+# *By quadrature.* Put {eq}`eq-2-2` into the integral and add it up on a fine grid. For smooth integrands that vanish at the edges this
 # is exact up to rounding.
 
 # %%
@@ -169,9 +173,9 @@ assert worst < 1e-10
 display(Markdown(f"Largest difference of the two log-densities: {worst:.0e}."))
 
 # %% [markdown]
-# *By samples.* Noise exact samples by {eq}`eq-2-1` and compare three projections with the distribution function of {eq}`eq-noised-mixture`
-# (Kolmogorov and Smirnov). The same for the kernel, from one fixed $x_0$. The samples are drawn with a fixed seed; were they drawn
-# afresh, all the tests together would raise a false alarm once in a thousand times.
+# *By samples.* Noise exact samples by {eq}`eq-2-1` and compare three projections with the distribution function of {eq}`eq-noised-mixture`,
+# by Kolmogorov and Smirnov's test. Do the same for the kernel, from one fixed $x_0$. The seed is fixed; with a new one, all the tests
+# together would raise a false alarm once in a thousand times.
 
 # %% tags=["hide-input"]
 n = 20_000 if full else 5_000
@@ -216,7 +220,7 @@ display(Markdown(f"Smallest of {len(p_values)} p-values: {min(p_values):.3f}; th
 #
 # $$\mathrm{SNR} = \tfrac27 \quad\text{for every schedule.}$$ (eq-merge)
 #
-# The slope of the score at the origin is the judge: positive in a valley of the density, negative on a peak.
+# To check, use the slope at the origin of the score $\nabla\log p_t$: positive in a valley of the density, negative on a peak.
 
 # %%
 h = 1e-4
@@ -225,11 +229,15 @@ across = torch.tensor([[-h, 0.0], [h, 0.0]], dtype=torch.float64)
 
 def slope_at_origin(t, schedule):
     """d/dx_1 of the first component of the score of p_t, at the origin."""
-    score = base.score(across, torch.tensor(t, dtype=torch.float64), schedule)[:, 0]
+    time = torch.tensor(t, dtype=torch.float64)
+    score = base.score(across, time, schedule)[:, 0]
     return float(score[1] - score[0]) / (2 * h)
 
 
-merge = {name: brentq(slope_at_origin, 0.05, 0.95, args=(schedule,), xtol=1e-13) for name, schedule in schedules.items()}
+merge = {}
+for name, schedule in schedules.items():
+    merge[name] = brentq(slope_at_origin, 0.05, 0.95, args=(schedule,), xtol=1e-13)
+
 # %% tags=["hide-input"]
 rows = []
 for name, schedule in schedules.items():
@@ -259,8 +267,8 @@ with plots.house_style() as plt:
 plots.show(
     fig,
     "schedules",
-    "Left: alpha falls and sigma rises, as quarter circles for the cosine schedule and straight lines for the linear one. Right: "
-    "log-SNR falls from about 10 to minus 13; both curves are steep at both ends.",
+    "Left: alpha falls and sigma rises, as quarter waves for the cosine schedule and straight lines for the linear one. Right: "
+    "log-SNR falls from above 10 to below minus 10; both curves are steep at both ends.",
 )
 
 # %% [markdown]
@@ -280,22 +288,24 @@ plots.show(
 # - At $t = 1$ nothing is left of the data. To recover $X_0 = (X_t - \sigma_t X_1)/\alpha_t$ from a guess of the noise, one divides by
 #   $\alpha_t$, so an error of the guess is multiplied by $\sigma_t/\alpha_t$ ({doc}`s2_1_2_reverse`).
 #
-# So the library keeps to $t_{\min} \le t \le t_{\max}$ wherever it divides. What does the upper cut cost? A sampler that starts at
-# $t_{\max}$ from $\mathcal N(0, I)$ starts from the wrong law. The mistake is the divergence
-# $\mathrm{KL}(p_{t_{\max}}\,\|\,\mathcal N(0, I))$, here by quadrature. Averaging over $X_0$ can only lower a divergence, so
+# So the library keeps to $t_{\min} \le t \le t_{\max}$, with $t_{\min} = 0.001$ and $t_{\max} = 0.999$, wherever it divides. What does the
+# upper cut cost? A sampler that starts at $t_{\max}$ from $\mathcal N(0, I)$ starts from the wrong law. The mistake is the
+# Kullback–Leibler divergence $\mathrm{KL}(p_{t_{\max}}\,\|\,\mathcal N(0, I))$, here by quadrature. There is also a bound that needs no more
+# of the data than $\mathbb E\|X_0\|^2$. Averaging over $X_0$ can only lower a divergence, so
 #
 # $$\begin{aligned}
 #   \mathrm{KL}\big(p_t \,\|\, \mathcal N(0, I)\big) & \le \mathbb E\,\mathrm{KL}\big(q_{t|0}(\cdot \mid X_0) \,\|\, \mathcal N(0, I)\big) \\
 #   & = \tfrac12\big[\alpha_t^2\, \mathbb E\|X_0\|^2 + d\,(\sigma_t^2 - 1 - \log\sigma_t^2)\big].
 #   \end{aligned}$$ (eq-start-bound)
 #
-# A test can tell two laws apart with a number of draws of the order of $1/\mathrm{KL}$.
+# To tell the two laws apart, a test needs a number of draws of the order of $1/\mathrm{KL}$.
 
 # %% tags=["hide-input"]
 normal = torch.distributions.Normal(0.0, 1.0)
 log_noise = normal.log_prob(grid).sum(-1)
 rows = []
 for name, schedule in schedules.items():
+    assert (schedule.t_min, schedule.t_max) == (0.001, 0.999)  # what the text says
     log_p = base.noised(schedule, schedule.t_max).log_prob(grid)
     ratio = log_p - log_noise
     kl = float(
@@ -311,23 +321,23 @@ for name, schedule in schedules.items():
             r"$\sigma_t/\alpha_t$ at $t_{\max}$": f"{sigma / alpha:.0f}",
             r"KL at $t_{\max}$": f"{kl:.1e}",
             "bound": f"{bound:.1e}",
-            "draws to notice": f"{1 / kl:.0e}",
+            "1 / KL": f"{1 / kl:.0e}",
         }
     )
 display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)))
 assert float(rows[0][r"KL at $t_{\max}$"]) < 1e-9  # a thousand million draws
 
 # %% [markdown]
-# No experiment in this book notices the cut of the cosine schedule. That of the linear one is coarser, because $\sigma_t$ is still
-# short of 1 there: a variance of $t_{\max}^2$ instead of 1.
+# No experiment in this book draws enough to notice the cut of the cosine schedule. That of the linear one is coarser, because $\sigma_t$ is
+# still short of 1 there: the noise has variance $t_{\max}^2$ instead of 1.
 #
-# Near $t = 0$ there is one more trap. Written as $\sqrt{1-\alpha_t^2}$, the cosine's $\sigma_t$ subtracts two numbers that are almost equal.
+# Near $t = 0$ there is one more difficulty. Written as $\sqrt{1-\alpha_t^2}$, the cosine's $\sigma_t$ subtracts two numbers that are almost equal.
 # The library uses an equal expression without that difference, $\sigma_t^2 = \sin(\theta_t-\theta_0)\sin(\theta_t+\theta_0)/\cos^2\theta_0$.
 #
 # ## Try this
 #
-# - Take a time of the cosine schedule, and the time at which the *linear* schedule has the same SNR. Give the exact denoisers of both
-#   the same point, each in its own units. How far apart are they?
+# - Take a time of the cosine schedule, and the time at which the *linear* schedule has the same SNR. Ask the exact denoiser of each, the
+#   conditional mean of $X_1$, about the same point in its own units. How far apart are the answers?
 
 # %% tags=["hide-cell"]
 cosine, linear = schedules.values()
