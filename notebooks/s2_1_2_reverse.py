@@ -16,12 +16,11 @@
 # %% [markdown]
 # # Reverse process and DDIM
 #
-# Section 2.1.2 of the paper walks the forward process backwards. It does so with transitions that would be exact, and then replaces
-# what they need by conditional means. This chapter is about both halves: what the first one leaves free, and what the second one costs.
+# Section 2.1.2 of the paper walks the forward process backwards. Its transitions would be exact, but they need what nobody knows, and
+# conditional means take its place. This chapter looks at both: the freedom that the exact transitions leave, and the price of the means.
 #
-# **You will see** that the bridge keeps every marginal, whatever its noise; Algorithm 1 line by line; a formula for the variance that
-# one plugged-in step loses, the order of what a whole chain loses and the constant before it, all without Monte Carlo; and
-# how this loss compounds when a model learns from its own samples.
+# **You will see** that the exact transition keeps every marginal, whatever its noise; Algorithm 1 line by line; how much variance one of its
+# steps loses, and how much a whole chain loses, in formulas; and how this loss compounds when a model learns from its own samples.
 
 # %% tags=["parameters", "remove-cell"]
 profile = "full"  # "smoke" uses fewer points
@@ -76,7 +75,7 @@ def projected_cdf(mixture, direction):
 # ## A bridge that keeps the marginals
 #
 # A reverse step from $t$ to $s < t$ should turn a sample of $p_t$ into one of $p_s$. The DDIM family {cite}`song2021denoising` does this in
-# two stages: guess both ends of the path from $x_t$, then put a point between them,
+# two stages: draw both ends of the path given $x_t$, then put a point between them,
 #
 # $$p_{s|t}^\eta(x_s \mid x_t) = \mathbb E\big[ q_{s|0,1}^\eta(x_s \mid X_0, X_1) \,\big|\, X_t = x_t \big], \tag{2.3}$$ (eq-2-3)
 #
@@ -88,8 +87,8 @@ def projected_cdf(mixture, direction):
 # $$p_s(x_s) = \int p_{s|t}^\eta(x_s \mid x_t)\; p_t(x_t)\, dx_t \qquad\text{for every } 0 \le \eta_s \le \sigma_s .$$ (eq-marginalisation)
 #
 # What $\eta$ changes is how much of $x_t$ survives in $x_s$, a property of the *pair*. To see both, we sample the right side of
-# {eq}`eq-marginalisation` step by step: $X_t$ from $p_t$, then $X_0$ from the exact posterior of the mixture, then $X_1$ from
-# {eq}`eq-2-1`, then the bridge.
+# {eq}`eq-marginalisation` step by step: $X_t$ from $p_t$, then $X_0$ from its exact law given $X_t$, then $X_1$ from {eq}`eq-2-1`, then the
+# bridge. The mixture is the lopsided one of {doc}`s2_1_1_forward`.
 
 # %%
 n = 20_000 if full else 5_000
@@ -130,7 +129,7 @@ assert (np.diff(correlations) < 0).all()
 display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)))
 
 # %% [markdown]
-# Kolmogorov–Smirnov tests of three projections find nothing: all the marginals are $p_s$. The correlation falls as $\eta_s$ grows.
+# Kolmogorov–Smirnov tests of three projections find no difference: all the marginals are $p_s$. The correlation falls as $\eta_s$ grows.
 #
 # ## The noise of DDPM
 #
@@ -141,8 +140,8 @@ display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=Tr
 # $$\eta_s^{\text{DDPM}} = \sigma_s\sqrt{1 - \frac{\alpha_t^2\,\sigma_s^2}{\alpha_s^2\,\sigma_t^2}}
 #   \;\overset{\text{VP}}{=}\; \frac{\sigma_s}{\sigma_t}\sqrt{1-\frac{\alpha_t^2}{\alpha_s^2}} .$$ (eq-ddpm-eta)
 #
-# The paper prints $\sigma_t\sqrt{1-\alpha_t^2/\alpha_s^2}$. That has the noise level of the wrong end: $\sigma_t$ where $\sigma_s/\sigma_t$ should be.
-# {doc}`errata` shows what a chain with it returns. The covariance tells the two apart at once.
+# The paper prints $\sigma_t\sqrt{1-\alpha_t^2/\alpha_s^2}$, with $\sigma_t$ where $\sigma_s/\sigma_t$ should be ({ref}`erratum <err-ddpm-eta>`). The
+# covariance tells the two apart at once.
 
 # %% tags=["hide-input"]
 worst, printed_gap = 0.0, 0.0
@@ -169,17 +168,18 @@ display(
 #
 # ## Two means for two unknowns
 #
-# The expectation in {eq}`eq-2-3` needs the joint law of $(X_0, X_1)$ given $X_t$. Nobody has it. What can be learned are the means,
+# The expectation in {eq}`eq-2-3` needs the joint law of $(X_0, X_1)$ given $X_t$. Nobody has it. What a network can learn are the means,
 #
 # $$\hat x_0(x_t, t) = \mathbb E[X_0 \mid X_t = x_t], \qquad \hat x_1(x_t, t) = \mathbb E[X_1 \mid X_t = x_t], \tag{2.5}$$ (eq-2-5)
 #
-# and one of them is enough. The conditional mean of $x_t = \alpha_t X_0 + \sigma_t X_1$ is itself, hence
+# and one of them is enough. Given $X_t = x_t$, the mean of $\alpha_t X_0 + \sigma_t X_1$ is $x_t$ itself. So learned means, marked $\theta$, are
+# tied in the same way:
 #
 # $$\hat x_1^\theta(x_t, t) = \frac{x_t - \alpha_t \hat x_0^\theta(x_t, t)}{\sigma_t}, \qquad
 #   \hat x_0^\theta(x_t, t) = \frac{x_t - \sigma_t \hat x_1^\theta(x_t, t)}{\alpha_t}. \tag{2.6}$$ (eq-2-6)
 #
-# In this book a *denoiser* predicts $X_1$. For the mixture both means are integrals against the posterior, here added up on a grid
-# and compared with {py:class}`~itlib.gaussian_mixture.ExactDenoiser`, which comes from the score and knows nothing of posteriors.
+# In this book a *denoiser* predicts $X_1$. For the mixture both means are integrals against the law of $X_0$ given $X_t$. Here they are added
+# up on a grid, and compared with {py:class}`~itlib.gaussian_mixture.ExactDenoiser`, which is computed in another way, from the score.
 
 # %%
 axis = torch.linspace(-9, 9, 301, dtype=torch.float64)
@@ -210,7 +210,7 @@ for schedule in (cosine, linear):
             ):
                 gap[name] = max(gap[name], float(difference.abs().max()))
 assert max(gap.values()) < 1e-11
-display(Markdown("Largest differences: " + ", ".join(f"{name} {value:.0e}" for name, value in gap.items()) + "."))
+display(Markdown("Largest differences: " + "; ".join(f"{value:.0e} for {name}" for name, value in gap.items()) + "."))
 
 # %% [markdown]
 # (algorithm-1)=
@@ -255,7 +255,7 @@ display(Markdown("Largest differences: " + ", ".join(f"{name} {value:.0e}" for n
 # $$x_s = \underbrace{\frac{\alpha_s}{\alpha_t}}_{a}\, x_t
 #   + \underbrace{\Big(\sqrt{\sigma_s^2-\eta_s^2} - \frac{\alpha_s\sigma_t}{\alpha_t}\Big)}_{b}\, \hat x_1 + \eta_s z .$$ (eq-coefficients)
 #
-# Here is the listing in Python, a line for a line. It must agree with the library, given the same random numbers.
+# Here is the listing in Python, line by line. It must agree with the library, given the same random numbers.
 
 
 # %%
@@ -268,9 +268,10 @@ def algorithm_1(denoiser, schedule, times, multiplier, x, generator):
         eta = multiplier * ddpm_std(schedule, times[k], times[k + 1])
         x1_hat = predict(x, times[k + 1])  # line 3
         x0_hat = (x - sigma[k + 1] * x1_hat) / alpha[k + 1]  # line 4
-        mu = alpha[k] * x0_hat + np.sqrt(sigma[k] ** 2 - eta**2) * x1_hat  # line 5
-        z = torch.randn(x.shape, generator=generator, dtype=x.dtype) if eta else 0  # line 6
-        x = mu + eta * z  # line 7
+        # lines 5, 6 and 7
+        mu = alpha[k] * x0_hat + np.sqrt(sigma[k] ** 2 - eta**2) * x1_hat
+        z = torch.randn(x.shape, generator=generator, dtype=x.dtype) if eta else 0
+        x = mu + eta * z
     return (x - sigma[1] * predict(x, times[1])) / alpha[1]  # line 9
 
 
@@ -290,8 +291,8 @@ display(Markdown(f"Largest difference between the listing and `itlib.sampling.sa
 
 # %% [markdown]
 # One thing is not as printed: the grid ends at $t_{\max} < 1$, not at 1. With $t_K = 1$ line 4 divides by $\alpha_1 = 0$ ({doc}`errata`). It is not
-# only a matter of rounding. At $t = 1$ the best guess of the noise is the point itself, $\hat x_1(x, 1) = x$, for *any* data: the numerator
-# is zero too, and the denoiser no longer says what $\hat x_0$ is. The limit does exist, and is the mean of the data:
+# only a matter of rounding. At $t = 1$ the point is the noise, $\hat x_1(x, 1) = x$, for *any* data. So the numerator is zero too, and the
+# denoiser no longer says what $\hat x_0$ is. The limit does exist, and is the mean of the data:
 
 # %% tags=["hide-input"]
 x = torch.tensor([[0.7, -1.1]], dtype=torch.float64)
@@ -309,8 +310,8 @@ display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=Tr
 display(Markdown("Mean of the data: " + ", ".join(f"{float(v):.4f}" for v in lopsided.mean) + "."))
 
 # %% [markdown]
-# So there are two remedies: start a little later, as the library does, or let the denoiser predict $\hat x_0$ there. The calculations below
-# take the second one, and run from exactly 1.
+# So there are two remedies: start just below 1, as the library does, or let the denoiser predict $\hat x_0$ there. The calculations for one
+# Gaussian below take the second one, and run from exactly 1.
 #
 # Here is what the algorithm does with the exact denoiser of the paper's mixture. In each panel the same twelve points start.
 
@@ -330,7 +331,7 @@ with plots.house_style() as plt:
         ax.plot([1.0] * 12, x[0], "o", color=plots.INK, markersize=2.5)
         for sign in (-2, 2):
             ax.plot(time, sign * at(cosine, np.array(time))[0], color=plots.INK, linewidth=0.9, linestyle="--")
-        ax.set(xlim=(1.03, -0.03), xlabel="$t$", title=f"$e = {multiplier:g}$")
+        ax.set(xlim=(1.03, -0.03), xticks=(1, 0.5, 0), xlabel="$t$", title=f"$e = {multiplier:g}$")
     axes[0].set_ylabel("first coordinate of $x_t$")
 plots.show(
     fig,
@@ -349,8 +350,8 @@ plots.show(
 #
 # ## What one step loses
 #
-# {eq}`eq-marginalisation` holds for {eq}`eq-2-3`. It does *not* hold for {eq}`eq-2-7`: a mean has no spread. Take $X_t \sim p_t$ and the exact
-# means. In terms of $X_0$ alone, the bridge's centre is
+# {eq}`eq-marginalisation` holds for {eq}`eq-2-3`. It does *not* hold for {eq}`eq-2-7`: a mean has no spread. Take $X_t \sim p_t$, and let $x_s$ be
+# the result of one step with the exact means. In terms of $X_0$ and $X_t$, the bridge's centre is
 # $\alpha_s X_0 + \sqrt{\sigma_s^2-\eta_s^2}\,(X_t-\alpha_t X_0)/\sigma_t = c\,X_0 + \text{a function of } X_t$, with
 #
 # $$c = \alpha_s - \sqrt{\sigma_s^2-\eta_s^2}\;\frac{\alpha_t}{\sigma_t} .$$
@@ -359,8 +360,8 @@ plots.show(
 #
 # $$\mathrm{Cov}(X_s) - \mathrm{Cov}(x_s) = c^2\; \mathbb E\big[\mathrm{Cov}(X_0 \mid X_t)\big] .$$ (eq-lost)
 #
-# The right side is never negative. **Every step loses variance, for any data and any $\eta$, even with a perfect network.** Here are both
-# sides for the lopsided mixture by quadrature over $x_t$, after one step of each kind.
+# The right side is never negative, and $c > 0$. **Every step loses variance, for any data with some spread and any $\eta$, even with a perfect
+# network.** Here is the loss of one step for the lopsided mixture, by quadrature over $x_t$.
 
 # %% tags=["hide-input"]
 rows, worst = [], 0.0
@@ -405,19 +406,18 @@ display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=Tr
 display(Markdown(f"Largest difference of the two sides of {{eq}}`eq-lost`, as matrices: {worst:.0e}."))
 
 # %% [markdown]
-# When the step is small, let $\delta$ be the drop of the log-SNR over it, from $s$ to $t$. Expanding the root with
-# {eq}`eq-ddpm-eta` gives
+# When the step is small, let $\Delta$ be the drop of the log-SNR {eq}`eq-snr` from $s$ to $t$. Expanding the root with {eq}`eq-ddpm-eta` gives
 #
-# $$c \approx \tfrac12\,(1+e^2)\,\alpha_s\,\delta .$$ (eq-c)
+# $$c \approx \tfrac12\,(1+e^2)\,\alpha_s\,\Delta .$$ (eq-c)
 #
-# The loss is quadratic in the step, so the chain loses something of first order in $1/K$. And a DDPM step loses
-# $(1+1)^2 = 4$ times as much as a deterministic one.
+# One step's loss is quadratic in its size, so a chain of $K$ steps loses something of order $1/K$. And a DDPM step loses $(1+1)^2 = 4$ times as
+# much as a deterministic one.
 #
 # ## What the chain loses, without Monte Carlo
 #
 # For one Gaussian, $p_0 = \mathcal N(\mu, v)$, the means are linear: with $V_t = \alpha_t^2 v+\sigma_t^2$,
 # $\hat x_0 = \mu + \alpha_t v\,(x_t-\alpha_t\mu)/V_t$ and $\hat x_1 = \sigma_t\,(x_t-\alpha_t\mu)/V_t$. So $x_t$ stays Gaussian, and the
-# deviation of its mean from $\alpha_t\mu$ and its variance $w$ obey
+# its mean $m_t$ and its variance $w_t$ obey
 #
 # $$\begin{aligned}
 #   m_s - \alpha_s\mu & = A\,(m_t - \alpha_t\mu), \\
@@ -426,14 +426,15 @@ display(Markdown(f"Largest difference of the two sides of {{eq}}`eq-lost`, as ma
 #   \qquad A = \frac{\alpha_s\alpha_t v + \sqrt{\sigma_s^2-\eta_s^2}\;\sigma_t}{V_t} .$$ (eq-recursion)
 #
 # A mean that starts right stays right, for any number of steps. The variance does not. By {eq}`eq-lost` each step loses
-# $c^2\,\mathrm{Var}(X_0 \mid X_t) = c^2 \sigma_t^2 v / V_t$, and every later step multiplies that loss by its $A^2$. Adding up is exact.
+# $c^2\,\mathrm{Var}(X_0 \mid X_t) = c^2 \sigma_t^2 v / V_t$, and every later step multiplies that loss by its $A^2$. The sum of what is left
+# of these losses is exactly what the chain of $K$ steps lacks, $v - w_K$.
 
 
 # %%
 def chain(alpha, sigma, e, v=0.5, noise_share=None):
-    """Algorithm 1 for N(mu, v), from N(0, 1), on a grid given by alpha and sigma.
+    """Algorithm 1 for N(mu, v), from N(0, 1); alpha and sigma give the grid.
 
-    Returns the variance, and each step's loss: as made, and as left at the end.
+    Returns the variance, and the loss of each step: as made, as left at the end.
     """
     alpha_s, alpha_t = alpha[:-1], alpha[1:]
     sigma_s, sigma_t = sigma[:-1], sigma[1:]
@@ -473,8 +474,8 @@ for schedule in (cosine, linear):
         assert abs(mean - 3.0) < 0.02  # starts at N(0, 1) rather than at alpha_t 3, and forgets it
 
 # %% [markdown]
-# The same adding up gives the limit. With $u_t = \sigma_t/\alpha_t$, insert {eq}`eq-c` with $\delta \approx 2\,\Delta u/u$, and the product of
-# the factors $A^2$ from 0 to $t$, which tends to $\frac{v}{V_t}\big(\frac{v}{v+u_t^2}\big)^{e^2}$:
+# The same sum gives the limit of many equal steps. Let $u_t = \sigma_t/\alpha_t$. In {eq}`eq-c` the drop is $\Delta \approx 2\,du/u$, and the product of
+# the factors $A^2$ from 0 to $t$ tends to $\frac{v}{V_t}\big(\frac{v}{v+u_t^2}\big)^{e^2}$. So
 #
 # $$K\,(v - w_K) \;\longrightarrow\; (1+e^2)^2 \int_0^1 \Big(\frac{du_t}{dt}\Big)^{\!2} \Big(\frac{v}{v+u_t^2}\Big)^{2+e^2} dt .$$ (eq-rate)
 #
@@ -482,9 +483,9 @@ for schedule in (cosine, linear):
 #
 # $$e = 0:\ \ v + \tfrac\pi4\sqrt v\,(1+v), \qquad\qquad e = 1:\ \ \tfrac{3\pi}4\sqrt v + 2v + \tfrac\pi4 v^{3/2} .$$ (eq-rate-linear)
 #
-# For the cosine schedule it diverges, though only just. There $u^2 \approx \kappa t$ near 0, so $(du/dt)^2 \approx \kappa/4t$ and the order is
-# $\log K / K$; but $\kappa$ is small, because the offset $s$ is. The slope between $K$ and $2K$ should be
-# $-1 + (1+e^2)^2\,\frac{\kappa}{4}\big/ K(v-w_K)$.
+# For the cosine schedule it diverges, though only just. There $u^2 \approx \kappa t$ near 0, so $(du/dt)^2 \approx \kappa/(4t)$ and the order is
+# $(\log K)/K$. But $\kappa$ is small, because the cosine's offset $0.008$ is. In a plot of $\log(v-w_K)$ against $\log K$, the slope between $K$ and
+# $2K$ should be $-1 + (1+e^2)^2\,\kappa\,/\,\big(4K(v-w_K)\big)$.
 
 # %% tags=["hide-input"]
 Ks = np.array([100, 200, 400, 800, 1600, 3200, 6400, 12800])
@@ -501,33 +502,34 @@ for v in (0.1, 0.5, 2.0):
     assert abs(rate(1, v) - (3 * math.pi / 4 * math.sqrt(v) + 2 * v + math.pi / 4 * v**1.5)) < 1e-6
 
 kappa = 2 * math.pi / 2 / 1.008 * math.tan(math.pi / 2 * 0.008 / 1.008)  # d(sigma^2)/dt at t = 0
-deficits, rows = {}, []
+deficits, rows = {}, {"linear": [], "cosine": []}
 for name, schedule in (("cosine", cosine), ("linear", linear)):
     for e in (0.0, 0.5, 1.0):
         deficit = np.array([0.5 - chain(*uniform(schedule, int(K)), e)[0] for K in Ks])
         deficits[name, e] = deficit
         fit = linregress(np.log(Ks[late]), np.log(deficit[late]))
-        row = {
-            "schedule": name,
-            "$e$": f"{e:g}",
-            "slope": rf"{fit.slope:.4f} ± {fit.stderr:.4f}",
-            f"$K(v-w_K)$ at $K = {Ks[-1]}$": f"{Ks[-1] * deficit[-1]:.4f}",
-        }
+        row = {"$e$": f"{e:g}", "slope": f"{fit.slope:.4f} ± {fit.stderr:.4f}"}
         if name == "linear":
             assert abs(fit.slope + 1) < 0.005
             constant = 2 * Ks[-1] * deficit[-1] - Ks[-2] * deficit[-2]  # Richardson: the next order in 1/K cancels
             assert abs(constant / rate(e, 0.5) - 1) < 5e-4
-            row["predicted"] = f"limit: {rate(e, 0.5):.4f}"
+            row |= {"$K(v-w_K)$": f"{Ks[-1] * deficit[-1]:.4f}", "its limit": f"{rate(e, 0.5):.4f}"}
         else:
             local = math.log2(deficit[-1] / deficit[-2])
             predicted = -1 + (1 + e**2) ** 2 * kappa / 4 / (Ks[-1] * deficit[-1])
             assert abs(local - predicted) < 2e-3
-            row["predicted"] = f"slope at the end: {predicted:.4f}, found {local:.4f}"
-        rows.append(row)
-display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)))
+            row |= {"slope at the end": f"{local:.4f}", "predicted": f"{predicted:.4f}"}
+        rows[name].append({key: value.replace("-", "−") for key, value in row.items()})
+for name, text in (
+    ("linear", f"Linear schedule, $v = 1/2$, up to $K = {Ks[-1]}$:"),
+    ("cosine", f"Cosine schedule; the end is from $K = {Ks[-2]}$ to ${Ks[-1]}$:"),
+):
+    display(Markdown(text))
+    table = pd.DataFrame(rows[name])
+    display(Markdown(table.to_markdown(index=False, disable_numparse=True)))
 
 # %% [markdown]
-# There is no randomness in this table. The ± is the standard error of the regression over the last five points, and measures how straight the
+# There is no randomness in these tables. The ± is the standard error of the regression over the last five points, and measures how straight the
 # line is.
 
 # %% tags=["hide-input"]
@@ -553,12 +555,12 @@ plots.show(
 # ```{glue:figure} order
 # :name: fig-reverse-order
 #
-# Variance lost by Algorithm 1 with the exact denoiser of $\mathcal N(\mu, \frac12)$. Dashed: the limit {eq}`eq-rate` over $K$. First
-# order for every $e$; noise costs a constant factor.
+# Variance lost by Algorithm 1 with the exact denoiser of $\mathcal N(\mu, \frac12)$. Dashed, on the right: the limit {eq}`eq-rate` over $K$. The
+# loss falls like $1/K$ for every $e$; noise costs a constant factor.
 # ```
 #
-# DDPM's factor is less than the 4 of a single step. The picture below shows why: noise shrinks old errors too. That is the
-# factor $\big(\frac{v}{v+u^2}\big)^{e^2}$ in {eq}`eq-rate`.
+# Over a whole chain DDPM loses less than 4 times as much as DDIM. {numref}`fig-reverse-variance` shows why: noise shrinks old errors too.
+# That is the factor $\big(\frac{v}{v+u^2}\big)^{e^2}$ in {eq}`eq-rate`.
 
 # %% tags=["hide-input"]
 es = np.linspace(0, 1, 21)
@@ -591,16 +593,17 @@ plots.show(
 # ```{glue:figure} variance
 # :name: fig-reverse-variance
 #
-# Left: variance returned for $v = \frac12$ (dashed) on the library's cosine grid. Right: where it is lost. With noise (orange), a
-# loss made early, at $t$ near 1, is forgotten. Without (blue), it is scaled by $v/V_t$ and otherwise kept.
+# Left: variance returned for $v = \frac12$ (dashed) on the library's cosine grid; the more noise, the less. Right: when it is lost. With noise
+# ($e = 1$, orange), a loss made early, at $t$ near 1, is forgotten. Without ($e = 0$, blue), it is scaled by $v/V_t$ and otherwise kept. The peak
+# at $t = 0$ is the $\kappa/(4t)$ of the cosine.
 # ```
 #
 # ## Any $\eta$? Not with means
 #
-# {eq}`eq-marginalisation` allows every $\eta_s\le\sigma_s$. With means in place of the ends this freedom is gone. By {eq}`eq-c` the losses add up to
-# something that vanishes because $\eta_s$ is itself of the order of the root of the step. Take a fixed share $\eta_s = \varrho\,\sigma_s$ instead:
-# then $c$ does not shrink with the step, and the chain forgets all but its last steps. Near $t = 0$ the recursion {eq}`eq-recursion` has
-# $1 - A^2 \approx 2\,(1-\sqrt{1-\varrho^2})\,\sigma^2/v$, so it settles at
+# {eq}`eq-marginalisation` allows every $\eta_s\le\sigma_s$. With means in place of the ends this freedom is gone. The losses of {eq}`eq-c` vanish in
+# the limit because DDPM's $\eta_s$ shrinks with the step, like its root. Take a fixed share $\eta_s = \varrho\,\sigma_s$ instead: then $c$ does not
+# shrink with the step, and the chain forgets all but its last steps. Near $t = 0$ the recursion {eq}`eq-recursion` has
+# $1 - A^2 \approx 2\,(1-\sqrt{1-\varrho^2})\,\sigma^2/v$, so its variance settles at
 #
 # $$w_\infty = \frac{\eta^2}{1-A^2} = v\;\frac{1+\sqrt{1-\varrho^2}}{2} \;<\; v .$$ (eq-fixed-share)
 #
@@ -616,13 +619,14 @@ for share in (0.25, 0.5, 1.0):
     limit = 0.5 * (1 + math.sqrt(1 - share**2)) / 2
     assert abs(w - limit) < 1e-3
     rows.append(row | {"limit": f"{limit:.4f}"})
-display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)))
+table = pd.DataFrame(rows)
+display(Markdown(table.to_markdown(index=False, disable_numparse=True)))
 
 # %% [markdown]
 # ## The paper's mixture, the paper's sampler
 #
 # In the paper's mixture the second coordinate is independent of the first and Gaussian with variance 1/2, so {eq}`eq-recursion` predicts the
-# variance of $x_2$ exactly. Now with samples, from the library, with the exact denoiser.
+# variance of $x_2$ that the library's sampler returns with the exact denoiser:
 
 # %% tags=["hide-input"]
 n = 20_000 if full else 2_000
@@ -657,17 +661,18 @@ display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=Tr
 # ## How it compounds
 #
 # A few per cent of variance look harmless. But iterative tilting samples from its own model, again and again. Suppose the worst case
-# first: at each of $N$ rounds a model is refitted, perfectly, to the samples of the last one. A linear reward moves the mean and leaves the
-# variance alone, so $v_k = S(v_{k-1})$, with $S(v) = w_K$ the variance that the chain returns for data of variance $v$. A loss by a fixed factor would
-# give $v_N = v\,\rho^N$ with $\rho = S(v)/v$. It is worse than that: {eq}`eq-rate-linear` says $v - S(v) \sim \sqrt v/K$, so narrow laws
-# lose a *larger* share. For the linear schedule and DDPM, in the limit of many steps, $\omega = \sqrt{v}$ follows
+# first: at each of $N$ rounds a model is fitted, perfectly, to the samples of the last one. A linear reward moves the mean and leaves the
+# variance alone, so $v_k = S(v_{k-1})$, where $S(v) = w_K$ is the variance that the chain returns for data of variance $v$. A loss by a fixed
+# factor would give $v_N = v\,\rho^N$ with $\rho = S(v)/v$. It is worse than that: by {eq}`eq-rate-linear`, $v - S(v)$ is of order $\sqrt v/K$ for
+# small $v$, so narrow laws lose a *larger* share. For the linear schedule and DDPM, in the limit of many steps, the standard deviation
+# $y = \sqrt{v}$ follows
 #
 # $$\begin{gathered}
-#   \frac{d\omega}{dN} = -\frac1{2K}\Big(\frac{3\pi}4 + 2\omega + \frac\pi4\,\omega^2\Big), \\[1ex]
-#   \arctan\frac{\frac\pi2\omega_N+2}{D} = \arctan\frac{\frac\pi2\omega_0+2}{D} - \frac{D\,N}{4K}, \qquad D = \sqrt{\tfrac{3\pi^2}4-4},
+#   \frac{dy}{dN} = -\frac1{2K}\Big(\frac{3\pi}4 + 2y + \frac\pi4\,y^2\Big), \\[1ex]
+#   \arctan\frac{\frac\pi2 y_N+2}{D} = \arctan\frac{\frac\pi2 y_0+2}{D} - \frac{D\,N}{4K}, \qquad D = \sqrt{\tfrac{3\pi^2}4-4},
 #   \end{gathered}$$ (eq-collapse)
 #
-# which reaches zero after finitely many rounds, a fixed fraction of $K$.
+# which reaches zero after finitely many rounds, a fixed multiple of $K$.
 
 
 # %%
@@ -705,18 +710,17 @@ for N in (1, 5, 20, 50, 100):
 display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)))
 display(
     Markdown(
-        f"200 DDPM steps, $v = 1/2$. By {{eq}}`eq-collapse` the variance reaches zero after ${lifetime:.3f}\\,K$ rounds."
+        f"Variance after $N$ rounds of 200 DDPM steps, from $v = 1/2$. By {{eq}}`eq-collapse` it reaches zero after ${lifetime:.3f}\\,K$ rounds."
     )
 )
 
 # %% [markdown]
-# Algorithm 2 is kinder. It does not refit: it *corrects* its teacher, and looks at the samples' own law only through a reward that is not
-# centred. By {eq}`eq-relaxation` one tilt with mean reward $c$ moves the teacher by the fraction $\delta c$ of the way to a refit. If the
-# fractions are small, $N$ of them should amount to $\lambda c$ refits, however large $N$ is. The run "in expectation" of
-# {doc}`s3_2_algorithm` decides it: a constant reward $c$, $\lambda = 1$, and a teacher whose score stays linear.
+# {ref}`Algorithm 2 <algorithm-2>` is kinder: it does not refit, it *corrects* its teacher. {doc}`s3_2_algorithm` looks at a constant reward
+# $\bar r$, which should do nothing: a tilt of size $\delta = \lambda/N$ moves the teacher by the fraction $\delta\,\bar r$ of the way to a refit. If these fractions are small, $N$ tilts should amount to $\lambda \bar r$ refits, however large $N$ is. Here is the variance at the
+# end of such a run, with infinitely many samples and a perfect regression.
 
 
-# %%
+# %% tags=["hide-input"]
 def algorithm_2(c, N, K=200, v=0.5):
     """Variance of the last model's samples: infinitely many samples, perfect regression, reward c."""
     times = time_grid(cosine, K)
@@ -736,18 +740,17 @@ def algorithm_2(c, N, K=200, v=0.5):
     return returned(slope)
 
 
-# %% tags=["hide-input"]
 rows = []
 for c in (1, 2, 4, 8):
-    row = {r"$\lambda c$": c, "$N = 20$": algorithm_2(c, 20), "$N = 100$": algorithm_2(c, 100 if full else 40)}
-    row[r"$\lambda c$ refits"] = refits(c + 1, cosine)  # one more loss when the last model is sampled
-    assert abs(row["$N = 100$"] - row[r"$\lambda c$ refits"]) < 0.02 * (0.5 - row["$N = 100$"])
-    rows.append({k: v if k == r"$\lambda c$" else f"{v:.4f}" for k, v in row.items()})
+    row = {r"$\lambda\bar r$": c, "$N = 20$": algorithm_2(c, 20), "$N = 100$": algorithm_2(c, 100 if full else 40)}
+    row[r"$\lambda\bar r$ refits"] = refits(c + 1, cosine)  # one more loss when the last model is sampled
+    assert abs(row["$N = 100$"] - row[r"$\lambda\bar r$ refits"]) < 0.02 * (0.5 - row["$N = 100$"])
+    rows.append({k: v if k == r"$\lambda\bar r$" else f"{v:.4f}" for k, v in row.items()})
 display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)))
 
 # %% [markdown]
-# So a constant reward lets the sampler's bias in $\lambda c$ times, not $N$ times, and a centred one not at all, beyond the one loss of
-# the last sampling. For a reward that varies, $c$ stands for its mean along the way. A variant that refits at each tilt pays $N$ times.
+# So a constant reward lets the sampler's bias in $\lambda\bar r$ times, not $N$ times, and a reward of zero not at all, beyond the one loss
+# of the last sampling. For a reward that varies, its mean given $X_t$ takes the place of $\bar r$. A variant that refits at each tilt pays $N$ times.
 #
 # ## Try this
 #
@@ -770,7 +773,7 @@ for K in (1, 2, 10):
 display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)))
 display(
     Markdown(
-        "One. The transition is then {eq}`eq-2-3` itself. With one step this is no miracle: noise of the variance of the data is drawn around the mean of the data. "
+        "One. The transition is then {eq}`eq-2-3` itself. With one step this is plain: noise of the variance of the data is drawn around the mean of the data. "
         "For other data the conditional covariance depends on $x_t$ and has to be learned, and the law of $X_0$ given $X_t$ is not Gaussian."
     )
 )
@@ -816,7 +819,7 @@ needed = next(K for K in range(50, 500) if 0.5 - chain(*uniform(cosine, K), 1.0)
 assert 100 <= needed <= 120  # by the ratio of the constants in the table above, about 2.2
 display(
     Markdown(
-        f"{needed}. Noise is no error in itself, as the bridge shows; it doubles $c$. What it buys is forgetting: errors of the *network* at large $t$ are "
-        "damped on the way, which a deterministic sampler carries to the end."
+        f"DDPM needs {needed} steps. Noise is no error in itself, as the bridge shows, but it doubles $c$. What it buys is forgetting: it damps errors of the "
+        "*network* at large $t$, which a deterministic sampler carries to the end."
     )
 )
