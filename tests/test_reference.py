@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import small_batch
 
 from itlib.records import read_record, read_records
+from itlib.reproduce import GRIDS
+from itlib.runs import PROFILES
 
 REFERENCE = small_batch.ROOT / "book" / "reference"
 
@@ -30,6 +33,20 @@ def test_records_are_whole_seeds_of_the_papers_grid() -> None:
             assert len(record["trace"]) == parameters["N"]
     assert len(found) >= 2
     assert all({0, 20, 50, 100, 200} == N for N in found.values())
+
+
+def test_each_open_choice_was_varied_alone() -> None:
+    """Every variant has a record, for the same seeds as all others, and differs from the paper grid in its own parameters."""
+    default = asdict(PROFILES["full"].tilting)
+    seeds: dict[str, set[int]] = {}
+    for path in sorted((REFERENCE / "choices").glob("*_N*.json")):
+        variant, parameters = path.name.split("_N")[0], read_record(path)["parameters"]
+        changed = {key: parameters[key] for key in default if key != "N" and parameters[key] != default[key]}
+        assert changed == GRIDS["choices"][variant], path.name
+        assert (parameters["profile"], parameters["reward"]) == ("full", "paper")
+        seeds.setdefault(variant, set()).add(parameters["seed"])
+    assert set(seeds) == set(GRIDS["choices"])
+    assert len(set(map(frozenset, seeds.values()))) == 1
 
 
 def test_front_pages_show_the_records() -> None:
