@@ -36,7 +36,7 @@ def test_records_are_whole_seeds_of_the_papers_grid() -> None:
 
 
 def test_each_open_choice_was_varied_alone() -> None:
-    """Every variant has a record, for the same seeds as all others, and differs from the paper grid in its own parameters."""
+    """Every variant has records, of the same seeds, and differs from the paper grid in its own parameters only."""
     default = asdict(PROFILES["full"].tilting)
     seeds: dict[str, set[int]] = {}
     for path in sorted((REFERENCE / "choices").glob("*_N*.json")):
