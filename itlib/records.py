@@ -82,7 +82,9 @@ def provenance() -> dict[str, Any]:
     try:
         git = ["git", "-C", str(root)]
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout.strip()
+        # New records are no change of what made them.
+        status = [*git, "status", "--porcelain", "-uno", "--", "itlib", "notebooks"]
+        changed = subprocess.run(status, capture_output=True, text=True).stdout.strip()
         commit += "+changes" if changed else ""
     except (OSError, subprocess.CalledProcessError):
         commit = "unknown"
