@@ -120,7 +120,7 @@ rows = [
     {
         "": number(entry),
         "check": check(entry),
-        "code, and what it is broken into": f"{code_span(entry['mutant']['old'])}<br>{code_span(entry['mutant']['new'])}",
+        "code, and what it is broken into": f"{code_span(entry['mutant']['old'])}<br>→ {code_span(entry['mutant']['new'])}",
     }
     for entry in entries
 ]

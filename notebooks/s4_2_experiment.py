@@ -104,9 +104,8 @@ display(Markdown(pd.Series(facts, name="value").to_markdown(floatfmt=".3f")))
 # One large tilt is cut into $N$ small ones, $p_0^k \propto e^{k\lambda r/N} p_0^b$ (3.8). To first order, a tilt of size
 # $\delta = \lambda/N$ moves the score by a covariance under the posterior of the clean sample:
 #
-# $$\nabla \log p_t^k(x_t) = \nabla \log p_t^{k-1}(x_t)
-#   + \frac{\lambda}{N}\, \mathrm{Cov}_{X_0 \mid X_t = x_t}\!\big(\nabla_{x_t} \log q_{t|0}(x_t \mid X_0),\, r(X_0)\big)
-#   + O\!\Big(\frac{1}{N^2}\Big). \tag{3.10}$$
+# $$\begin{aligned} \nabla \log p_t^k(x_t) = {} & \nabla \log p_t^{k-1}(x_t) \\
+#   & + \frac{\lambda}{N}\, \mathrm{Cov}_{X_0 \mid X_t = x_t}\!\big(\nabla_{x_t} \log q_{t|0}(x_t \mid X_0),\, r(X_0)\big) + O\!\Big(\frac{1}{N^2}\Big) . \end{aligned} \tag{3.10}$$
 #
 # Algorithm 2 learns that step by regression. In the units of the denoiser, $\varepsilon = -\sigma_t\, s$, one tilt is:
 #
