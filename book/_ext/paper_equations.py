@@ -3,7 +3,8 @@ r"""Show equations under the numbers that the paper gives them.
 An author writes ``\tag{2.1}`` inside a display and, where it is to be referenced, a label after it.
 Sphinx would number the equation itself, so before the page is stored the tag is taken out of the TeX
 and put where Sphinx looks for numbers: into the node (shown beside the equation) and into the math
-domain (shown by ``{eq}``, from any page). Needs ``math_numfig = False``.
+domain (shown by ``{eq}``, from any page). Labelled equations without a tag are the book's own; they count from 1 on every
+page. Needs ``math_numfig = False``.
 """
 
 from __future__ import annotations
@@ -30,15 +31,19 @@ def split_tag(tex: str) -> tuple[str, str | None]:
 
 
 def number_as_tagged(app: Sphinx, doctree: nodes.document) -> None:
-    """Renumber the tagged equations of one page."""
+    """Renumber the equations of one page."""
     equations: dict[str, tuple[str, Any]] = app.env.get_domain("math").data["objects"]
+    own = 0
     for node in doctree.findall(nodes.math_block):
         tex, number = split_tag(node.astext())
+        label = node.get("label")
         if number is None:
-            continue
+            if label not in equations:
+                continue
+            own += 1
+            number = str(own)
         node.children[:] = [nodes.Text(tex)]
         node["number"] = number
-        label = node.get("label")
         if label in equations:
             equations[label] = (equations[label][0], number)
 
