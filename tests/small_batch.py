@@ -157,8 +157,10 @@ def batch(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def started(root: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """A running batch, which does not outlive the test."""
     process = subprocess.Popen(
-        command(*arguments), cwd=root, env=environment(root), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        command(*arguments), cwd=root, env=environment(root), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # Tests that a shell runs in its background would hand on that Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
     with process:
         try:
             yield process

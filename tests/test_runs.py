@@ -251,7 +251,7 @@ def test_the_key_sees_everything_that_changes_a_number(tmp_path: Path, monkeypat
         return keys[-1]
 
     knobs: dict[str, Any] = {"epochs": 4, "batch_size": 64, "lr": 1e-2, "patience": 3, "validation_fraction": 0.2}
-    knobs |= {"predict": "x0"}
+    knobs |= {"predict": "x0", "averaging": 0.5}
     assert set(knobs) == {field.name for field in dataclasses.fields(TrainingConfig)}
     variants = [{}, *({name: value} for name, value in knobs.items()), {"n": 101}, {"seed": 1}, {"mixture": shifted}]
     assert len({base_key(**variant) for variant in variants}) == len(variants)
