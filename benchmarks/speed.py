@@ -134,14 +134,14 @@ def measure_training(network: Network) -> float:
     return statistics.median(ratios)
 
 
-def tilting(network: Network, N: int, **knobs: float) -> Iterator[TiltStep]:
+def tilting(network: Network, config: TiltingConfig) -> Iterator[TiltStep]:
     """The paper's tilts."""
-    return iterative_tilting(network, parse_reward("paper"), SCHEDULE, TiltingConfig(N=N, **knobs))  # type: ignore[arg-type]
+    return iterative_tilting(network, parse_reward("paper"), SCHEDULE, config)
 
 
 def measure_tilts(network: Network) -> tuple[float, float]:
     """Seconds a tilt, and their ratio at N = 200 to N = 20."""
-    runs = {N: tilting(network, N) for N in (20, 200)}
+    runs = {N: tilting(network, TiltingConfig(N=N)) for N in (20, 200)}
     spent: dict[int, list[float]] = {N: [] for N in runs}
     for _ in range(TILTS):
         for N, run in runs.items():
@@ -152,7 +152,7 @@ def measure_tilts(network: Network) -> tuple[float, float]:
 
 def measure_memory(network: Network) -> float:
     """MiB that each tilt adds to the peak, once the first ones have filled the allocator's pools."""
-    run = tilting(network, 200, J=10, lr=1e-6)
+    run = tilting(network, TiltingConfig(N=200, J=10, lr=1e-6))
     held = [resident() for _, _ in zip(range(60), run, strict=False)]
     return (held[-1] - held[19]) / 40
 

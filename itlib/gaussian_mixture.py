@@ -25,7 +25,7 @@ nothing is ever inverted per sample. Densities are those of :mod:`torch.distribu
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -80,8 +80,8 @@ class GaussianMixture:
         ]:
             object.__setattr__(self, name, value)
 
-    _eigenvalues: Tensor = None  # type: ignore[assignment]
-    _eigenvectors: Tensor = None  # type: ignore[assignment]
+    _eigenvalues: Tensor = field(init=False, repr=False)
+    _eigenvectors: Tensor = field(init=False, repr=False)
 
     @property
     def d(self) -> int:

@@ -138,7 +138,7 @@ def show(fig: Figure, name: str, alt: str) -> None:
     from IPython.display import display  # a reader without Jupyter can still draw
 
     data, metadata = bundle(fig, name, alt)
-    display(data, raw=True, metadata=metadata)  # type: ignore[no-untyped-call]
+    display(data, raw=True, metadata=metadata)
 
 
 def samples(

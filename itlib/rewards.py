@@ -14,7 +14,6 @@ is special because it tilts Gaussian mixtures into Gaussian mixtures: see :mod:`
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -133,7 +132,9 @@ def parse_reward(text: str, d: int = 2) -> QuadraticReward:
     parts: dict[str, Tensor] = {}
     try:
         for part in text.split():
-            key, value = re.fullmatch(r"([Abc])=(.+)", part).groups()  # type: ignore[union-attr]
+            key, _, value = part.partition("=")
+            if key not in ("A", "b", "c"):
+                raise ValueError
             rows = [[float(v) for v in row.split(",")] for row in value.split(";")]
             parts[key] = torch.tensor(rows, dtype=torch.float64)
         b = parts["b"].reshape(d) if "b" in parts else torch.zeros(d, dtype=torch.float64)
@@ -142,7 +143,7 @@ def parse_reward(text: str, d: int = 2) -> QuadraticReward:
         c = float(parts["c"].reshape(())) if "c" in parts else 0.0
         if not parts:
             raise ValueError
-    except (AttributeError, ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError) as error:
         raise ValueError(
             f"cannot read the reward {text!r}: use a name ({', '.join(NAMED_REWARDS)}) or parts in dimension {d} such as "
             "'b=0,4' or 'A=-2,1 b=1,1 c=0'"

@@ -219,6 +219,7 @@ def resumable_tilting(
         state.denoiser.load_state_dict(base.state_dict())
     steps = iterative_tilting(state.denoiser, reward, schedule, config, d=mixture.d, seed=seed, start=state.done)
     for step in steps:
+        assert isinstance(step.denoiser, Network)  # as what was handed in
         clock = time.process_time()
         errors = score_errors(
             step.denoiser, path_of_tilts(step.k), schedule, n=trace_samples, seed=derive_seed(seed, "trace")
@@ -227,7 +228,7 @@ def resumable_tilting(
         state = replace(
             state,
             done=step.k,
-            denoiser=step.denoiser,  # type: ignore[arg-type]  # a Network was handed in, so a Network comes back
+            denoiser=step.denoiser,
             trace=[*state.trace, errors.score_rmse],
             losses=[*state.losses, float(step.losses.mean())],
             seconds={key: state.seconds.get(key, 0.0) + value for key, value in spent.items()},

@@ -146,6 +146,10 @@ def explicit(estimator: CovarianceEstimator) -> Update:
     return update
 
 
+#: Line 11 with the paper's single-sample covariance.
+PAPER_UPDATE = explicit(single_sample)
+
+
 def tilt_path(base: GaussianMixture, reward: QuadraticReward, lam: float, N: int) -> Callable[[int], GaussianMixture]:
     """The exact intermediate distributions p_0^k of (3.8), as a function of k = 0, ..., N."""
     return lambda k: base.tilted(reward, lam * k / N)
@@ -231,7 +235,7 @@ def iterative_tilting(
     *,
     d: int = 2,
     seed: int = 0,
-    update: Update = explicit(single_sample),  # noqa: B008
+    update: Update = PAPER_UPDATE,
     sampler: DatasetSampler | None = None,
     start: int = 0,
 ) -> Iterator[TiltStep]:

@@ -13,7 +13,7 @@ The paper states 30,000 samples, 200 epochs and early stopping with patience 50.
 it after each epoch on times and noises drawn once, and return the weights of the best epoch. Learning rate, optimiser
 and batch size are not in the paper; they are fields of :class:`TrainingConfig`. Nor is weight averaging: what is scored
 and returned is the exponential moving average of the weights. Without it the validation loss jitters at a high learning
-rate, and patience runs out by chance: three of ten seeds stopped near epoch 80 with four times the error.
+rate, and patience runs out by chance.
 """
 
 from __future__ import annotations

@@ -388,15 +388,15 @@ display(
 # %% [markdown]
 # ## Try this
 #
-# **Is the optimiser's fresh start in every tilt to blame for the shrinking?** Adam's first steps have the size of the learning rate, whatever
-# the gradient. Vary the number of them.
+# **Are 100 minibatches enough for the network to follow its tilts?** Adam's steps have about the size of the learning rate, so their
+# number limits how far a tilt can move it.
 
 # %% tags=["hide-cell"]
 from dataclasses import replace
 
 from itlib.tilting import iterative_tilting
 
-small = replace(TiltingConfig(N=3, S=500, J=25), N=3)
+small = TiltingConfig(N=3, S=500, J=25)
 for E in (10, 100):
     for step in iterative_tilting(network, reward, schedule, replace(small, E=E), seed=0):
         pass

@@ -62,10 +62,7 @@ def verdict(entry: dict[str, Any], folder: Path) -> str:
 
             os.chdir(ROOT)
             status = pytest.main(["-x", "-p", "no:cacheprovider", "--tb=no", check])
-            failed = re.search(r"^(FAILED|ERROR) ", output.getvalue(), re.MULTILINE)
-            return (
-                {0: "passes", 1: "fails"}.get(int(status), f"pytest ended with {status!r}") if failed or not status else "?"
-            )
+            return {0: "passes", 1: "fails"}.get(int(status), f"pytest ended with {status!r}")
         path = folder / check
         source = re.sub(r'^profile = "full"', 'profile = "smoke"', path.read_text(), flags=re.MULTILINE)
         path.write_text(source)
