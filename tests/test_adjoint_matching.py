@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from itlib.baselines.adjoint_matching import AdjointMatchingConfig, adjoint_matching, lean_adjoint, trajectory
+from itlib.baselines.adjoint_matching import AdjointMatchingConfig, adjoint_matching, lean_adjoint
+from itlib.baselines.common import trajectory
 from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture
 from itlib.network import Network
 from itlib.rewards import ForwardOnly, parse_reward

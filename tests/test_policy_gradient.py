@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from itlib.baselines.adjoint_matching import trajectory
+from itlib.baselines.common import NoisySteps, trajectory
 from itlib.baselines.draft import DraftConfig, rollout
-from itlib.baselines.policy_gradient import PolicyGradientConfig, batch_of, policy_gradient
+from itlib.baselines.policy_gradient import PolicyGradientConfig, policy_gradient
 from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture
 from itlib.network import Network
 from itlib.rewards import ForwardOnly
@@ -38,7 +38,7 @@ def test_the_score_function_gradient_is_the_pathwise_one() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(n, 2, generator=generator, dtype=F64)
     states = trajectory(model, model.exact, Cosine(), x, steps, generator)
-    batch = batch_of(states, model.exact, Cosine())
+    batch = NoisySteps.of(states, model.exact, Cosine())
     rewards = states[-1][:, 1] + 0.3 * states[-1][:, 0].square()
     # The density of every step is an affine function of the shift near the current one: one gradient a sample.
     eps = model(batch.x, batch.t)
@@ -64,7 +64,7 @@ def test_the_steps_of_a_batch_have_the_densities_of_the_sampler() -> None:
         model.shift += torch.tensor([0.5, 0.0])
     generator = torch.Generator().manual_seed(0)
     states = trajectory(model, model.exact, Cosine(), torch.randn(500, 2, generator=generator, dtype=F64), 20, generator)
-    batch = batch_of(states, model.exact, Cosine())
+    batch = NoisySteps.of(states, model.exact, Cosine())
     a, b, std = batch.coefficients
     eps = model(batch.x, batch.t).detach()
     z = (batch.arrived - a * batch.x - b * eps) / std

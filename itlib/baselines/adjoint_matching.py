@@ -25,19 +25,18 @@ Needs :math:`\nabla r`, and a base that can be differentiated in x; no memory ov
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from itlib.baselines.common import Account, Step
-from itlib.network import Denoiser, device_of
+from itlib.baselines.common import NoisySteps, Step, Workbench, trajectory
+from itlib.network import Denoiser
 from itlib.rewards import Reward
 from itlib.sampling import time_grid, transition
 from itlib.schedules import Schedule
-from itlib.tilting import as_student, derive_seed
+from itlib.tilting import derive_seed
 
 
 @dataclass(frozen=True)
@@ -66,27 +65,11 @@ class AdjointMatchingConfig:
             raise ValueError("iterations and B must be at least 1, and J at least 2")
 
 
-@torch.no_grad()
-def trajectory(
-    denoiser: Denoiser, base: Denoiser, schedule: Schedule, x: Tensor, steps: int, generator: torch.Generator | None = None
-) -> list[Tensor]:
-    """States x_K, ..., x_0 of Algorithm 1 with DDPM's noise, each (B, d); the last step is the base's."""
-    times, states = time_grid(schedule, steps), [x]
-    for k in range(steps, 0, -1):
-        t = torch.tensor(times[k], dtype=x.dtype, device=x.device)
-        a, b, std = transition(schedule, times[k - 1], times[k], 1.0)
-        x = a * x + b * (denoiser if k > 1 else base)(x, t)
-        if k > 1:
-            x = x + std * torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
-        states.append(x)
-    return states
-
-
 def lean_adjoint(states: list[Tensor], base: Denoiser, reward: Reward, schedule: Schedule, lam: float) -> list[Tensor]:
     """The adjoint at x_0, ..., x_{K-1} of trajectories given as x_K, ..., x_0, each (B, d).
 
     Args:
-        states: of :func:`trajectory`.
+        states: of :func:`~itlib.baselines.common.trajectory`.
         base: differentiable in x.
         reward: differentiable, (B, d) to (B,).
         schedule: the pair alpha, sigma.
@@ -133,34 +116,15 @@ def adjoint_matching(
         FloatingPointError: if the loss stops being finite.
     """
     config = config or AdjointMatchingConfig()
-    account = Account()
-    student: nn.Module = as_student(base, d, derive_seed(seed, "weights"))
-    frozen = copy.deepcopy(base).requires_grad_(False) if isinstance(base, nn.Module) else base
-    frozen = account.denoiser(frozen)
-    account.denoiser(student)
-    counted = account.reward(reward)
-    optimizer = torch.optim.Adam([p for p in student.parameters() if p.requires_grad], lr=config.lr)
-    times = time_grid(schedule, config.J)
-    coefficients = [transition(schedule, times[k - 1], times[k], 1.0) for k in range(2, config.J + 1)]
+    bench = Workbench(base, reward, d, seed, config.lr)
     for k in range(1, config.iterations + 1):
         generator = torch.Generator().manual_seed(derive_seed(seed, "adjoint matching", k))
-        x = torch.randn(config.B, d, generator=generator).to(device_of(student))
-        states = trajectory(student, frozen, schedule, x, config.J, generator)
-        adjoints = lean_adjoint(states, frozen, counted, schedule, config.lam)
-        # All noisy steps at once: from x at t_2, ..., t_K to t_1, ..., t_{K-1}.
-        x = torch.cat(states[-3::-1])
-        t = torch.tensor(times[2:], dtype=x.dtype, device=x.device).repeat_interleave(config.B)
-        ratio, std = (
-            torch.tensor(v, dtype=x.dtype, device=x.device).repeat_interleave(config.B).unsqueeze(-1)
-            for v in ([b / s for _, b, s in coefficients], [s for _, _, s in coefficients])
-        )
-        with torch.no_grad():
-            eps_base = frozen(x, t)
-        control = ratio * (student(x, t) - eps_base)
-        loss = (control + std * torch.cat(adjoints[1:])).square().sum() / config.B
-        if not bool(torch.isfinite(loss)):
-            raise FloatingPointError(f"iteration {k}: the loss is no longer finite. Lower lr ({config.lr:g}) or lam")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        yield account.step(k, student, float(loss.detach()))
+        x = bench.noise(config.B, generator)
+        states = trajectory(bench.student, bench.base, schedule, x, config.J, generator)
+        adjoints = lean_adjoint(states, bench.base, bench.reward, schedule, config.lam)
+        steps = NoisySteps.of(states, bench.base, schedule)
+        adjoint = torch.cat(adjoints[:0:-1])  # at the states that the steps reach, from noise to data
+        residual = steps.control(bench.student(steps.x, steps.t)) + steps.coefficients[2] * adjoint
+        loss = residual.square().sum() / config.B
+        bench.descend(k, loss)
+        yield bench.step(k, loss)

@@ -8,14 +8,18 @@ Budgets are counted in samples, whatever the size of a call:
 
 from __future__ import annotations
 
+import copy
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
-from itlib.network import Denoiser
+from itlib.network import Denoiser, device_of
 from itlib.rewards import Reward
+from itlib.sampling import reverse_process, time_grid, transition
+from itlib.schedules import Schedule
+from itlib.tilting import as_student, derive_seed
 
 
 @dataclass
@@ -85,4 +89,108 @@ class Account:
 
     def step(self, k: int, denoiser: nn.Module, loss: float) -> Step:
         """The step to yield, with a snapshot of the account."""
-        return Step(k, denoiser, loss, Counts(**vars(self.counts)), time.process_time() - self.opened)
+        return Step(k, denoiser, loss, replace(self.counts), time.process_time() - self.opened)
+
+
+class Workbench:
+    """What every rival begins with: a student, a frozen base and the reward, all counted, and an optimiser.
+
+    Args:
+        base: the pretrained denoiser; not changed.
+        reward: (S, d) to (S,).
+        d: dimension of the data.
+        seed: fixes initial weights, if there are any.
+        lr: Adam's learning rate.
+    """
+
+    def __init__(self, base: Denoiser, reward: Reward, d: int, seed: int, lr: float) -> None:
+        self.account = Account()
+        self.student = as_student(base, d, derive_seed(seed, "weights"))
+        frozen = copy.deepcopy(base).requires_grad_(False) if isinstance(base, nn.Module) else base
+        self.base = self.account.denoiser(frozen)
+        self.account.denoiser(self.student)
+        self.reward = self.account.reward(reward)
+        self.parameters = [p for p in self.student.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(self.parameters, lr=lr)
+        self._shape = (d,)
+
+    def noise(self, n: int, generator: torch.Generator) -> Tensor:
+        """Where Algorithm 1 starts, (n, d), as the student's parameters are stored."""
+        like = self.parameters[0]
+        return torch.randn(n, *self._shape, generator=generator, dtype=like.dtype).to(device_of(self.student))
+
+    def descend(self, k: int, loss: Tensor) -> None:
+        """One optimiser step of iteration k.
+
+        Raises:
+            FloatingPointError: if the loss is not finite; the student is left as it was.
+        """
+        if not bool(torch.isfinite(loss)):
+            lr = self.optimizer.param_groups[0]["lr"]
+            raise FloatingPointError(f"iteration {k}: the loss is no longer finite. Lower lr ({lr:g}) or lam")
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+
+    def step(self, k: int, loss: Tensor) -> Step:
+        """The step to yield."""
+        return self.account.step(k, self.student, float(loss.detach()))
+
+
+def trajectory(
+    denoiser: Denoiser, base: Denoiser, schedule: Schedule, x: Tensor, steps: int, generator: torch.Generator | None = None
+) -> list[Tensor]:
+    """States x_K, ..., x_0 of Algorithm 1 with DDPM's noise, each (B, d); the last step, which has none, is the base's."""
+    last = torch.tensor(time_grid(schedule, steps)[1], dtype=x.dtype, device=x.device)
+
+    def model(x: Tensor, t: Tensor) -> Tensor:
+        return (denoiser if bool(t > last) else base)(x, t)
+
+    return [x, *(state for _, state in reverse_process(model, schedule, x, steps=steps, generator=generator))]
+
+
+@dataclass(frozen=True)
+class NoisySteps:
+    """The noisy steps of B trajectories, M = B (K - 1) of them, from noise to data.
+
+    Args:
+        x: states that the steps leave, (M, d).
+        arrived: states that they reach, (M, d).
+        t: times that they leave, (M,).
+        coefficients: a, b and the standard deviation of each step, (M, 1) each.
+        eps_base: the base's prediction at x, (M, d).
+    """
+
+    x: Tensor
+    arrived: Tensor
+    t: Tensor
+    coefficients: tuple[Tensor, Tensor, Tensor]
+    eps_base: Tensor
+
+    @classmethod
+    def of(cls, states: list[Tensor], base: Denoiser, schedule: Schedule) -> NoisySteps:
+        """Those of trajectories x_K, ..., x_0, as :func:`trajectory` gives them."""
+        x, B, steps = torch.cat(states[:-2]), len(states[0]), len(states) - 1
+        times = time_grid(schedule, steps)
+        each = [transition(schedule, times[k - 1], times[k], 1.0) for k in range(steps, 1, -1)]
+        t, a, b, std = (
+            torch.tensor(v, dtype=x.dtype, device=x.device).repeat_interleave(B)
+            for v in (times[:1:-1], *zip(*each, strict=True))
+        )
+        with torch.no_grad():
+            eps_base = base(x, t)
+        return cls(x, torch.cat(states[1:-1]), t, (a.unsqueeze(-1), b.unsqueeze(-1), std.unsqueeze(-1)), eps_base)
+
+    def control(self, eps: Tensor) -> Tensor:
+        """Shift of each step's mean against the base's, in its standard deviations, (M, d)."""
+        _, b, std = self.coefficients
+        return b / std * (eps - self.eps_base)
+
+    def kl(self, eps: Tensor) -> Tensor:
+        """KL of each step to the base's, (M,)."""
+        return 0.5 * self.control(eps).square().sum(-1)
+
+    def log_density(self, eps: Tensor) -> Tensor:
+        """log p(arrived | x) of each step, (M,), up to a constant."""
+        a, b, std = self.coefficients
+        return -0.5 * ((self.arrived - a * self.x - b * eps) / std).square().sum(-1)

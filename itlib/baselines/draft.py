@@ -23,19 +23,18 @@ Dirac mass, where a path KL cannot be finite, so with :math:`w>0` the last step 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from itlib.baselines.common import Account, Step
-from itlib.network import Denoiser, device_of
+from itlib.baselines.common import Step, Workbench
+from itlib.network import Denoiser
 from itlib.rewards import Reward
 from itlib.sampling import time_grid, transition
 from itlib.schedules import Schedule, noise
-from itlib.tilting import as_student, derive_seed
+from itlib.tilting import derive_seed
 
 
 @dataclass(frozen=True)
@@ -156,27 +155,17 @@ def draft(
         FloatingPointError: if the loss stops being finite.
     """
     config = config or DraftConfig()
-    account = Account()
-    student: nn.Module = as_student(base, d, derive_seed(seed, "weights"))
-    frozen = account.denoiser(copy.deepcopy(base) if isinstance(base, nn.Module) else base)
-    account.denoiser(student)
-    counted = account.reward(reward)
-    parameters = [p for p in student.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=config.lr)
+    bench = Workbench(base, reward, d, seed, config.lr)
     for k in range(1, config.iterations + 1):
         generator = torch.Generator().manual_seed(derive_seed(seed, "draft", k))
-        x = torch.randn(config.B, d, generator=generator).to(device_of(student))
+        x = bench.noise(config.B, generator)
         if config.renoise:
             with torch.no_grad():
-                x, _ = rollout(student, frozen, schedule, x, config, generator)
-            samples = low_variance(student, schedule, x, config, generator)
-            loss = -config.lam * counted(samples).mean()
+                x, _ = rollout(bench.student, bench.base, schedule, x, config, generator)
+            samples = low_variance(bench.student, schedule, x, config, generator)
+            loss = -config.lam * bench.reward(samples).mean()
         else:
-            samples, cost = rollout(student, frozen, schedule, x, config, generator)
-            loss = (config.kl * cost - config.lam * counted(samples)).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if not bool(torch.isfinite(loss)):
-            raise FloatingPointError(f"iteration {k}: the objective is no longer finite. Lower lr ({config.lr:g}) or lam")
-        optimizer.step()
-        yield account.step(k, student, float(loss.detach()))
+            samples, cost = rollout(bench.student, bench.base, schedule, x, config, generator)
+            loss = (config.kl * cost - config.lam * bench.reward(samples)).mean()
+        bench.descend(k, loss)
+        yield bench.step(k, loss)

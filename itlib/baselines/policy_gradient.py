@@ -18,21 +18,18 @@ code of DDPO averages them and clips at 1e-4; in two dimensions a clip of .1 or 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
-from itlib.baselines.adjoint_matching import trajectory
-from itlib.baselines.common import Account, Step
-from itlib.network import Denoiser, device_of
+from itlib.baselines.common import NoisySteps, Step, Workbench, trajectory
+from itlib.network import Denoiser
 from itlib.rewards import Reward, evaluate
-from itlib.sampling import time_grid, transition
 from itlib.schedules import Schedule
-from itlib.tilting import as_student, derive_seed
+from itlib.tilting import derive_seed
 
 
 @dataclass(frozen=True)
@@ -41,14 +38,14 @@ class PolicyGradientConfig:
 
     Args:
         iterations: batches of trajectories.
-        updates: optimiser steps on each batch.
+        updates: optimiser steps on each steps.
         lam: weight of the reward.
         kl: weight of the KL to the base.
         future_kl: whether the KL of later steps is taken off the reward of a step.
-        value: whether a value is learned and subtracted; else the reward is standardised over the batch.
+        value: whether a value is learned and subtracted; else the reward is standardised over the steps.
         clip: the ratio of new to old density is kept within 1 - clip and 1 + clip.
         advantage_clip: largest advantage, in either direction.
-        B: trajectories of a batch.
+        B: trajectories of a steps.
         J: steps of the sampler.
         lr: Adam's learning rate.
 
@@ -75,46 +72,6 @@ class PolicyGradientConfig:
             raise ValueError(f"clips must be positive, got {self.clip} and {self.advantage_clip}")
 
 
-@dataclass(frozen=True)
-class Batch:
-    """The noisy steps of B trajectories, M = B (J - 1) of them, and what does not change while a batch is used.
-
-    Args:
-        x: states that the steps leave, (M, d).
-        arrived: states that they reach, (M, d).
-        t: times that they leave, (M,).
-        coefficients: a, b and the standard deviation of each step, (M, 1) each.
-        eps_base: the base's prediction at x, (M, d).
-    """
-
-    x: Tensor
-    arrived: Tensor
-    t: Tensor
-    coefficients: tuple[Tensor, Tensor, Tensor]
-    eps_base: Tensor
-
-    def log_density(self, eps: Tensor) -> Tensor:
-        """log p(arrived | x) of each step, (M,), up to a constant."""
-        a, b, std = self.coefficients
-        return -0.5 * ((self.arrived - a * self.x - b * eps) / std).square().sum(-1)
-
-    def kl(self, eps: Tensor) -> Tensor:
-        """KL of each step to the base's, (M,)."""
-        _, b, std = self.coefficients
-        return 0.5 * (b / std * (eps - self.eps_base)).square().sum(-1)
-
-
-def batch_of(states: list[Tensor], base: Denoiser, schedule: Schedule) -> Batch:
-    """The noisy steps of trajectories x_K, ..., x_0, as :func:`~itlib.baselines.adjoint_matching.trajectory` gives them."""
-    x, steps = torch.cat(states[:-2]), len(states) - 1
-    times = time_grid(schedule, steps)
-    each = [transition(schedule, times[k - 1], times[k], 1.0) for k in range(steps, 1, -1)]
-    a, b, std = (torch.tensor(v).to(x).repeat_interleave(len(states[0])).unsqueeze(-1) for v in zip(*each, strict=True))
-    t = torch.tensor(times[:1:-1]).to(x).repeat_interleave(len(states[0]))
-    with torch.no_grad():
-        return Batch(x, torch.cat(states[1:-1]), t, (a, b, std), base(x, t))
-
-
 def policy_gradient(
     base: Denoiser,
     reward: Reward,
@@ -135,38 +92,31 @@ def policy_gradient(
         seed: fixes every random draw.
 
     Yields:
-        A :class:`~itlib.baselines.common.Step` per batch.
+        A :class:`~itlib.baselines.common.Step` per steps.
 
     Raises:
         FloatingPointError: if the loss stops being finite.
     """
     config = config or PolicyGradientConfig()
-    account = Account()
-    student: nn.Module = as_student(base, d, derive_seed(seed, "weights"))
-    frozen = copy.deepcopy(base).requires_grad_(False) if isinstance(base, nn.Module) else base
-    frozen = account.denoiser(frozen)
-    account.denoiser(student)
-    counted = account.reward(reward)
-    parameters = [p for p in student.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=config.lr)
+    bench = Workbench(base, reward, d, seed, config.lr)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "value"))
         value = nn.Sequential(nn.Linear(d + 1, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 1))
-    value = value.to(parameters[0])
+    value = value.to(bench.parameters[0])
     fit = torch.optim.Adam(value.parameters(), lr=1e-3)
     for k in range(1, config.iterations + 1):
         generator = torch.Generator().manual_seed(derive_seed(seed, "policy gradient", k))
-        x = torch.randn(config.B, d, generator=generator, dtype=parameters[0].dtype).to(device_of(student))
-        states = trajectory(student, frozen, schedule, x, config.J, generator)
-        rewards = config.lam * evaluate(counted, states[-1])
-        batch = batch_of(states, frozen, schedule)
+        x = bench.noise(config.B, generator)
+        states = trajectory(bench.student, bench.base, schedule, x, config.J, generator)
+        rewards = config.lam * evaluate(bench.reward, states[-1])
+        steps = NoisySteps.of(states, bench.base, schedule)
         with torch.no_grad():
-            eps = student(batch.x, batch.t)
-            old, returns = batch.log_density(eps), rewards.repeat(config.J - 1)
+            eps = bench.student(steps.x, steps.t)
+            old, returns = steps.log_density(eps), rewards.repeat(config.J - 1)
             if config.future_kl:  # of the steps after this one; steps run from noise to data
-                costs = config.kl * batch.kl(eps).reshape(config.J - 1, config.B)
+                costs = config.kl * steps.kl(eps).reshape(config.J - 1, config.B)
                 returns = returns - (costs.flip(0).cumsum(0).flip(0) - costs).flatten()
-            inputs = torch.cat([batch.x, batch.t.unsqueeze(-1)], -1)
+            inputs = torch.cat([steps.x, steps.t.unsqueeze(-1)], -1)
             if config.value:
                 advantage = returns - value(inputs).squeeze(-1)
             else:
@@ -177,18 +127,14 @@ def policy_gradient(
                 advantage = advantage.flatten()
             advantage = advantage.clamp(-config.advantage_clip, config.advantage_clip)
         for _ in range(config.updates):
-            eps = student(batch.x, batch.t)
-            ratio = torch.exp(batch.log_density(eps) - old)
+            eps = bench.student(steps.x, steps.t)
+            ratio = torch.exp(steps.log_density(eps) - old)
             kept = ratio.clamp(1 - config.clip, 1 + config.clip)
-            gain = torch.minimum(ratio * advantage, kept * advantage) - config.kl * batch.kl(eps)
+            gain = torch.minimum(ratio * advantage, kept * advantage) - config.kl * steps.kl(eps)
             loss = -gain.sum() / config.B
-            if not bool(torch.isfinite(loss)):
-                raise FloatingPointError(f"batch {k}: the loss is no longer finite. Lower lr ({config.lr:g}) or lam")
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+            bench.descend(k, loss)
             if config.value:
                 fit.zero_grad(set_to_none=True)
                 functional.mse_loss(value(inputs).squeeze(-1), returns).backward()
                 fit.step()
-        yield account.step(k, student, float(loss.detach()))
+        yield bench.step(k, loss)
