@@ -17,7 +17,7 @@ r"""Metrics of Section 4.2, with every definition spelled out, and a few that th
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ot
 import torch
@@ -120,6 +120,21 @@ def flow_nll(denoiser: Denoiser, schedule: Schedule, mixture: GaussianMixture, e
     return mixture.entropy() + float(gap.mean())
 
 
+def sample_card(
+    x: Tensor, truth: GaussianMixture, *, target: GaussianMixture, base: GaussianMixture, seed: int = 0
+) -> dict[str, Any]:
+    """What samples, (n, d), say of a model; arguments and keys as in :func:`score_card`."""
+    return {
+        "nll_target": negative_log_likelihood(x, target),
+        "nll_base": negative_log_likelihood(x, base),
+        "mean_mse_target": mean_mse(x, target),
+        "mean_mse_base": mean_mse(x, base),
+        "mode_weights": mode_weights(x, truth).tolist(),
+        "component_variances": component_variances(x, truth).tolist(),
+        "sliced_w2": sliced_wasserstein(x, truth, seed=seed),
+    }
+
+
 def score_card(
     denoiser: Denoiser,
     schedule: Schedule,
@@ -132,7 +147,7 @@ def score_card(
     steps: int = 200,
     eta: float = 1.0,
     seed: int = 0,
-) -> dict[str, float | list[float] | list[list[float]]]:
+) -> dict[str, Any]:
     """All figures of a denoiser, by the keys of a run record.
 
     Args:
@@ -150,15 +165,8 @@ def score_card(
     generator = torch.Generator().manual_seed(seed)
     x = sample(denoiser, schedule, samples, truth.d, steps=steps, eta=eta, generator=generator)
     errors = score_errors(denoiser, truth, schedule, n=samples, seed=seed)
-    return {
-        "nll_target": negative_log_likelihood(x, target),
-        "nll_base": negative_log_likelihood(x, base),
-        "mean_mse_target": mean_mse(x, target),
-        "mean_mse_base": mean_mse(x, base),
+    return sample_card(x, truth, target=target, base=base, seed=seed) | {
         "score_rmse": errors.score_rmse,
         "eps_rmse": errors.eps_rmse,
-        "mode_weights": mode_weights(x, truth).tolist(),
-        "component_variances": component_variances(x, truth).tolist(),
         "flow_nll": flow_nll(denoiser, schedule, truth, truth.sample(flow_samples, generator).float()),
-        "sliced_w2": sliced_wasserstein(x, truth, seed=seed),
     }

@@ -16,15 +16,20 @@ import subprocess
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jsonschema
 
 #: The version of the record's schema.
 SCHEMA = 1
 
-#: What cannot change a run's numbers: how it is drawn, how it is scheduled, and the rivals, which it does not import.
-_BYSTANDERS = {"plots.py", "reproduce.py", "baselines"}
+#: What cannot change a run's numbers: how it is drawn and how it is scheduled; the rivals change only their own.
+_BYSTANDERS = {
+    "method": {"plots.py", "reproduce.py", "record.schema.json", "baselines"},
+    "rivals": {"plots.py", "reproduce.py", "record.schema.json"},
+    "all": set(),
+}
+Scope = Literal["method", "rivals", "all"]
 
 
 class DamagedFileError(ValueError):
@@ -55,12 +60,12 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 @cache
-def content_hash(bystanders: bool = False) -> str:
-    """Hash of the library's source, 12 hex digits; without ``bystanders`` only of what can change a run's numbers."""
+def content_hash(scope: Scope = "method") -> str:
+    """Hash of the library's source, 12 hex digits: of what can change a run's numbers, a rival's numbers, or of all."""
     digest = hashlib.sha256()
     package = Path(__file__).parent
     for path in sorted(package.rglob("*")):
-        if path.suffix in (".py", ".json") and (bystanders or not _BYSTANDERS & set(path.relative_to(package).parts)):
+        if path.suffix in (".py", ".json") and not _BYSTANDERS[scope] & set(path.relative_to(package).parts):
             digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:12]
 
@@ -74,7 +79,12 @@ def _schema() -> dict[str, Any]:
     return result
 
 
-def provenance() -> dict[str, Any]:
+def scope_of(task: str) -> Scope:
+    """What part of the library a record of this kind depends on."""
+    return "rivals" if task == "rival" else "method"
+
+
+def provenance(scope: Scope = "method") -> dict[str, Any]:
     """Versions, commit, content hash and platform of this run."""
     import torch  # here, so that a process that only reads records, or watches a run, starts in no time
 
@@ -91,7 +101,7 @@ def provenance() -> dict[str, Any]:
     return {
         "versions": {"python": platform.python_version()} | {p: version(p) for p in ("itlib", "torch", "numpy")},
         "commit": commit,
-        "content": content_hash(),
+        "content": content_hash(scope),
         "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread",
     }
 
@@ -112,8 +122,11 @@ def write_record(
     metrics: dict[str, Any],
     trace: list[float],
     seconds: dict[str, float],
+    **more: Any,
 ) -> dict[str, Any]:
     """Validate and write a run's record, provenance added; returns it.
+
+    ``more`` is what the schema allows besides: a rival's ``curve``, ``samples`` and ``failure``.
 
     Raises:
         DamagedFileError: if it does not follow the schema.
@@ -127,7 +140,8 @@ def write_record(
             "trace": trace,
             "seconds": seconds,
         }
-    ) | {"provenance": provenance()}
+        | more
+    ) | {"provenance": provenance(scope_of(task))}
     _validate(record, path)
     write_atomically(Path(path), (json.dumps(record, indent=1) + "\n").encode())
     return record

@@ -25,35 +25,79 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, fields, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NoReturn
 
 from tqdm import tqdm
 
-from itlib.records import DamagedFileError, compact, content_hash, read_record, read_records, write_atomically
+from itlib.records import (
+    DamagedFileError,
+    compact,
+    content_hash,
+    read_record,
+    read_records,
+    scope_of,
+    write_atomically,
+)
 
 CONFIGS = ("paper",)
 DEFAULT_N = {"full": (20, 50, 100, 200), "smoke": (10, 20)}
-#: Named grids: what a run's name begins with, and the parameters of the template that it changes.
-GRIDS: dict[str, dict[str, dict[str, Any]]] = {
-    "paper": {"": {}},
-    # Section 4.2 leaves these open; each is varied alone, beside the paper grid, which holds the default of all.
-    "choices": {
-        "lr1e-5": {"lr": 1e-5},
-        "lr3e-5": {"lr": 3e-5},
-        "lr3e-4": {"lr": 3e-4},
-        "lr1e-3": {"lr": 1e-3},
-        "sgd1e-2": {"optimizer": "sgd", "lr": 1e-2},
-        "sgd1e-1": {"optimizer": "sgd", "lr": 1e-1},
-        "pass": {"epoch": "pass"},
-    },
+TEMPLATE, BASE, RIVAL = "s4_2_experiment", "s2_1_base_model", "rivals_run"
+#: What Section 4.2 leaves open; each is varied alone, beside the paper grid, which holds the default of all.
+CHOICES: dict[str, dict[str, Any]] = {
+    "lr1e-5": {"lr": 1e-5},
+    "lr3e-5": {"lr": 3e-5},
+    "lr3e-4": {"lr": 3e-4},
+    "lr1e-3": {"lr": 1e-3},
+    "sgd1e-2": {"optimizer": "sgd", "lr": 1e-2},
+    "sgd1e-1": {"optimizer": "sgd", "lr": 1e-1},
+    "pass": {"epoch": "pass"},
 }
-TEMPLATE, BASE = "s4_2_experiment", "s2_1_base_model"
-#: Work of training a base, counted in tilts; only the progress bar and the order of the cells use it.
-BASE_WORK = 60
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A named grid: cells of one template.
+
+    Args:
+        template: stem of its notebook.
+        variants: from the numbers of tilts asked for to {a cell's name before its seed: the parameters that it sets}.
+        over_N: whether the numbers of tilts can be asked for.
+    """
+
+    template: str
+    variants: Callable[[Sequence[int]], dict[str, dict[str, Any]]]
+    over_N: bool = True
+
+
+def _rivals(N: Sequence[int]) -> dict[str, dict[str, Any]]:
+    from itlib.baselines.comparison import cells  # here, so that the paper's batch starts without torch
+
+    return cells()
+
+
+def _tuning(N: Sequence[int]) -> dict[str, dict[str, Any]]:
+    from itlib.baselines.comparison import tuning_cells
+
+    return tuning_cells()
+
+
+GRIDS = {
+    "paper": Grid(TEMPLATE, lambda N: {f"N{n:03d}": {"N": n} for n in N}),
+    "choices": Grid(
+        TEMPLATE, lambda N: {f"{name}_N{n:03d}": {"N": n, **changes} for name, changes in CHOICES.items() for n in N}
+    ),
+    "rivals": Grid(RIVAL, _rivals, over_N=False),
+    "tuning": Grid(RIVAL, _tuning, over_N=False),
+}
+#: Tasks (itlib.tasks) whose base is not the paper's.
+OTHER_BASES = ("eight", "nine")
+#: Work of training a base, and of a cell that makes no tilts, in tilts; only progress and the order of the cells use it.
+BASE_WORK, OTHER_WORK = 60, 20
 
 
 class BatchError(Exception):
@@ -89,7 +133,7 @@ class Cell:
     def key(self) -> str:
         """Hash of everything the page depends on."""
         digest = hashlib.sha256(Path(self.notebook).read_bytes())
-        digest.update(json.dumps([content_hash(bystanders=True), self.parameters, self.title], sort_keys=True).encode())
+        digest.update(json.dumps([content_hash("all"), self.parameters, self.title], sort_keys=True).encode())
         read = map(Path, self.reads)
         for path in sorted(p for place in read for p in ([place] if place.is_file() else place.rglob("*.json"))):
             digest.update(path.name.encode() + path.read_bytes())
@@ -100,9 +144,10 @@ class Cell:
         from itlib.runs import PROFILES
 
         asked = parameters_of(self.notebook) | self.parameters
-        chosen = asdict(PROFILES[asked["profile"]].tilting)
-        known: dict[str, Any] = compact({k: chosen.get(k) if v is None else v for k, v in asked.items() if k != "record"})
-        return known
+        chosen = asdict(PROFILES[asked["profile"]].tilting) if Path(self.notebook).stem == TEMPLATE else {}
+        known = {k: chosen.get(k) if v is None else v for k, v in asked.items() if k != "record"}
+        result: dict[str, Any] = compact({k: v for k, v in known.items() if v is not None})
+        return result
 
     def is_fresh(self) -> bool:
         """Whether what the cell would leave is there already, made from the same source, library and parameters."""
@@ -111,7 +156,7 @@ class Cell:
                 return False
             found = read_record(Path(self.record))
             made_as_asked = self.recorded().items() <= found["parameters"].items()
-            if not made_as_asked or found["provenance"]["content"] != content_hash():
+            if not made_as_asked or found["provenance"]["content"] != content_hash(scope_of(found["task"])):
                 return False
         if self.page is None:
             return self.record is not None
@@ -142,8 +187,9 @@ def grid(
     overrides: dict[str, Any] | None = None,
     out: Path | None = None,
     pages: bool = True,
+    only: Sequence[str] = ("*",),
 ) -> list[Cell]:
-    """The cells of a grid over variants, N and seeds: a base per seed, and a run of the template per variant, N and seed.
+    """The cells of a grid over variants and seeds: a base per seed, and a run of the template per variant and seed.
 
     Args:
         root: the checkout, which holds notebooks/.
@@ -155,27 +201,34 @@ def grid(
         overrides: further parameters of the template, such as lr.
         out: folder of records and pages; book/runs by default.
         pages: whether executed notebooks are kept beside the records.
+        only: patterns of names before the seed, such as "paper_*"; everything by default.
 
     Raises:
         BatchError: for a parameter that the template does not have, or that the grid sets itself.
     """
     out = out or root / "book" / "runs"
-    template = str(root / "notebooks" / f"{TEMPLATE}.py")
-    known = set(parameters_of(template)) - {"N", "seed", "config", "profile", "record"}
+    template = GRIDS[name].template
+    variants = {stem: p for stem, p in GRIDS[name].variants(N).items() if any(fnmatch(stem, o) for o in only)}
+    if not variants:
+        raise BatchError(f"--only matches no cell of the grid {name}: its names are {', '.join(GRIDS[name].variants(N))}")
+    known = set(parameters_of(str(root / "notebooks" / f"{template}.py"))) - {"N", "seed", "config", "profile", "record"}
     if unknown := sorted(set(overrides or {}) - known):
         raise BatchError(f"--set has no parameter {', '.join(unknown)}: it has {', '.join(sorted(known))}")
     common = {"profile": profile, "config": config}
     cells = []
     for seed in seeds:
-        base = f"base_seed{seed}"
-        rows: list[tuple[str, str, dict[str, Any], str, int]] = [(base, BASE, {}, f"seed {seed}", BASE_WORK)]
-        for variant, changes in GRIDS[name].items():
-            prefix = variant and variant + "_"
-            for n in N:
-                parameters = {"N": n, **changes, **(overrides or {})}
-                title = ", ".join(filter(None, (variant, f"N = {n}", f"seed {seed}")))
-                rows.append((f"{prefix}N{n:03d}_seed{seed}", TEMPLATE, parameters, title, n))
-        for stem, notebook, parameters, title, work in rows:
+        bases: dict[str, str] = {}  # name of the base cell to the task whose base it trains
+        rows: list[tuple[str, str, dict[str, Any], str, int, tuple[str, ...]]] = []
+        for stem, changes in variants.items():
+            parameters = changes | (overrides or {})
+            own = str(parameters.get("task", "paper"))
+            base = f"base_{own}_seed{seed}" if own in OTHER_BASES else f"base_seed{seed}"
+            bases.setdefault(base, own if own in OTHER_BASES else "paper")
+            title = f"N = {parameters['N']}, seed {seed}" if "N" in parameters else f"seed {seed}"
+            rows.append((f"{stem}_seed{seed}", template, parameters, title, parameters.get("N", OTHER_WORK), (base,)))
+        # As in every cell, a parameter that has its default is left to it.
+        first = [(b, BASE, {"task": t} if t != "paper" else {}, f"seed {seed}", BASE_WORK, ()) for b, t in bases.items()]
+        for stem, notebook, parameters, title, work, after in [*first, *rows]:
             record = out / f"{stem}.json"
             # The page shows its parameters: a path from the notebook's folder, which says nothing of this machine.
             shown = os.path.relpath(record, root / "notebooks")
@@ -187,7 +240,7 @@ def grid(
                     page=str(out / f"{stem}.ipynb") if pages else None,
                     record=str(record),
                     title=title,
-                    after=(base,) if notebook == TEMPLATE else (),
+                    after=after,
                     work=work,
                 )
             )
@@ -200,7 +253,7 @@ def chapters(root: Path, profile: str) -> list[Cell]:
 
     cells = []
     for path in sorted((root / "notebooks").glob("*.py")):
-        if path.stem in (TEMPLATE, BASE):
+        if path.stem in (TEMPLATE, BASE, RIVAL):
             continue
         reads = jupytext.read(path).metadata.get("itlib", {}).get("reads", [])
         cells.append(
@@ -440,19 +493,26 @@ def _parser() -> argparse.ArgumentParser:
   python -m itlib.reproduce --N 10 30 --seeds 0 1    other numbers of tilts, two seeds
   python -m itlib.reproduce --set lr=1e-3            another learning rate, or any parameter of the template
   python -m itlib.reproduce --grid choices --N 20    what the paper leaves open, varied one at a time: records only
+  python -m itlib.reproduce --grid rivals --only 'paper_*'    every method of the comparison on the paper's task
   python -m itlib.reproduce --executor tcp://127.0.0.1:8786    on the workers of a running Dask scheduler
 
 Killed? Run the same command again: it goes on at the last finished tilt. What is up to date is not run again.
 Results: book/runs/N050_seed0.ipynb and .json. Checkpoints: _build/cache, or the folder in $ITLIB_CACHE.""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--grid", choices=tuple(GRIDS), default="paper", help="which runs: the paper's, or its open choices")
+    parser.add_argument(
+        "--grid",
+        choices=tuple(GRIDS),
+        default="paper",
+        help="which runs: the paper's, its open choices, the rivals, or the tuning of the rivals' learning rates",
+    )
     parser.add_argument("--N", nargs="+", type=_number, metavar="N", help="numbers of tilts (20 50 100 200; smoke: 10 20)")
     parser.add_argument(
         "--seeds", nargs="+", type=_seed, default=[0], metavar="SEED", help="seeds, each with its own base (0)"
     )
     parser.add_argument("--config", choices=CONFIGS, default="paper", help="the method's configuration (paper)")
     parser.add_argument("--profile", choices=tuple(DEFAULT_N), default="full", help="amount of work (full)")
+    parser.add_argument("--only", nargs="+", default=["*"], metavar="PATTERN", help="cells by the name before their seed")
     parser.add_argument("--set", nargs="+", type=_assignment, default=[], metavar="NAME=VALUE", help="other parameters")
     parser.add_argument("--jobs", type=_number, default=os.cpu_count() or 1, metavar="K", help="cells at a time (all cores)")
     parser.add_argument("--executor", default="local", metavar="local|ADDRESS", help="where: here, or a Dask scheduler")
@@ -496,8 +556,11 @@ def _check(profile: str, overrides: dict[str, Any]) -> None:
 def _again(options: argparse.Namespace, failed: Sequence[Cell]) -> str:
     """The command that runs the failed cells again; those of its grid that are up to date cost nothing."""
     values, defaults = dict(vars(options)), vars(_parser().parse_args([]))
-    for option, parameter in (("N", "N"), ("seeds", "seed")):
-        values[option] = sorted({c.parameters[parameter] for c in failed if parameter in c.parameters}) or values[option]
+    values["seeds"] = sorted({c.parameters["seed"] for c in failed if "seed" in c.parameters}) or values["seeds"]
+    if GRIDS[options.grid].over_N:
+        values["N"] = sorted({c.parameters["N"] for c in failed if "N" in c.parameters}) or values["N"]
+    else:
+        values["only"] = sorted({c.name.rpartition("_seed")[0] for c in failed if c.after}) or values["only"]
     values["set"] = [f"{name}={value}" for name, value in options.set]
     command = ["python", "-m", "itlib.reproduce"]
     for name, value in values.items():
@@ -512,6 +575,10 @@ def _batch(options: argparse.Namespace) -> int:
     runs = root / "book" / "runs"
     out = (options.out or (runs if options.grid == "paper" else runs / options.grid)).resolve()
     pages = not options.records_only and options.grid == "paper"  # the other grids are read by chapters
+    if options.N and not GRIDS[options.grid].over_N:
+        raise BatchError(
+            f"the grid {options.grid} sets its own numbers of tilts: leave out --N, or choose cells with --only"
+        )
     N, seeds = sorted(set(options.N or DEFAULT_N[options.profile])), sorted(set(options.seeds))
     cells = grid(
         root,
@@ -523,6 +590,7 @@ def _batch(options: argparse.Namespace) -> int:
         overrides=overrides,
         out=out,
         pages=pages,
+        only=options.only,
     )
     _check(options.profile, overrides)
     read_records(out)  # a damaged one is better reported before the work than after it

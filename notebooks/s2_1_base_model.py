@@ -24,6 +24,7 @@
 
 # %% tags=["parameters"]
 seed = 0  # fixes data, initial weights and training
+task = "paper"  # whose base distribution: a name of itlib.tasks
 profile = "full"  # "full" is Section 4.2 of the paper, "smoke" a first look in seconds
 config = "paper"  # named configuration of the method
 record = ""  # path of the JSON record to leave; empty for none
@@ -38,13 +39,13 @@ from IPython.display import Markdown, display
 from tqdm import tqdm
 
 from itlib import plots
-from itlib.gaussian_mixture import ExactDenoiser, paper_mixture
+from itlib.gaussian_mixture import ExactDenoiser
 from itlib.metrics import score_card, score_errors
 from itlib.records import write_record
-from itlib.rewards import parse_reward
 from itlib.runs import profile as profile_named
 from itlib.runs import resumable_base
 from itlib.schedules import Cosine, noise
+from itlib.tasks import task as task_named
 
 torch.set_num_threads(1)  # the same numbers on every machine with the same processor, whatever runs beside this
 
@@ -65,7 +66,7 @@ torch.set_num_threads(1)  # the same numbers on every machine with the same proc
 # neither learning rate nor batch size; ours are in the table.
 
 # %%
-schedule, mixture = Cosine(), paper_mixture()
+schedule, mixture = Cosine(), task_named(task).base
 work = profile_named(profile)
 for base in tqdm(resumable_base(mixture, schedule, work.training, n=work.n, seed=seed), total=work.training.epochs):
     pass
@@ -116,7 +117,7 @@ plots.show(fig, "loss", "Training and validation loss per epoch, falling toward 
 # denoiser of the base.
 
 # %%
-target = mixture.tilted(parse_reward("paper"))
+target = task_named(task).target
 shift = (target.means - mixture.means)[0].norm() / mixture.covariances[0, 0, 0].sqrt()
 truth = ExactDenoiser(mixture, schedule)
 at_base = score_errors(base.denoiser, mixture, schedule, n=4 * work.samples, seed=seed)
@@ -214,7 +215,7 @@ if record:
     write_record(
         Path(record),
         "base",
-        {"seed": seed, "profile": profile, "config": config},
+        {"task": task, "seed": seed, "profile": profile, "config": config},
         card | {"loss_exact": floor, "epochs": base.done, "entropy": entropy},
         base.trace,
         base.seconds,

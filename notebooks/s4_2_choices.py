@@ -40,7 +40,7 @@ from IPython.display import Markdown, display
 from itlib import plots
 from itlib.gaussian_mixture import ExactDenoiser, paper_mixture
 from itlib.records import read_records
-from itlib.reproduce import GRIDS
+from itlib.reproduce import CHOICES
 from itlib.rewards import parse_reward
 from itlib.runs import profile as profile_named
 from itlib.runs import resumable_base
@@ -72,9 +72,9 @@ names = {
     "sgd1e-1": "SGD, 1e-1",
     "pass": "epoch is a pass",
 }
-assert set(names) == {""} | set(GRIDS["choices"])  # every variant of the grid has a name here
+assert set(names) == {""} | set(CHOICES)  # every variant of the grid has a name here
 listed = [
-    ("learning rate", f"{default.lr:g}", ", ".join(f"{v['lr']:g}" for k, v in GRIDS["choices"].items() if k[:2] == "lr")),
+    ("learning rate", f"{default.lr:g}", ", ".join(f"{v['lr']:g}" for k, v in CHOICES.items() if k[:2] == "lr")),
     ("optimiser", default.optimizer.title(), "SGD at two rates"),
     ("an epoch", f"{default.epoch}: one minibatch of {default.B}", f"a pass: all of the {default.S} samples"),
     ("where time is cut off, $t_{\\min}$", f"{schedule.t_min:g}", "a sweep, below"),
@@ -91,7 +91,7 @@ def frame(records):
     for r in records:
         parameters, metrics = r["parameters"], r["metrics"]
         changed = {k: parameters[k] for k in ("lr", "optimizer", "epoch") if parameters[k] != getattr(default, k)}
-        variant = next((k for k, v in GRIDS["choices"].items() if v == changed), "" if not changed else None)
+        variant = next((k for k, v in CHOICES.items() if v == changed), "" if not changed else None)
         rows.append(
             {"variant": variant, "N": parameters["N"], "seed": parameters["seed"], "training": r["seconds"]["training"]}
             | {k: metrics[k] for k in ("eps_rmse", "nll_target", "nll_base", "mean_mse_target", "mean_mse_base")}

@@ -11,7 +11,7 @@ import pytest
 import small_batch
 
 from itlib.records import read_record, read_records
-from itlib.reproduce import GRIDS
+from itlib.reproduce import CHOICES
 from itlib.runs import PROFILES
 
 REFERENCE = small_batch.ROOT / "book" / "reference"
@@ -42,10 +42,10 @@ def test_each_open_choice_was_varied_alone() -> None:
     for path in sorted((REFERENCE / "choices").glob("*_N*.json")):
         variant, parameters = path.name.split("_N")[0], read_record(path)["parameters"]
         changed = {key: parameters[key] for key in default if key != "N" and parameters[key] != default[key]}
-        assert changed == GRIDS["choices"][variant], path.name
+        assert changed == CHOICES[variant], path.name
         assert (parameters["profile"], parameters["reward"]) == ("full", "paper")
         seeds.setdefault(variant, set()).add(parameters["seed"])
-    assert set(seeds) == set(GRIDS["choices"])
+    assert set(seeds) == set(CHOICES)
     assert len(set(map(frozenset, seeds.values()))) == 1
 
 

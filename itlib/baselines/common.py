@@ -31,6 +31,11 @@ class Counts:
     network: int = 0
     network_gradient: int = 0
 
+    @property
+    def work(self) -> int:
+        """Cost in forward evaluations of a denoiser: one that is differentiated counts three."""
+        return self.network + 2 * self.network_gradient
+
 
 @dataclass(frozen=True)
 class Step:

@@ -1,0 +1,214 @@
+r"""Weighted samples: the tilt of the base *sampler*, by weights instead of training.
+
+- *Importance resampling*: draw :math:`x_0` from the base, weigh by :math:`w=e^{\lambda r(x_0)}`, resample. Exact as
+  :math:`n\to\infty`, but the effective sample size :math:`(\sum w)^2/\sum w^2` falls like :math:`n\,e^{-D_2}` with the Rényi
+  divergence :math:`D_2` of target and base.
+- *Best of n*: keep the best of n samples. Its law is not the tilt: :math:`r` has the law of the maximum of n draws, at a KL
+  of at most :math:`\log n-(n-1)/n` from the base (Beirami et al., arXiv 2401.01879).
+- *Sequential Monte Carlo*: weigh and resample on the way. With potentials :math:`\psi_t`, :math:`\psi_0=\lambda r`, and a
+  proposal q, a step from t to s multiplies a particle's weight by
+
+  .. math::
+
+     \log w \mathrel{+}= \psi_s(x_s)-\psi_t(x_t)+\log\frac{p_{\mathrm{base}}(x_s\mid x_t)}{q(x_s\mid x_t)} ,
+
+  and whenever the effective sample size falls below a share of n the population is resampled. Any :math:`\psi` and q give
+  the exact tilt of the base chain as :math:`n\to\infty`, at error :math:`O(n^{-1/2})`, and an unbiased
+  :math:`Z=\mathbb E_{\mathrm{base}}[e^{\lambda r}]`; good ones keep the constant small. By default
+  :math:`\psi_t(x)=\gamma_t\lambda r(\hat x_0(x,t))` with :math:`\gamma_t=\alpha_t^2`, and q is the base: forward evaluations
+  only (Kim, Kim and Park, arXiv 2501.05803, temper in the same way). ``twisted`` moves the proposal along
+  :math:`\nabla\psi_t` as in the twisted diffusion sampler (Wu et al., arXiv 2306.17775), which needs :math:`\nabla r`. With
+  :math:`\psi=V`, the exact value of :mod:`itlib.baselines.guidance`, the weights are constant up to the step size.
+
+The last step of Algorithm 1 is a Dirac mass; it is the base's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from itlib.baselines.guidance import Value, clean
+from itlib.network import Denoiser, device_of
+from itlib.rewards import Reward, evaluate
+from itlib.sampling import sample, time_grid, transition
+from itlib.schedules import Schedule
+
+
+def effective_sample_size(log_w: Tensor) -> float:
+    """(sum w)^2 / sum w^2 from log weights, (n,); between 1 and n."""
+    return float(torch.exp(2 * torch.logsumexp(log_w, 0) - torch.logsumexp(2 * log_w, 0)))
+
+
+def systematic(log_w: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """n indices drawn in proportion to exp(log_w), by systematic resampling: one uniform, evenly spaced points."""
+    cumulative = torch.softmax(log_w.double(), 0).cumsum(0).cpu()
+    points = (torch.arange(n, dtype=torch.float64) + torch.rand((), generator=generator, dtype=torch.float64)) / n
+    return torch.searchsorted(cumulative, points).clamp_max(len(log_w) - 1).to(log_w.device)
+
+
+def importance(
+    base: Denoiser,
+    reward: Reward,
+    schedule: Schedule,
+    n: int,
+    *,
+    d: int = 2,
+    lam: float = 1.0,
+    J: int = 200,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Samples of the base, (n, d), and their log weights lam r, (n,)."""
+    x = sample(base, schedule, n, d, steps=J, generator=generator, device=device_of(base))
+    return x, lam * evaluate(reward, x)
+
+
+def best_of_n(
+    base: Denoiser,
+    reward: Reward,
+    schedule: Schedule,
+    n: int,
+    *,
+    candidates: int = 16,
+    d: int = 2,
+    J: int = 200,
+    generator: torch.Generator,
+) -> Tensor:
+    """n samples, (n, d), each the best by reward of so many candidates drawn from the base."""
+    x = sample(base, schedule, n * candidates, d, steps=J, generator=generator, device=device_of(base))
+    best = evaluate(reward, x).reshape(n, candidates).argmax(1)
+    return x.reshape(n, candidates, d)[torch.arange(n, device=x.device), best]
+
+
+@dataclass(frozen=True)
+class SMCConfig:
+    """The knobs of sequential Monte Carlo.
+
+    Args:
+        n: particles.
+        lam: tilt strength.
+        J: steps of the sampler.
+        twisted: whether proposals move along the gradient of the potential.
+        threshold: resample when the effective sample size falls below this share of n.
+
+    Raises:
+        ValueError: for a value that makes no sense, saying which.
+    """
+
+    n: int = 1000
+    lam: float = 1.0
+    J: int = 200
+    twisted: bool = False
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.n < 1 or self.J < 2:
+            raise ValueError(f"n must be at least 1 and J at least 2, got {self.n} and {self.J}")
+        if not 0.0 <= self.threshold <= 1.0:
+            raise ValueError(f"threshold is a share of n, between 0 and 1, got {self.threshold}")
+
+
+@dataclass(frozen=True)
+class Population:
+    """Weighted particles at one time of the sampler.
+
+    Args:
+        t: the time.
+        x: particles, (n, d).
+        log_w: their log weights since the last resampling, (n,).
+        log_z: estimate of log E[exp(psi_t)] under the base chain so far; of log Z at t = 0.
+        resampled: how often the population was resampled.
+    """
+
+    t: float
+    x: Tensor
+    log_w: Tensor
+    log_z: float
+    resampled: int
+
+    @property
+    def ess(self) -> float:
+        """Effective sample size."""
+        return effective_sample_size(self.log_w)
+
+
+def sequential_monte_carlo(
+    base: Denoiser,
+    reward: Reward,
+    schedule: Schedule,
+    config: SMCConfig | None = None,
+    *,
+    d: int = 2,
+    generator: torch.Generator,
+    tempering: Callable[[float], float] | None = None,
+    potential: Value | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[Population]:
+    """Sequential Monte Carlo along Algorithm 1, as a generator over its steps; the last population has t = 0.
+
+    Args:
+        base: the pretrained denoiser.
+        reward: (n, d) to (n,); forward evaluations only, unless the proposal is twisted.
+        schedule: the pair alpha, sigma.
+        config: the knobs.
+        d: dimension of the data.
+        generator: of all draws.
+        tempering: gamma_t in [0, 1], 1 at t = 0; alpha_t squared by default.
+        potential: psi_t instead of gamma_t lam r(x_0_hat), at times above 0; psi_0 is lam r in any case.
+        dtype: of the particles.
+
+    Yields:
+        A :class:`Population` per step.
+
+    Raises:
+        ValueError: from a reward with NaN or a wrong shape.
+    """
+    config = config or SMCConfig()
+    n, lam = config.n, config.lam
+    gamma = tempering or (lambda t: float(schedule.alpha(torch.tensor(t, dtype=torch.float64))) ** 2)
+    times = time_grid(schedule, config.J)
+    device = device_of(base)
+
+    def look(x: Tensor, t: float) -> tuple[Tensor, Tensor, Tensor]:
+        """The base's prediction (n, d), the potential (n,), and what a twisted proposal adds to the prediction."""
+        at = torch.tensor(t, dtype=dtype, device=device)
+        with torch.set_grad_enabled(config.twisted):
+            x = x.detach().requires_grad_(config.twisted)
+            eps = base(x, at)
+            if potential is not None:
+                psi = potential(x, at)
+            elif config.twisted:
+                psi = gamma(t) * lam * reward(clean(eps, x, at, schedule))
+            else:
+                psi = gamma(t) * lam * evaluate(reward, clean(eps, x, at, schedule))
+            shift = torch.zeros_like(x)
+            if config.twisted:
+                (gradient,) = torch.autograd.grad(psi.sum(), x)
+                shift = -float(schedule.sigma(torch.tensor(t, dtype=torch.float64))) * gradient
+        return eps.detach(), psi.detach(), shift
+
+    x = torch.randn(n, d, generator=generator, dtype=dtype).to(device)
+    eps, psi, shift = look(x, times[-1])
+    log_w, log_z, resampled = psi, 0.0, 0
+    for t, s in zip(times[:0:-1], times[-2::-1], strict=True):
+        if effective_sample_size(log_w) < config.threshold * n:
+            log_z += float(torch.logsumexp(log_w, 0)) - math.log(n)
+            index = systematic(log_w, n, generator)
+            x, eps, psi, shift = x[index], eps[index], psi[index], shift[index]
+            log_w, resampled = torch.zeros_like(log_w), resampled + 1
+        a, b, std = transition(schedule, s, t, 1.0)
+        mean = a * x + b * eps
+        if std > 0.0:
+            z = torch.randn(x.shape, generator=generator, dtype=dtype).to(device)
+            x = mean + b * shift + std * z
+            log_w = log_w + 0.5 * (z.square() - ((x - mean) / std).square()).sum(-1)
+            eps, now, shift = look(x, s)
+        else:
+            x = mean
+            now = lam * evaluate(reward, x)
+        log_w, psi = log_w + now - psi, now
+        yield Population(s, x, log_w, log_z + float(torch.logsumexp(log_w, 0)) - math.log(n), resampled)

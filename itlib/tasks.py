@@ -1,0 +1,67 @@
+r"""Tasks: a base mixture and a reward whose tilt is known exactly.
+
+The paper's experiment (4.11) is one of them. On it the Taylor step of (3.10) has no error, so the number of tilts cannot
+matter (Section 3.1); ``unequal``, ``one-mode`` and ``quadratic`` keep its base and change the reward, so that it does.
+``eight`` and ``nine`` come from elsewhere: the toys of DAS (Kim, Kim and Park, arXiv 2501.05803), a ring and a grid of
+Gaussians with a quadratic reward.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from itlib.gaussian_mixture import GaussianMixture, paper_mixture
+from itlib.rewards import NAMED_REWARDS, QuadraticReward, parse_reward
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A base and a reward; the tilt strength is one.
+
+    Args:
+        base: the distribution that the base model is trained on.
+        reward: what to tilt by.
+    """
+
+    base: GaussianMixture
+    reward: QuadraticReward
+
+    @property
+    def target(self) -> GaussianMixture:
+        """The exact tilt of the base."""
+        return self.base.tilted(self.reward)
+
+
+def _equal(means: list[tuple[float, float]]) -> GaussianMixture:
+    K = len(means)
+    return GaussianMixture(torch.ones(K), torch.tensor(means, dtype=torch.float64), 0.3 * torch.eye(2).expand(K, 2, 2))
+
+
+def eight_gaussians() -> GaussianMixture:
+    """A ring of radius 4: equal weights, variance 0.3."""
+    return _equal([(4 * math.cos(k * math.pi / 4), 4 * math.sin(k * math.pi / 4)) for k in range(8)])
+
+
+def nine_gaussians() -> GaussianMixture:
+    """A grid of spacing 4: equal weights, variance 0.3."""
+    return _equal([(x, y) for x in (-4.0, 0.0, 4.0) for y in (-4.0, 0.0, 4.0)])
+
+
+TASKS: dict[str, Task] = {name: Task(paper_mixture(), parse_reward(name)) for name in NAMED_REWARDS} | {
+    "eight": Task(eight_gaussians(), parse_reward("A=-2,-.2 b=0,.2 c=-.1")),  # -x^2 - (y - 1)^2 / 10
+    "nine": Task(nine_gaussians(), parse_reward("A=-.02,-2")),  # -x^2 / 100 - y^2
+}
+
+
+def task(name: str) -> Task:
+    """A task by name.
+
+    Raises:
+        ValueError: for an unknown name, with the ones that exist.
+    """
+    if name not in TASKS:
+        raise ValueError(f"there is no task {name!r}: choose from {', '.join(TASKS)}")
+    return TASKS[name]
