@@ -26,7 +26,7 @@ from small_batch import SMALL, alive, batch, cell_process, executed, family, kil
 
 from itlib import reproduce
 from itlib.records import read_record
-from itlib.reproduce import Cell, chapters, grid, main, parameters_of, run_batch
+from itlib.reproduce import GRIDS, Cell, chapters, grid, main, parameters_of, run_batch
 
 ROOT = Path(__file__).parents[1]
 
@@ -184,7 +184,7 @@ def test_the_grid_is_a_base_per_seed_and_a_run_per_cell(tmp_path: Path) -> None:
 
 
 def test_every_notebook_takes_what_the_batch_gives_it() -> None:
-    cells = [*grid(ROOT, N=[2], seeds=[0]), *chapters(ROOT, "smoke")]
+    cells = [cell for name in GRIDS for cell in grid(ROOT, name=name, N=[2], seeds=[0])] + chapters(ROOT, "smoke")
     assert len(cells) >= 3
     for cell in cells:
         assert set(cell.parameters) <= set(parameters_of(cell.notebook)), cell.name
@@ -245,6 +245,28 @@ def test_again_names_what_failed_and_keeps_the_rest() -> None:
     found = again("base_seed1", "N002_seed1", "N003_seed1", "N005_seed1")
     assert (found.N, found.seeds) == ([2, 3, 5], [1])
     assert again() == options
+
+
+def test_again_names_the_cells_of_a_grid_without_N() -> None:
+    options = reproduce._parser().parse_args(["--grid", "tuning", "--seeds", "100", "101", "--only", "paper_d*"])
+    cells = {c.name: c for c in grid(ROOT, name="tuning", N=[20], seeds=[100, 101], pages=False)}
+    command = reproduce._again(options, [cells["paper_draft_lr1e-03_seed101"]])
+    assert command == "python -m itlib.reproduce --grid tuning --only paper_draft_lr1e-03 --seeds 101"
+
+
+def test_a_task_with_a_base_of_its_own_waits_for_it() -> None:
+    cells = {c.name: c for c in grid(ROOT, name="rivals", N=[], seeds=[0], pages=False, only=["paper_smc", "nine_*"])}
+    assert {name for name, c in cells.items() if not c.after} == {"base_seed0", "base_nine_seed0"}
+    assert cells["paper_smc_seed0"].after == ("base_seed0",)
+    assert cells["nine_smc_seed0"].after == ("base_nine_seed0",)
+    assert cells["base_nine_seed0"].parameters["task"] == "nine"
+
+
+def test_a_grid_that_sets_its_own_N_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--grid", "rivals", "--N", "3"]) == 2
+    assert "sets its own N" in capsys.readouterr().err
+    assert main(["--grid", "rivals", "--only", "nothing"]) == 2
+    assert "paper_tilting_N020" in capsys.readouterr().err
 
 
 # ---- stale or not --------------------------------------------------------------------------------------------------
@@ -322,11 +344,11 @@ def test_a_run_with_other_parameters_is_not_the_one_asked_for(mine: Path) -> Non
 
 
 def test_another_library_makes_everything_stale(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reproduce, "content_hash", lambda bystanders=False: "another" if bystanders else "same")
+    monkeypatch.setattr(reproduce, "content_hash", lambda scope="method": "another" if scope == "all" else "same")
     assert stale(mine) == ["N002_seed0", "N003_seed0", "base_seed0", "s9_chapter"]
     monkeypatch.undo()
     original = reproduce.content_hash
-    monkeypatch.setattr(reproduce, "content_hash", lambda bystanders=False: "plots" if bystanders else original())
+    monkeypatch.setattr(reproduce, "content_hash", lambda scope="method": "plots" if scope == "all" else original(scope))
     assert stale(mine, "--records-only") == []  # other plots are no other numbers
     assert len(stale(mine)) == 4
 

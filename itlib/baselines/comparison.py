@@ -122,8 +122,8 @@ def _tilting(update: Update, one_shot: bool = False) -> Callable[[Setting], Iter
         account = Account()
         base = account.denoiser(copy.deepcopy(s.base))
         full = s.profile == "full"
-        config = TiltingConfig(N=s.N, lr=s.lr, S=1000 if full else 300, J=200 if full else 20, E=100 if full else 20)
-        if one_shot:  # the samples of all tilts at once, and all their training
+        config = TiltingConfig(N=s.N, lr=s.lr, S=1000 if full else 128, J=200 if full else 10, E=100 if full else 5)
+        if one_shot:  # one tilt with the samples and the training of twenty
             config = TiltingConfig(N=1, lr=s.lr, S=20 * config.S, J=config.J, E=20 * config.E)
         reward = account.reward(s.task.reward)
         for step in iterative_tilting(base, reward, s.schedule, config, d=s.task.base.d, seed=s.seed, update=update):

@@ -41,6 +41,7 @@ from itlib.schedules import Schedule
 
 def effective_sample_size(log_w: Tensor) -> float:
     """(sum w)^2 / sum w^2 from log weights, (n,); between 1 and n."""
+    log_w = log_w.double()
     return float(torch.exp(2 * torch.logsumexp(log_w, 0) - torch.logsumexp(2 * log_w, 0)))
 
 

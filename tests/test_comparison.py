@@ -1,0 +1,139 @@
+"""The comparison: equal budgets, the same base, rewards differentiated only where a method says so, and its records."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from itlib.baselines.common import Account, Counts
+from itlib.baselines.comparison import (
+    BEST,
+    MAIN,
+    METHODS,
+    OTHER,
+    RATES,
+    TUNING_SEED,
+    WORK,
+    Method,
+    Setting,
+    cells,
+    fine_tune,
+    tuning_cells,
+)
+from itlib.network import Network
+from itlib.records import read_record, read_records
+from itlib.rewards import ForwardOnly, QuadraticReward
+from itlib.schedules import Cosine
+from itlib.tasks import TASKS, Task
+from itlib.tilting import TiltingConfig
+
+REFERENCE = Path(__file__).parents[1] / "book" / "reference"
+TRAINED = [name for name, method in METHODS.items() if method.train]
+DRAWN = [name for name, method in METHODS.items() if method.draw]
+
+
+def setting(**changes: object) -> Setting:
+    return replace(Setting(Network(width=16, depth=2, embedding=8), TASKS["paper"], Cosine(), "smoke"), **changes)
+
+
+class Strict(QuadraticReward):
+    """Raises as soon as autograd reaches it."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return ForwardOnly(super().__call__)(x)
+
+
+def forward_only() -> Task:
+    reward = TASKS["paper"].reward
+    return Task(TASKS["paper"].base, Strict(reward.b, reward.A, reward.c))
+
+
+def first(method: Method, one: Setting) -> Counts:
+    if method.train:
+        return next(fine_tune(method, one)).counts
+    account = Account()
+    assert method.draw is not None
+    drawn = method.draw(one, account)
+    if drawn.denoiser is not None:
+        drawn.denoiser(torch.zeros(1, 2), torch.tensor(0.5))
+    return account.counts
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_a_method_differentiates_the_reward_only_if_it_says_so(name: str) -> None:
+    method = METHODS[name]
+    if method.gradient:
+        assert first(method, setting()).reward_gradient > 0
+        with pytest.raises(RuntimeError, match="forward-only"):
+            first(method, setting(task=forward_only()))
+    else:
+        assert first(method, setting(task=forward_only())).reward_gradient == 0
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_method_that_trains_spends_its_budget_and_leaves_the_base_alone(name: str) -> None:
+    one = setting()
+    before = copy.deepcopy(one.base.state_dict())
+    works = [step.counts.work for step in fine_tune(METHODS[name], one)]
+    assert all(torch.equal(value, before[key]) for key, value in one.base.state_dict().items())
+    # It stops with the first step that reaches the budget. Tilts are sized to fill it, and end when they are done.
+    assert all(work < WORK["smoke"] for work in works[:-1])
+    assert works[-1] >= 0.8 * WORK["smoke"]
+
+
+def test_the_budget_is_that_of_the_papers_algorithm() -> None:
+    paper = TiltingConfig()
+    sampling, training = paper.S * paper.J, paper.E * paper.B
+    assert WORK["full"] == pytest.approx(paper.N * (sampling + (1 + 3) * training), rel=0.01)  # the teacher's, the student's
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_method_that_draws_gives_samples_or_a_denoiser(name: str) -> None:
+    drawn = METHODS[name].draw(setting(), Account())  # type: ignore[misc]
+    assert (drawn.denoiser is None) == (len(drawn.samples) > 0)
+    assert len(drawn.samples) == 0 or drawn.samples.shape[1:] == (2,)
+    assert drawn.ess is None or 0 < drawn.ess <= 1
+    with pytest.raises(ValueError, match="trains nothing"):
+        next(fine_tune(METHODS[name], setting()))
+
+
+def test_the_grid_is_what_the_chapter_promises() -> None:
+    grid = cells()
+    for task in MAIN:
+        assert {p["method"] for p in grid.values() if p["task"] == task} == set(METHODS)
+    for task in OTHER:
+        assert {p["method"] for p in grid.values() if p["task"] == task} == {*BEST, *DRAWN}
+    assert len(tuning_cells()) == len(TRAINED) * len(RATES)
+
+
+def test_learning_rates_are_those_that_the_tuning_chose() -> None:
+    """The rule of the module, applied to the committed records; a run that failed cannot win."""
+    found: dict[str, dict[float, float]] = {}
+    for record in read_records(REFERENCE / "tuning", "paper_*.json"):
+        parameters = record["parameters"]
+        assert (parameters["task"], parameters["seed"], parameters["profile"]) == ("paper", TUNING_SEED, "full")
+        worst = float("inf") if "failure" in record else record["metrics"]["sliced_w2"]
+        found.setdefault(parameters["method"], {})[parameters["lr"]] = worst
+    assert set(found) == set(TRAINED)
+    for name, scores in found.items():
+        assert set(scores) == set(RATES), name
+        assert METHODS[name].lr == min(scores, key=scores.__getitem__), name
+
+
+def test_records_are_the_grid() -> None:
+    """Every cell that is there has the parameters of its name, and every method its tuned rate and at least three seeds."""
+    grid, seeds = cells(), {}
+    for path in sorted((REFERENCE / "rivals").glob("*_seed*.json")):
+        stem, _, seed = path.stem.rpartition("_seed")
+        record = read_record(path)
+        if record["task"] == "base":
+            continue
+        expected = grid[stem] | {"seed": int(seed), "profile": "full", "lr": METHODS[record["parameters"]["method"]].lr}
+        assert expected.items() <= record["parameters"].items()
+        seeds.setdefault(stem, set()).add(int(seed))
+    assert set(seeds) == set(grid)
+    assert all(len(s) >= 3 for s in seeds.values()), {k: s for k, s in seeds.items() if len(s) < 3}
