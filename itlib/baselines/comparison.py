@@ -225,19 +225,20 @@ def fine_tune(method: Method, setting: Setting) -> Iterator[Step]:
             return
 
 
-#: Tasks on which every method runs, and those on which only the best and the references do.
+#: Tasks on which every method runs, and those on which only the best of the tuning and some that train nothing do.
 MAIN, OTHER = ("paper", "one-mode"), ("unequal", "quadratic", "eight", "nine")
 BEST = ("tilting", "implicit", "adjoint", "draft-kl")
+REFERENCES = ("importance", "best", "smc", "exact")
+#: Methods that are also run with fewer tilts than the paper's fewest: they cost less, and what does the rest buy?
+FEWER = ("tilting", "implicit")
 
 
 def cells() -> dict[str, dict[str, str | int]]:
     """The grid: a cell's name before its seed, and its parameters."""
-    inference = tuple(name for name, method in METHODS.items() if method.draw)
     found: dict[str, dict[str, str | int]] = {}
     for task in (*MAIN, *OTHER):
-        for name in METHODS if task in MAIN else (*BEST, *inference):
-            # Fewer tilts than the paper's fewest cost less: how much does the rest buy?
-            for N in (5, 10, 20) if METHODS[name].tilts and task in MAIN else (20,):
+        for name in METHODS if task in MAIN else (*BEST, *REFERENCES):
+            for N in (5, 10, 20) if name in FEWER and task in MAIN else (20,):
                 stem = f"{task}_{name}" + (f"_N{N:03d}" if METHODS[name].tilts else "")
                 found[stem] = {"task": task, "method": name} | ({"N": N} if METHODS[name].tilts else {})
     return found

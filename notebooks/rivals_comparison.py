@@ -1,0 +1,409 @@
+# ---
+# jupyter:
+#   itlib:
+#     reads: [book/reference/rivals, book/reference/tuning]
+#   jupytext:
+#     cell_metadata_filter: tags,mystnb,-all
+#     formats: py:percent,ipynb
+#     notebook_metadata_filter: itlib,-widgets
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # The rivals on the same task
+#
+# The paper names its rivals and compares with none. Here they all start from the same network, aim at the same distribution, which
+# is known exactly, and spend the same budget.
+#
+# **You will see** samples of every method side by side, their error against what they spent, in evaluations of the reward and in
+# seconds, what happens on tasks that are harder than the paper's, and a table to decide from.
+
+# %% tags=["parameters", "remove-cell"]
+profile = "full"  # the records are the same in both profiles
+rivals = "../book/reference/rivals"  # the comparison
+tuning = "../book/reference/tuning"  # the runs that chose the learning rates
+
+# %% tags=["remove-cell"]
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from IPython.display import Markdown, display
+
+from itlib import plots
+from itlib.baselines.comparison import BEST, FEWER, MAIN, METHODS, OTHER, RATES, REFERENCES, WORK
+from itlib.metrics import sliced_wasserstein
+from itlib.records import read_records
+from itlib.tasks import TASKS
+
+records = [r for r in read_records(Path(rivals)) if r["task"] == "rival"]
+runs = pd.DataFrame([r["parameters"] | r["metrics"] | {"record": i} for i, r in enumerate(records)])
+runs["seconds"] = [sum(r["seconds"].values()) for r in records]
+runs["failed"] = ["failure" in r for r in records]
+runs["N"] = runs["N"].fillna(20).astype(int)  # methods that do not tilt have no N
+whole = runs[runs["N"] == 20]
+n_seeds = runs.groupby(["task", "method", "N"])["seed"].nunique().min()
+TITLES = {name: method.title for name, method in METHODS.items()}
+TASK_TITLES = {
+    "paper": "the paper's",
+    "one-mode": "one mode",
+    "unequal": "unequal weights",
+    "quadratic": "quadratic",
+    "eight": "eight Gaussians",
+    "nine": "nine Gaussians",
+}
+
+# %% [markdown]
+# ## The rules
+#
+# One unit of work is one evaluation of a denoiser on one sample; an evaluation that is differentiated counts three. Every method
+# that trains stops when it has spent what Algorithm 2 spends with the paper's settings and $N = 20$. The methods that train
+# nothing spend about as much on their samples. Evaluations of the reward, and seconds, follow from that; they are reported.
+#
+# Each method's learning rate was chosen by one rule: of three values, the one whose final samples are closest to the target, on
+# the paper's task, with a seed that is used for nothing else.
+
+# %% tags=["hide-input"]
+tried = pd.DataFrame(
+    [
+        {"method": TITLES[p["method"]], "rate": p["lr"], "distance": np.inf if "failure" in r else r["metrics"]["sliced_w2"]}
+        for r in read_records(Path(tuning), "paper_*.json")
+        if (p := r["parameters"])
+    ]
+).pivot(index="method", columns="rate", values="distance")
+tried = tried.loc[[m.title for m in METHODS.values() if m.train]]
+best = tried.idxmin(axis=1)
+shown = tried.map(lambda v: "diverged" if np.isinf(v) else f"{v:.2f}")
+for title, rate in best.items():
+    shown.loc[title, rate] = f"**{shown.loc[title, rate]}**"
+shown.columns = [f"{rate:g}" for rate in shown.columns]
+display(
+    Markdown(
+        f"Budget: {WORK['full'] / 1e6:.1f} million evaluations. Seeds: {n_seeds} for each method and task, a base network of its own for "
+        f"each. Distance to the target after tuning runs at the rates {', '.join(f'{r:g}' for r in RATES)} (the chosen one in bold):"
+    )
+)
+display(Markdown(shown.to_markdown()))
+
+# %% [markdown]
+# *Distance* is the sliced Wasserstein distance of order 2 to exact samples, here and below.
+#
+# ## What they sample
+
+# %% tags=["hide-input"]
+xs, ys = np.linspace(-5, 5.5, 120), np.linspace(-3.5, 5.5, 108)
+plane = torch.from_numpy(np.stack(np.meshgrid(xs, ys), -1).reshape(-1, 2))
+
+
+def gallery(task):
+    """Samples of every method, seed 0, over contours of the exact target."""
+    density = xs, ys, TASKS[task].target.log_prob(plane).reshape(len(ys), len(xs)).numpy()
+    found = {
+        r["parameters"]["method"]: np.array(r["samples"])
+        for r in records
+        if "samples" in r and r["parameters"]["task"] == task
+    }
+    shown = [name for name in METHODS if name in found]
+    rows = -(-len(shown) // 4)
+    with plots.house_style() as plt:
+        fig, axes = plt.subplots(rows, 4, figsize=(7.2, 1.75 * rows), sharex=True, sharey=True)
+        for ax in axes.flat:
+            ax.set_axis_off()
+        for ax, name in zip(axes.flat, shown, strict=False):
+            color = plots.COLORS["base"] if METHODS[name].gradient else plots.COLORS["learned"]
+            plots.samples(ax, found[name], density=density, color=color, limits=(xs[0], xs[-1], ys[0], ys[-1]))
+            ax.set_title(TITLES[name] + (" ∇" if METHODS[name].gradient else ""), fontsize=9)
+    return fig
+
+
+plots.show(
+    gallery("paper"),
+    "gallery-paper",
+    "Small panels, one per method: samples over contours of the two modes of the paper's target. Some methods cover both modes, "
+    "some have collapsed or lie too low.",
+)
+
+# %% [markdown]
+# ```{glue:figure} gallery-paper
+#
+# The paper's task, one seed, a few hundred samples of each method. Contours: the exact target. Blue and ∇: the method needs the
+# gradient of the reward; orange: it only evaluates it.
+# ```
+
+# %% tags=["hide-input"]
+plots.show(
+    gallery("one-mode"),
+    "gallery-one-mode",
+    "The same panels on the task whose target has nearly all of its weight in the right mode.",
+)
+
+# %% [markdown]
+# ```{glue:figure} gallery-one-mode
+#
+# The task `one-mode`: the tilt moves nearly all of the weight into the right mode, so a method that cannot move mass between modes
+# is seen at once.
+# ```
+#
+# ## What it costs
+#
+# First the reward: the reason to tilt without gradients is that the reward may be slow, or a black box.
+
+# %% tags=["hide-input"]
+LINES = {
+    name: (plots.SERIES[i % len(plots.SERIES)], plots.MARKERS[i % len(plots.MARKERS)])
+    for group in (False, True)
+    for i, name in enumerate(n for n, m in METHODS.items() if m.gradient == group)
+}
+
+
+def against(quantity, label, task):
+    """Distance against a cost, median over seeds: curves of methods that train, points of those that draw."""
+    with plots.house_style() as plt:
+        fig, axes = plt.subplots(1, 2, figsize=(7.2, 4.6), sharey=True)
+        for ax, gradient in zip(axes, (False, True), strict=True):
+            for name, method in METHODS.items():
+                own = whole[(whole["task"] == task) & (whole["method"] == name)]
+                if method.gradient != gradient or own.empty or name == "exact":
+                    continue
+                color, marker = LINES[name]
+                if method.train:
+                    curves = [records[i]["curve"] for i in own["record"]]
+                    length = min(len(c["sliced_w2"]) for c in curves)
+                    cost = np.median([quantity(c)[:length] for c in curves], 0)
+                    distance = np.median([c["sliced_w2"][:length] for c in curves], 0)
+                else:
+                    cost, distance = [np.median(quantity(own))], [np.median(own["sliced_w2"])]
+                ax.plot(
+                    cost, distance, color=color, marker=marker, markevery=[-1], linewidth=1.2, label=TITLES[name],
+                    linestyle="-" if method.tilts or not method.train else "--",
+                )  # fmt: skip
+            ax.set(xscale="log", yscale="log", xlabel=label, title="needs the gradient" if gradient else "evaluations only")
+            ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+        axes[0].set_ylabel("distance to the target")
+    return fig
+
+
+def reward_evaluations(c):
+    return np.asarray(c["reward"], float) + np.asarray(c["reward_gradient"], float)
+
+
+plots.show(
+    against(reward_evaluations, "evaluations of the reward", "paper"),
+    "reward-cost",
+    "Distance to the target against evaluations of the reward, on logarithmic axes: tilting methods end furthest to the left.",
+)
+
+# %% [markdown]
+# ```{glue:figure} reward-cost
+#
+# The paper's task: distance against evaluations of the reward, with and without gradient. Solid lines tilt step by step and arrive only
+# with their last tilt; dashed lines aim at the target from the start; single markers train nothing. Median over seeds.
+# ```
+#
+# Then the clock.
+
+# %% tags=["hide-input"]
+plots.show(
+    against(lambda c: np.asarray(c["seconds"], float), "processor seconds", "paper"),
+    "time-cost",
+    "Distance to the target against processor seconds, on logarithmic axes.",
+)
+
+# %% [markdown]
+# ```{glue:figure} time-cost
+#
+# The same runs against processor seconds of one core, base training and the looks at the model not counted.
+# ```
+#
+# ## The figures
+#
+# Mean over seeds, and the standard error. *KL* is that of the target against the model's probability flow, where there is a model and its
+# flow can be followed. *Reward* is the mean reward of the samples less that of the target: above zero a method has gone too far.
+
+
+# %% tags=["hide-input"]
+def spread(values):
+    values = values.dropna()
+    if values.empty:
+        return ""
+    error = values.std() / np.sqrt(len(values)) if len(values) > 1 else np.nan
+    return f"{values.mean():.2f} ± {error:.2f}"
+
+
+def table(task):
+    own = whole[whole["task"] == task].copy()
+    own["reward gap"] = own["mean_reward"] - TASKS[task].target.expected_reward(TASKS[task].reward)
+    rows = []
+    for name in METHODS:
+        group = own[own["method"] == name]
+        if len(group):
+            columns = {
+                "distance": "sliced_w2",
+                "KL, nats": "kl",
+                "mode weights": "mode_weight_error",
+                "reward": "reward gap",
+            }
+            rows.append({"method": TITLES[name]} | {title: spread(group[key]) for title, key in columns.items()})
+    return pd.DataFrame(rows)
+
+
+for task in MAIN:
+    exact = TASKS[task].target.sample(5000, torch.Generator().manual_seed(1))
+    floor = sliced_wasserstein(exact, TASKS[task].target)
+    untouched = sliced_wasserstein(TASKS[task].base.sample(5000, torch.Generator().manual_seed(1)), TASKS[task].target)
+    display(
+        Markdown(
+            f"**{TASK_TITLES[task].capitalize()} task.** As many exact samples score a distance of {floor:.2f}, exact samples of the base "
+            f"{untouched:.2f}."
+        )
+    )
+    display(Markdown(table(task).to_markdown(index=False)))
+
+# %% [markdown]
+# ## Fewer tilts
+#
+# A tilt costs evaluations of the reward. Half as many tilts cost half as much; what is lost?
+
+# %% tags=["hide-input"]
+with plots.house_style() as plt:
+    fig, axes = plt.subplots(1, 2, figsize=(7.2, 3), sharey=True)
+    for ax, task in zip(axes, MAIN, strict=True):
+        for name in FEWER:
+            color, marker = LINES[name]
+            group = runs[(runs["task"] == task) & (runs["method"] == name)].groupby("N")["sliced_w2"]
+            error = (group.std() / np.sqrt(group.count())).fillna(0)
+            ax.errorbar(group.mean().index, group.mean(), error, color=color, marker=marker, capsize=2, label=TITLES[name])
+        ax.set(
+            xlabel="tilts $N$", title=f"{TASK_TITLES[task]} task" if task != "paper" else "the paper's task", xscale="log"
+        )
+        ax.set_xticks([5, 10, 20], ["5", "10", "20"])
+        ax.minorticks_off()
+    axes[0].set_ylabel("distance to the target")
+    axes[0].legend()
+plots.show(
+    fig,
+    "fewer-tilts",
+    "Distance to the target against the number of tilts, for the explicit and the implicit form, on two tasks, with standard errors.",
+)
+
+# %% [markdown]
+# ```{glue:figure} fewer-tilts
+#
+# The explicit step (Algorithm 2) leaves a Taylor remainder on the right-hand task; the implicit form has none (their derivations are in
+# {doc}`rivals_methods`). Mean over seeds and its standard error.
+# ```
+#
+# ## Harder tasks
+#
+# The best of each kind, and the methods that train nothing, on four more tilts: two more of the paper's base, and the ring and the grid of
+# Gaussians that other work uses. Each with the learning rate that was chosen on the paper's task.
+
+# %% tags=["hide-input"]
+tasks = [task for task in (*MAIN, *OTHER) if task in set(whole["task"])]
+names = [name for name in METHODS if name in {*BEST, *REFERENCES}]
+with plots.house_style() as plt:
+    fig, axes = plt.subplots(2, 3, figsize=(7.2, 4.8), sharey=True)
+    for ax, task in zip(axes.flat, tasks, strict=False):
+        for row, name in enumerate(names):
+            values = whole[(whole["task"] == task) & (whole["method"] == name)]["sliced_w2"]
+            color = plots.COLORS["base"] if METHODS[name].gradient else plots.COLORS["learned"]
+            ax.plot(values, [row] * len(values), "o", color=color, markersize=4, alpha=0.6)
+            ax.plot(values.mean(), row, "|", color=plots.INK, markersize=10)
+        exact = sliced_wasserstein(TASKS[task].target.sample(5000, torch.Generator().manual_seed(1)), TASKS[task].target)
+        ax.axvline(exact, color=plots.COLORS["target"], linewidth=0.8, linestyle="--")
+        ax.set(xscale="log", title=TASK_TITLES[task])
+        ax.grid(axis="y", color=plots.COLORS["band"], alpha=0.25, linewidth=0.5)
+    axes[0, 0].set_yticks(range(len(names)), [TITLES[name] for name in names])
+    axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
+    fig.supxlabel("distance to the target", fontsize=11)
+plots.show(
+    fig,
+    "tasks",
+    "Six panels, one per task: the distance of each method's samples to the target, one dot per seed, with the distance between "
+    "exact samples as a dashed line.",
+)
+
+# %% [markdown]
+# ```{glue:figure} tasks
+#
+# Distance to the target on every task: a dot per seed, a bar for their mean. Blue needs gradients, orange does not. Dashed: two sets of exact
+# samples.
+# ```
+#
+# ## What went wrong
+#
+# A run counts as *diverged* if its loss stopped being finite, as *collapsed* if a mode of its samples kept less than half of the target's
+# variance in some direction, as *overshooting* if its mean reward lies more than a standard deviation of the target's reward above the
+# target's, and as *short* if it lies as far below.
+
+
+# %% tags=["hide-input"]
+def verdicts(run, record):
+    task = TASKS[run["task"]]
+    if "failure" in record:
+        return ["diverged"]
+    found, target = [], task.target
+    share = torch.tensor(record["metrics"]["mode_weights"])
+    ratio = torch.tensor(
+        [
+            min((v if v is not None else np.nan) / float(exact) for v, exact in zip(own, c.diagonal(), strict=True))
+            for own, c in zip(record["metrics"]["component_variances"], target.covariances, strict=True)
+        ]
+    )
+    if bool((ratio[share > 0.05] < 0.5).any()):
+        found.append("collapsed")
+    exact = task.reward(target.sample(100_000, torch.Generator().manual_seed(0)))
+    gap = run["mean_reward"] - float(exact.mean())
+    if abs(gap) > float(exact.std()):
+        found.append("overshooting" if gap > 0 else "short")
+    return found
+
+
+seen = []
+for _, run in whole.iterrows():
+    seen += [
+        {"method": TITLES[run["method"]], "task": TASK_TITLES[run["task"]], "verdict": v}
+        for v in verdicts(run, records[run["record"]])
+    ]
+counted = pd.DataFrame(seen, columns=["method", "task", "verdict"]).value_counts().reset_index(name="seeds")
+order = {m.title: i for i, m in enumerate(METHODS.values())}
+counted = counted.sort_values(["method", "task"], key=lambda c: c.map(order) if c.name == "method" else c)
+display(Markdown(counted[["method", "task", "verdict", "seeds"]].to_markdown(index=False)))
+
+# %% [markdown]
+# ## A table to decide from
+#
+# *Memory*: whether autograd has to remember several steps of the sampler. *Exact*: whether the exact tilt is the method's optimum when samples,
+# steps and network are unlimited. *Steers*: whether what is left is a model that samples without evaluating the reward again. *Distance*: worst of
+# the two tasks above, mean over seeds.
+
+# %% tags=["hide-input"]
+MEMORY = {"draft": "all steps", "draft-5": "5 steps", "draft-kl": "all steps", "draft-lv": "1 step"}
+rows = []
+for name, method in METHODS.items():
+    own = whole[(whole["method"] == name) & whole["task"].isin(MAIN)]
+    paper = own[own["task"] == "paper"]
+    counts = [
+        (r["curve"]["reward"][-1] + r["curve"]["reward_gradient"][-1]) if "curve" in r else r["metrics"]["reward"] + r["metrics"]["reward_gradient"]
+        for r in (records[i] for i in paper["record"])
+    ]  # fmt: skip
+    rows.append(
+        {
+            "method": method.title,
+            "gradient of r": "yes" if method.gradient else "no",
+            "memory": MEMORY.get(name, "no"),
+            "exact": "yes" if method.exact else "no",
+            "a model": "yes" if method.train else "no",
+            "rewards, thousands": f"{np.mean(counts) / 1e3:.0f}",
+            "seconds": f"{paper['seconds'].mean():.0f}",
+            "distance": f"{own.groupby('task')['sliced_w2'].mean().max():.2f}",
+        }
+    )
+display(Markdown(pd.DataFrame(rows).to_markdown(index=False)))
