@@ -14,7 +14,7 @@ from oracles import random_mixture, random_points, slope
 from torch import Tensor
 
 from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture
-from itlib.sampling import ddpm_std, reverse_process, sample, time_grid, transition
+from itlib.sampling import ddpm_std, posterior_std, reverse_process, sample, time_grid, transition
 from itlib.schedules import Cosine, Linear, Schedule
 
 F64 = torch.float64
@@ -321,3 +321,44 @@ def test_refuses_eta(paper: GaussianMixture, cosine: Cosine, eta: float, steps: 
 def test_refuses_every_eta_outside_the_unit_interval(paper: GaussianMixture, cosine: Cosine, eta: float, steps: int) -> None:
     with pytest.raises(ValueError, match="eta"):
         sample(ExactDenoiser(paper, cosine), cosine, 3, steps=steps, eta=eta)
+
+
+# ---- the variance that Algorithm 1 loses ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", [Cosine(), Linear()])
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_analytic_steps_are_the_true_transitions_of_a_gaussian(schedule: Schedule, eta: float) -> None:
+    """Mean and variance of X_s | X_t by conditioning a Gaussian pair, against the step; X_t has its exact law."""
+    mu, v, s, t = 0.7, 0.4, 0.35, 0.6
+    gaussian = GaussianMixture(torch.ones(1), torch.tensor([[mu]]), torch.tensor([[[v]]]))
+    (alpha_s, sigma_s), (alpha_t, sigma_t) = coefficients(schedule, s), coefficients(schedule, t)
+    a, b, std = transition(schedule, s, t, eta)
+    total = alpha_t**2 * v + sigma_t**2
+    mean_square = sigma_t**2 / total  # of the exact denoiser: E[(sigma (x - alpha mu) / total)^2]
+    std = math.hypot(std, posterior_std(schedule, s, t, std, mean_square))
+    slope = a + b * sigma_t / total  # x_s = slope x_t + ..., so x_s has the variance slope^2 total + std^2
+    assert slope**2 * total + std**2 == pytest.approx(alpha_s**2 * v + sigma_s**2, rel=1e-12)
+    assert float(ExactDenoiser(gaussian, schedule)(torch.tensor([[1.0]], dtype=F64), torch.tensor(t, dtype=F64))) == (
+        pytest.approx(sigma_t * (1.0 - alpha_t * mu) / total)
+    )
+
+
+@pytest.mark.parametrize("steps", [5, 25])
+def test_analytic_sampling_keeps_the_variance_of_a_gaussian(steps: int) -> None:
+    gaussian = GaussianMixture(torch.ones(1), torch.zeros(1, 2), 0.5 * torch.eye(2)[None])
+    n, found = 40_000, {}
+    for variance in ("ddpm", "analytic"):
+        generator = torch.Generator().manual_seed(0)
+        x = sample(
+            ExactDenoiser(gaussian, Cosine()), Cosine(), n, steps=steps, variance=variance, generator=generator, dtype=F64
+        )
+        found[variance] = float(x.var())
+    # The standard error of a Gaussian's variance from 2 n numbers; the expectation inside is over the batch too.
+    assert found["analytic"] == pytest.approx(0.5, abs=4.5 * 0.5 * math.sqrt(2 / (2 * n)) + 0.5 * 2e-3)
+    assert found["ddpm"] < 0.45
+
+
+def test_an_unknown_variance_is_named(paper: GaussianMixture) -> None:
+    with pytest.raises(ValueError, match="'ddpm' or 'analytic', got 'fixed'"):
+        sample(ExactDenoiser(paper, Cosine()), Cosine(), 1, steps=2, variance="fixed")  # type: ignore[arg-type]
