@@ -69,7 +69,8 @@ target = problem.target
 # ## The run
 #
 # A method that trains is looked at now and then: with a few thousand samples for the sliced Wasserstein distance to exact ones,
-# and with the error of its noise prediction at exact noised samples of the target. These looks are not on its clock.
+# and with the error of its noise prediction at exact noised samples of the target. These looks are not on its clock. A method whose
+# loss or samples stop being finite ends there, and what follows is about the last look before.
 
 # %%
 curve, failure, ess = [], None, None
@@ -77,10 +78,12 @@ torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # the first optimiser of
 
 
 def look(step, seconds):
-    """One row of the curve, from a copy of the network that is not counted."""
+    """One row of the curve, from a copy of the network that is not counted; an error once its samples have run away."""
     network = Network(problem.base.d)
     network.load_state_dict(step.denoiser.state_dict())
     x = sample(network, schedule, work.samples // 2, problem.base.d, steps=50, generator=torch.Generator().manual_seed(seed))
+    if not bool(torch.isfinite(x).all()):
+        raise FloatingPointError(f"iteration {step.k}: the samples are no longer finite")
     errors = score_errors(network, target, schedule, n=work.samples, seed=seed)
     curve.append(
         asdict(step.counts)
@@ -127,10 +130,14 @@ if denoiser is not None:
         spent["sampling"] += time.process_time() - clock
 else:
     x = drawn.samples
-card = sample_card(x, target, target=target, base=problem.base, seed=seed)
+card = {}
+if bool(torch.isfinite(x).all()):
+    card = sample_card(x, target, target=target, base=problem.base, seed=seed)
+    card["mean_reward"] = float(problem.reward(x.double()).mean())
+    card["mode_weight_error"] = float((torch.tensor(card["mode_weights"]) - target.weights).abs().sum() / 2)
+else:
+    failure = failure or "the samples are not finite"
 card |= {
-    "mean_reward": float(problem.reward(x.double()).mean()),
-    "mode_weight_error": float((torch.tensor(card["mode_weights"]) - target.weights).abs().sum() / 2),
     "best_sliced_w2": min((row["sliced_w2"] for row in curve), default=None),  # on the way: an oracle's early stopping
     "ess": ess,
     "entropy": target.entropy(),
@@ -169,7 +176,7 @@ plots.show(fig, "samples", f"Samples of {chosen.title} over contours of the exac
 
 # %% tags=["remove-cell"]
 if record:
-    more = {"samples": x[:300].tolist()} if seed == 0 and N == 20 else {}
+    more = {"samples": x[:300].tolist()} if seed == 0 and N == 20 and bool(torch.isfinite(x).all()) else {}
     if curve:
         more["curve"] = {key: [row[key] for row in curve] for key in curve[0]}
     write_record(
