@@ -238,7 +238,7 @@ display(
 # ({doc}`s3_2_algorithm`). How to choose $N$ cannot be asked on this task, where the step is exact and no $N$ is best. Nor can the other two,
 # high dimension with a learned reward and adapters such as LoRA. A task that can answer needs a reward for which the step has a remainder
 # (all but the paper's in {doc}`s3_1_tilted_score`), and a dimension in which a thousand samples are few. A comparison with the methods of
-# {doc}`s2_2_fine_tuning` is missing in the paper too.
+# {doc}`s2_2_fine_tuning` is missing in the paper too: {doc}`rivals_comparison` makes it.
 #
 # ## Try this
 #
