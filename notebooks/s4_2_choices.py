@@ -25,7 +25,7 @@
 # no reading explains.
 
 # %% tags=["parameters", "remove-cell"]
-profile = "full"  # "smoke" takes the smoke profile's base network
+profile = "full"  # "smoke" takes the smoke profile's base network and fewer draws
 paper_grid = "../book/reference/paper"  # the runs with the default choices
 choices = "../book/reference/choices"  # the runs with one choice changed
 
@@ -48,6 +48,7 @@ from itlib.schedules import Cosine, noise
 from itlib.tilting import TiltingConfig
 
 torch.set_num_threads(1)
+full = profile == "full"
 schedule, base, reward = Cosine(), paper_mixture(), parse_reward("paper")
 target = base.tilted(reward)
 
@@ -334,7 +335,7 @@ network, truth = state.denoiser, ExactDenoiser(base, schedule)
 
 cuts = 10.0 ** -np.arange(1, 6)
 generator = torch.Generator().manual_seed(0)
-n = 20_000
+n = 20_000 if full else 5000
 x_0, x_1 = target.sample(n, generator), torch.randn(n, 2, generator=generator, dtype=torch.float64)
 u = torch.rand(n, generator=generator, dtype=torch.float64)  # the same quantiles of time for every cut
 swept = []
@@ -347,7 +348,7 @@ for cut in cuts:
 
 # %% tags=["hide-input"]
 # One draw of t near the cut can carry the mean, so the integral over the first decades is added by its own quadrature.
-nodes = torch.logspace(-5, -1, 161, dtype=torch.float64)
+nodes = torch.logspace(-5, -1, 161 if full else 41, dtype=torch.float64)
 inner = []
 with torch.no_grad():
     for s in nodes:
@@ -396,7 +397,7 @@ from dataclasses import replace
 
 from itlib.tilting import iterative_tilting
 
-small = TiltingConfig(N=3, S=500, J=25)
+small = TiltingConfig(N=3, S=500, J=25 if full else 10)
 for E in (10, 100):
     for step in iterative_tilting(network, reward, schedule, replace(small, E=E), seed=0):
         pass
