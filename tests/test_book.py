@@ -21,7 +21,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "boo
 import small_book  # noqa: E402
 from api_modules import module_names, section  # noqa: E402
 from inline_svg import strip_prolog  # noqa: E402
-from offline_site import add_scope, mathjax_file  # noqa: E402
+from offline_site import add_scope, label_cells, mathjax_file  # noqa: E402
 from paper_equations import split_tag  # noqa: E402
 from site_checks import check_site  # noqa: E402
 
@@ -56,6 +56,13 @@ def test_add_scope() -> None:
     expected = html.replace('<th class="head">', '<th scope="col" class="head">').replace("<th>b", '<th scope="row">b')
     assert add_scope(html) == expected
     assert add_scope(expected) == expected
+
+
+def test_label_cells() -> None:
+    html = '<table class="cards table"><tr><th>a</th><th><p>b</p></th></tr><tr><td>1</td><td class="x">2</td></tr></table>'
+    labelled = html.replace("<td>1", '<td data-label="a">1').replace("<td class", '<td data-label="b" class')
+    plain = html.replace("cards ", "")
+    assert label_cells(html + plain + html) == labelled + plain + labelled
 
 
 def test_strip_prolog() -> None:
