@@ -69,6 +69,17 @@ def test_strip_prolog() -> None:
     assert strip_prolog('<?xml version="1.0"?>\n<!DOCTYPE svg>\n<svg><g/></svg>\n') == "<svg><g/></svg>"
 
 
+def test_short_citations_differ() -> None:
+    """The text cites by names and year, so a letter in the year (2024a) has to tell apart what would read alike."""
+    from pybtex.database import parse_file
+
+    short = []
+    for entry in parse_file(str(small_book.ROOT / "book" / "references.bib")).entries.values():
+        names = [" ".join(person.last_names) for person in entry.persons["author"]]
+        short.append((*names, entry.fields["year"]) if len(names) < 3 else (names[0], "et al.", entry.fields["year"]))
+    assert len(set(short)) == len(short) > 20
+
+
 def test_mathjax_is_installed() -> None:
     assert mathjax_file().is_file()
 
