@@ -62,7 +62,7 @@ torch.set_num_threads(1)  # the same numbers on every machine with the same proc
 #
 # Its minimiser is $\mathbb E[X_1 \mid X_t]$, which is $-\sigma_t$ times the score. The paper gives the network (depth 5,
 # width 256, a Fourier embedding of time of dimension 128), the number of samples and epochs and the patience. It gives
-# neither learning rate nor batch size; ours are in the table.
+# neither learning rate nor batch size, and says nothing of averaging the weights; ours are in the table.
 
 # %%
 schedule, mixture = Cosine(), paper_mixture()
@@ -80,6 +80,7 @@ choices = {
     "held out for validation": f"{work.training.validation_fraction:.0%}",
     "batch size (ours)": work.training.batch_size,
     "Adam's learning rate (ours), decaying to 0 along a cosine": work.training.lr,
+    "moving average of the weights (ours), decay a step": work.training.averaging,
 }
 display(Markdown(pd.Series(choices, name="value").to_markdown()))
 

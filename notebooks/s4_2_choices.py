@@ -46,6 +46,7 @@ from itlib.runs import profile as profile_named
 from itlib.runs import resumable_base
 from itlib.schedules import Cosine, noise
 from itlib.tilting import TiltingConfig
+from itlib.training import TrainingConfig
 
 torch.set_num_threads(1)
 full = profile == "full"
@@ -81,7 +82,9 @@ listed = [
     ("where time is cut off, $t_{\\min}$", f"{schedule.t_min:g}", "a sweep, below"),
     ("what Table 1 is scored against", "both are shown", "both are shown"),
     ("optimiser state between tilts", "starts afresh", "not varied"),
-    ("weight averaging, clipping", "none", "not varied"),
+    ("averaging of the weights, tilts", "none", "not varied"),
+    ("averaging of the weights, base", f"moving, decay {TrainingConfig().averaging:g} a step", "not varied"),
+    ("clipping of gradients", "none", "not varied"),
 ]
 display(Markdown(pd.DataFrame(listed, columns=["left open", "default here", "varied to"]).to_markdown(index=False)))
 
