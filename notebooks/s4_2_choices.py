@@ -78,7 +78,7 @@ assert set(names) == {""} | set(GRIDS["choices"])  # every variant of the grid h
 listed = [
     ("learning rate", f"{default.lr:g}", ", ".join(f"{v['lr']:g}" for k, v in GRIDS["choices"].items() if k[:2] == "lr")),
     ("optimiser", default.optimizer.title(), "SGD at two rates"),
-    ("an epoch", f"{default.epoch}: one minibatch of {default.B}", f"a pass: all of the {default.S} samples"),
+    ("an epoch", f"one {default.epoch} of {default.B}", f"a pass: all of the {default.S} samples"),
     ("where time is cut off, $t_{\\min}$", f"{schedule.t_min:g}", "a sweep, below"),
     ("what Table 1 is scored against", "both are shown", "both are shown"),
     ("optimiser state between tilts", "starts afresh", "not varied"),
