@@ -18,8 +18,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import jsonschema
-
 #: The version of the record's schema.
 SCHEMA = 1
 
@@ -148,6 +146,8 @@ def write_record(
 
 
 def _validate(record: Any, path: Path, advice: str = "") -> None:
+    import jsonschema  # here, because its grammars of addresses take a second to load
+
     try:
         jsonschema.validate(record, _schema())
     except jsonschema.ValidationError as error:

@@ -76,6 +76,12 @@ def check(entry):
     return name.removeprefix("test_").replace("_", " ") if name else "an assert on the page"
 
 
+def table(rows):
+    """A table whose rows are cards on a phone."""
+    text = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+    display(Markdown(f":::{{table}}\n:class: cards\n\n{text}\n:::"))
+
+
 def code_span(text):
     """Source text as code in a cell of a table."""
     text = " ".join(text.split()).replace("|", "\\|")
@@ -106,7 +112,7 @@ rows = [
     }
     for entry in entries
 ]
-display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)))
+table(rows)
 
 # %% [markdown]
 # ## Do the checks bite?
@@ -124,7 +130,7 @@ rows = [
     }
     for entry in entries
 ]
-display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)))
+table(rows)
 
 # %% [markdown]
 # ## Try this

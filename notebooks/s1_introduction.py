@@ -304,7 +304,7 @@ display(
 schedule, work = Cosine(), profile_named(profile)
 config = TiltingConfig(N=20, S=1000, J=100)
 if not full:
-    config = replace(work.tilting, N=5, S=200, J=20)
+    config = replace(work.tilting, N=5, S=200, J=20, E=50)
 N, path = config.N, tilt_path(base, paper, config.lam, config.N)
 
 for state in resumable_base(base, schedule, work.training, n=work.n, seed=0):
@@ -316,7 +316,7 @@ def look(denoiser, k):
     """300 samples, always from the same noise, and the error of the prediction."""
     noise = torch.Generator().manual_seed(1)
     points = sample(denoiser, schedule, 300, steps=config.J, generator=noise)
-    errors = score_errors(denoiser, path(k), schedule, n=5000, seed=2)
+    errors = score_errors(denoiser, path(k), schedule, n=5000 if full else 1000, seed=2)
     return points.numpy(), errors.eps_rmse
 
 

@@ -715,42 +715,10 @@ display(
 )
 
 # %% [markdown]
-# {ref}`Algorithm 2 <algorithm-2>` is kinder: it does not refit, it *corrects* its teacher. {doc}`s3_2_algorithm` looks at a constant reward
-# $\bar r$, which should do nothing: a tilt of size $\delta = \lambda/N$ moves the teacher by the fraction $\delta\,\bar r$ of the way to a refit. If these fractions are small, $N$ tilts should amount to $\lambda \bar r$ refits, however large $N$ is. Here is the variance at the
-# end of such a run, with infinitely many samples and a perfect regression.
-
-
-# %% tags=["hide-input"]
-def algorithm_2(c, N, K=200, v=0.5):
-    """Variance of the last model's samples: infinitely many samples, perfect regression, reward c."""
-    times = time_grid(cosine, K)
-    alpha, sigma = at(cosine, np.array(times))
-    steps = [transition(cosine, s, t, 1.0) for s, t in pairwise(times)]
-
-    def returned(slope):  # variance of Algorithm 1's samples for the score -slope x
-        w = 1.0
-        for (a, b, std), gain in zip(steps[::-1], (sigma * slope)[:0:-1], strict=True):
-            w = (a + b * gain) ** 2 * w + std**2
-        return w
-
-    slope = 1 / (alpha**2 * v + sigma**2)
-    for _ in range(N):
-        refit = 1 / (alpha**2 * returned(slope) + sigma**2)
-        slope = slope + c / N * (refit - slope)
-    return returned(slope)
-
-
-rows = []
-for c in (1, 2, 4, 8):
-    row = {r"$\lambda\bar r$": c, "$N = 20$": algorithm_2(c, 20), "$N = 100$": algorithm_2(c, 100 if full else 40)}
-    row[r"$\lambda\bar r$ refits"] = refits(c + 1, cosine)  # one more loss when the last model is sampled
-    assert abs(row["$N = 100$"] - row[r"$\lambda\bar r$ refits"]) < 0.02 * (0.5 - row["$N = 100$"])
-    rows.append({k: v if k == r"$\lambda\bar r$" else f"{v:.4f}" for k, v in row.items()})
-display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)))
-
-# %% [markdown]
-# So a constant reward lets the sampler's bias in $\lambda\bar r$ times, not $N$ times, and a reward of zero not at all, beyond the one loss
-# of the last sampling. For a reward that varies, its mean given $X_t$ takes the place of $\bar r$. A variant that refits at each tilt pays $N$ times.
+# {ref}`Algorithm 2 <algorithm-2>` is kinder: it does not refit, it *corrects* its teacher. Give it a constant reward $\bar r$, which should do
+# nothing. Then a tilt of size $\delta = \lambda/N$ moves the teacher by the fraction $\delta\,\bar r$ of the way to a refit, and $N$ tilts amount
+# to about $\lambda\bar r$ refits, however large $N$ is. {ref}`The chapter on the algorithm <constant-reward>` derives this and runs it. A variant
+# that refits at each tilt pays $N$ times.
 #
 # ## Try this
 #

@@ -79,12 +79,13 @@ lam = 0.5
 schedule, base, reward = Cosine(), paper_mixture(), parse_reward("paper")
 target = base.tilted(reward, lam)
 
-axis, h = torch.linspace(-9, 9, 361 if full else 181), 18 / (360 if full else 180)
+axis, h = torch.linspace(-9, 9, 361 if full else 121), 18 / (360 if full else 120)
 grid = torch.cartesian_prod(axis, axis)
-log_tilt = lam * reward(grid) + base.log_prob(grid)  # (2.14) without its Z
+log_base, log_target = base.log_prob(grid), target.log_prob(grid)
+log_tilt = lam * reward(grid) + log_base  # (2.14) without its Z
 log_z = float(torch.logsumexp(log_tilt, 0)) + 2 * np.log(h)
 assert abs(log_z - base.log_normaliser(reward, lam)) < 1e-10  # the trapezoidal rule is as good as exact here
-assert float((log_tilt - log_z - target.log_prob(grid)).abs().max()) < 1e-10
+assert float((log_tilt - log_z - log_target).abs().max()) < 1e-10
 
 
 def kl(log_q, log_p):
@@ -103,8 +104,8 @@ candidates = {
 rows = []
 for name, q in candidates.items():
     log_q = q.log_prob(grid)
-    gain, price = lam * float((log_q.exp() * reward(grid)).sum() * h**2), kl(log_q, base.log_prob(grid))
-    gap = kl(log_q, target.log_prob(grid))
+    gain, price = lam * float((log_q.exp() * reward(grid)).sum() * h**2), kl(log_q, log_base)
+    gap = kl(log_q, log_target)
     assert abs(gain - price - (log_z - gap)) < 1e-9  # Gibbs
     numbers = (round(v, 9) + 0.0 for v in (gain, price, gain - price, gap))  # no -0.000
     rows.append([name, *numbers])
@@ -280,15 +281,16 @@ assert float(lv.mean(0) @ whole / whole.square().sum()) < 0.1  # ... which is no
 # %%
 def second_coordinate(theta, steps):
     """Mean and variance of x_2 at the end, and the path KL, for corrections theta, (K, 2): shift and slope."""
-    mean, variance, price = torch.tensor(0.0), torch.tensor(1.0), torch.tensor(0.0)
-    for (t, a, b, std), (shift, slope) in zip(steps, theta, strict=True):
-        time = torch.tensor(t)
-        sigma, v = schedule.sigma(time), schedule.alpha(time) ** 2 / 2 + schedule.sigma(time) ** 2
-        if std > 0:
-            price = price + b**2 * ((shift + slope * mean) ** 2 + slope**2 * variance) / (2 * std**2)
-        factor = a + b * (sigma / v + slope)
-        mean, variance = factor * mean + b * shift, factor**2 * variance + std**2
-    return mean, variance, price
+    t, a, b, std = torch.tensor(steps).T
+    shift, slope = theta.unbind(1)
+    exact_slope = schedule.sigma(t) / (schedule.alpha(t) ** 2 / 2 + schedule.sigma(t) ** 2)
+    means, variances = [torch.tensor(0.0)], [torch.tensor(1.0)]
+    for factor, push, fresh in zip(a + b * (exact_slope + slope), b * shift, std**2, strict=True):
+        means.append(factor * means[-1] + push)
+        variances.append(factor**2 * variances[-1] + fresh)
+    moved = (shift + slope * torch.stack(means[:-1])) ** 2 + slope**2 * torch.stack(variances[:-1])
+    price = (b**2 * moved)[std > 0] / (2 * std[std > 0] ** 2)
+    return means[-1], variances[-1], price.sum()
 
 
 linear, bounded = parse_reward("b=4", d=1), parse_reward("A=-2 b=4 c=-4", d=1)  # 4 x_2, and -(x_2 - 2)^2
@@ -1179,7 +1181,7 @@ class Box:
 
 
 # %%
-B, K = 64, 50
+B, K = 64, 50 if full else 20
 torch.set_default_dtype(torch.float32)  # as networks are trained
 network, frozen = Network(2, seed=0), Network(2, seed=0).requires_grad_(False)
 toy = parse_reward("paper")
@@ -1218,7 +1220,7 @@ def adjoint_matching_step(r, times):
         ).backward()  # (2.19), corrected, a step at a time
 
 
-def iterative_tilting_step(r, N=20, S=1000, E=100):
+def iterative_tilting_step(r, N=20, S=1000 if full else 300, E=100 if full else 30):
     student = Network(2, seed=0).float()
     config = TiltingConfig(N=N, lam=lam, S=S, J=K, B=B, E=E)
     next(iterative_tilting(student, ForwardOnly(r), schedule, config))

@@ -25,7 +25,7 @@
 # no reading explains.
 
 # %% tags=["parameters", "remove-cell"]
-profile = "full"  # "smoke" takes the smoke profile's base network
+profile = "full"  # "smoke" takes the smoke profile's base network and fewer draws
 paper_grid = "../book/reference/paper"  # the runs with the default choices
 choices = "../book/reference/choices"  # the runs with one choice changed
 
@@ -46,8 +46,10 @@ from itlib.runs import profile as profile_named
 from itlib.runs import resumable_base
 from itlib.schedules import Cosine, noise
 from itlib.tilting import TiltingConfig
+from itlib.training import TrainingConfig
 
 torch.set_num_threads(1)
+full = profile == "full"
 schedule, base, reward = Cosine(), paper_mixture(), parse_reward("paper")
 target = base.tilted(reward)
 
@@ -76,11 +78,13 @@ assert set(names) == {""} | set(CHOICES)  # every variant of the grid has a name
 listed = [
     ("learning rate", f"{default.lr:g}", ", ".join(f"{v['lr']:g}" for k, v in CHOICES.items() if k[:2] == "lr")),
     ("optimiser", default.optimizer.title(), "SGD at two rates"),
-    ("an epoch", f"{default.epoch}: one minibatch of {default.B}", f"a pass: all of the {default.S} samples"),
+    ("an epoch", f"one {default.epoch} of {default.B}", f"a pass: all of the {default.S} samples"),
     ("where time is cut off, $t_{\\min}$", f"{schedule.t_min:g}", "a sweep, below"),
     ("what Table 1 is scored against", "both are shown", "both are shown"),
     ("optimiser state between tilts", "starts afresh", "not varied"),
-    ("weight averaging, clipping", "none", "not varied"),
+    ("averaging of the weights, tilts", "none", "not varied"),
+    ("averaging of the weights, base", f"moving, decay {TrainingConfig().averaging:g} a step", "not varied"),
+    ("clipping of gradients", "none", "not varied"),
 ]
 display(Markdown(pd.DataFrame(listed, columns=["left open", "default here", "varied to"]).to_markdown(index=False)))
 
@@ -334,7 +338,7 @@ network, truth = state.denoiser, ExactDenoiser(base, schedule)
 
 cuts = 10.0 ** -np.arange(1, 6)
 generator = torch.Generator().manual_seed(0)
-n = 20_000
+n = 20_000 if full else 5000
 x_0, x_1 = target.sample(n, generator), torch.randn(n, 2, generator=generator, dtype=torch.float64)
 u = torch.rand(n, generator=generator, dtype=torch.float64)  # the same quantiles of time for every cut
 swept = []
@@ -347,7 +351,7 @@ for cut in cuts:
 
 # %% tags=["hide-input"]
 # One draw of t near the cut can carry the mean, so the integral over the first decades is added by its own quadrature.
-nodes = torch.logspace(-5, -1, 161, dtype=torch.float64)
+nodes = torch.logspace(-5, -1, 161 if full else 41, dtype=torch.float64)
 inner = []
 with torch.no_grad():
     for s in nodes:
@@ -396,7 +400,7 @@ from dataclasses import replace
 
 from itlib.tilting import iterative_tilting
 
-small = TiltingConfig(N=3, S=500, J=25)
+small = TiltingConfig(N=3, S=500, J=25 if full else 10)
 for E in (10, 100):
     for step in iterative_tilting(network, reward, schedule, replace(small, E=E), seed=0):
         pass

@@ -21,7 +21,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "boo
 import small_book  # noqa: E402
 from api_modules import module_names, section  # noqa: E402
 from inline_svg import strip_prolog  # noqa: E402
-from offline_site import add_scope, mathjax_file  # noqa: E402
+from offline_site import add_scope, label_cells, mathjax_file  # noqa: E402
 from paper_equations import split_tag  # noqa: E402
 from site_checks import check_site  # noqa: E402
 
@@ -58,8 +58,26 @@ def test_add_scope() -> None:
     assert add_scope(expected) == expected
 
 
+def test_label_cells() -> None:
+    html = '<table class="cards table"><tr><th>a</th><th><p>b</p></th></tr><tr><td>1</td><td class="x">2</td></tr></table>'
+    labelled = html.replace("<td>1", '<td data-label="a">1').replace("<td class", '<td data-label="b" class')
+    plain = html.replace("cards ", "")
+    assert label_cells(html + plain + html) == labelled + plain + labelled
+
+
 def test_strip_prolog() -> None:
     assert strip_prolog('<?xml version="1.0"?>\n<!DOCTYPE svg>\n<svg><g/></svg>\n') == "<svg><g/></svg>"
+
+
+def test_short_citations_differ() -> None:
+    """The text cites by names and year, so a letter in the year (2024a) has to tell apart what would read alike."""
+    from pybtex.database import parse_file
+
+    short = []
+    for entry in parse_file(str(small_book.ROOT / "book" / "references.bib")).entries.values():
+        names = [" ".join(person.last_names) for person in entry.persons["author"]]
+        short.append((*names, entry.fields["year"]) if len(names) < 3 else (names[0], "et al.", entry.fields["year"]))
+    assert len(set(short)) == len(short) > 20
 
 
 def test_mathjax_is_installed() -> None:

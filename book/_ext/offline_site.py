@@ -4,12 +4,14 @@
 - Thebe (live code) is switched off: it would load its code from the network, and declares its
   configuration twice.
 - Table headers get the ``scope`` that docutils and pandas leave out.
+- In a table of the class ``cards`` each cell gets the name of its column: on a phone its rows become cards (custom.css).
 """
 
 from __future__ import annotations
 
 import re
 from importlib.metadata import distribution
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,17 @@ def add_scope(html: str) -> str:
     return re.sub(r"<(thead|tbody)\b.*?</\1>", scoped, html, flags=re.DOTALL)
 
 
+def label_cells(html: str) -> str:
+    """Put the name of its column into each cell of a table of the class ``cards``."""
+
+    def labelled(table: re.Match[str]) -> str:
+        heads = re.findall(r"<th\b[^>]*>(.*?)</th>", table[0], re.DOTALL)
+        column = cycle(re.sub("<[^>]*>", "", head).strip() for head in heads)
+        return re.sub(r"<td\b", lambda cell: f'{cell[0]} data-label="{next(column)}"', table[0])
+
+    return re.sub(r'<table [^>]*class="[^"]*\bcards\b.*?</table>', labelled, html, flags=re.DOTALL)
+
+
 def finish_page(
     app: Sphinx,
     pagename: str,
@@ -58,7 +71,7 @@ def finish_page(
 ) -> None:
     """Touch up the body of one page."""
     if body := context.get("body"):
-        context["body"] = add_scope(body)
+        context["body"] = label_cells(add_scope(body))
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
