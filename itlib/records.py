@@ -23,8 +23,8 @@ SCHEMA = 1
 
 #: What cannot change a run's numbers: how it is drawn and how it is scheduled; the rivals change only their own.
 _BYSTANDERS = {
-    "method": {"plots.py", "reproduce.py", "record.schema.json", "baselines"},
-    "rivals": {"plots.py", "reproduce.py", "record.schema.json"},
+    "method": {"plots.py", "grids.py", "reproduce.py", "record.schema.json", "baselines"},
+    "rivals": {"plots.py", "grids.py", "reproduce.py", "record.schema.json"},
     "all": set(),
 }
 Scope = Literal["method", "rivals", "all"]

@@ -25,7 +25,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, fields, replace
 from fnmatch import fnmatch
@@ -34,6 +34,7 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
+from itlib.grids import BASE, GRIDS, OTHER_BASES, RIVAL, TEMPLATE
 from itlib.records import (
     DamagedFileError,
     compact,
@@ -46,56 +47,6 @@ from itlib.records import (
 
 CONFIGS = ("paper",)
 DEFAULT_N = {"full": (20, 50, 100, 200), "smoke": (10, 20)}
-TEMPLATE, BASE, RIVAL = "s4_2_experiment", "s2_1_base_model", "rivals_run"
-#: What Section 4.2 leaves open; each is varied alone, beside the paper grid, which holds the default of all.
-CHOICES: dict[str, dict[str, Any]] = {
-    "lr1e-5": {"lr": 1e-5},
-    "lr3e-5": {"lr": 3e-5},
-    "lr3e-4": {"lr": 3e-4},
-    "lr1e-3": {"lr": 1e-3},
-    "sgd1e-2": {"optimizer": "sgd", "lr": 1e-2},
-    "sgd1e-1": {"optimizer": "sgd", "lr": 1e-1},
-    "pass": {"epoch": "pass"},
-}
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A named grid: cells of one template.
-
-    Args:
-        template: stem of its notebook.
-        variants: from the numbers of tilts asked for to {a cell's name before its seed: the parameters that it sets}.
-        over_N: whether the numbers of tilts can be asked for.
-    """
-
-    template: str
-    variants: Callable[[Sequence[int]], dict[str, dict[str, Any]]]
-    over_N: bool = True
-
-
-def _rivals(N: Sequence[int]) -> dict[str, dict[str, Any]]:
-    from itlib.baselines.comparison import cells  # here, so that the paper's batch starts without torch
-
-    return cells()
-
-
-def _tuning(N: Sequence[int]) -> dict[str, dict[str, Any]]:
-    from itlib.baselines.comparison import tuning_cells
-
-    return tuning_cells()
-
-
-GRIDS = {
-    "paper": Grid(TEMPLATE, lambda N: {f"N{n:03d}": {"N": n} for n in N}),
-    "choices": Grid(
-        TEMPLATE, lambda N: {f"{name}_N{n:03d}": {"N": n, **changes} for name, changes in CHOICES.items() for n in N}
-    ),
-    "rivals": Grid(RIVAL, _rivals, over_N=False),
-    "tuning": Grid(RIVAL, _tuning, over_N=False),
-}
-#: Tasks (itlib.tasks) whose base is not the paper's.
-OTHER_BASES = ("eight", "nine")
 #: Work of training a base, and of a cell that makes no tilts, in tilts; only progress and the order of the cells use it.
 BASE_WORK, OTHER_WORK = 60, 20
 

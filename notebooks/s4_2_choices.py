@@ -39,8 +39,8 @@ from IPython.display import Markdown, display
 
 from itlib import plots
 from itlib.gaussian_mixture import ExactDenoiser, paper_mixture
+from itlib.grids import CHOICES
 from itlib.records import read_records
-from itlib.reproduce import CHOICES
 from itlib.rewards import parse_reward
 from itlib.runs import profile as profile_named
 from itlib.runs import resumable_base

@@ -19,6 +19,7 @@ ORDER = [
     "schedules",
     "rewards",
     "gaussian_mixture",
+    "tasks",
     "network",
     "sampling",
     "training",
@@ -28,9 +29,10 @@ ORDER = [
     "records",
     "runs",
     "plots",
+    "grids",
     "reproduce",
 ]
-#: The rivals, from bottom to top: each may import the core and those before it, and nothing else imports them.
+#: The rivals, from bottom to top: each may import the core and those before it. Only the list of grids knows of them.
 RIVALS = [
     "baselines/common",
     "baselines/tilt_matching",
@@ -38,9 +40,12 @@ RIVALS = [
     "baselines/draft",
     "baselines/adjoint_matching",
     "baselines/policy_gradient",
+    "baselines/guidance",
+    "baselines/monte_carlo",
+    "baselines/comparison",
 ]
 BATCH = ("records", "runs", "reproduce")
-CORE = tuple(name for name in ORDER if name not in (*BATCH, "plots"))
+CORE = tuple(name for name in ORDER if name not in (*BATCH, "grids", "plots"))
 #: Heavy guests, and the only modules that may invite them.
 ONLY = {
     "matplotlib": {"plots"},
@@ -106,7 +111,7 @@ def test_rivals_import_the_core_and_each_other(name: str) -> None:
 def test_imports_point_down(name: str) -> None:
     below = set(ORDER[: ORDER.index(name)])
     ours = {dotted.split(".")[1] for dotted in imported(tree(name)) if dotted.startswith("itlib.")}
-    assert ours <= below
+    assert ours <= (below | {"baselines"} if name == "grids" else below)
     assert not {dotted.split(".")[0] for dotted in imported(tree(name))} & {
         guest for guest, hosts in ONLY.items() if name not in hosts
     }
@@ -115,7 +120,7 @@ def test_imports_point_down(name: str) -> None:
 def test_the_core_stays_small() -> None:
     size = {name: code_lines(PACKAGE / f"{name}.py") for name in ORDER}
     assert sum(size[name] for name in CORE) <= 1000, size
-    assert sum(size[name] for name in BATCH) <= 660, size
+    assert sum(size[name] for name in BATCH) <= 700, size
 
 
 def test_lines_are_counted_without_words(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import small_batch
 
+from itlib.grids import CHOICES
 from itlib.records import read_record, read_records
-from itlib.reproduce import CHOICES
 from itlib.runs import PROFILES
 
 REFERENCE = small_batch.ROOT / "book" / "reference"

@@ -25,8 +25,9 @@ import small_batch
 from small_batch import SMALL, alive, batch, cell_process, executed, family, kill, started, wait_for
 
 from itlib import reproduce
+from itlib.grids import GRIDS
 from itlib.records import read_record
-from itlib.reproduce import GRIDS, Cell, chapters, grid, main, parameters_of, run_batch
+from itlib.reproduce import Cell, chapters, grid, main, parameters_of, run_batch
 
 ROOT = Path(__file__).parents[1]
 
