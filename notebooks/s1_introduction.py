@@ -123,8 +123,9 @@ standard_errors = np.sqrt(after * (1 - after) / len(accepted))
 assert (np.abs(share - after) < 4 * standard_errors).all()
 
 # %% tags=["hide-input"]
-columns = {"reward": np.arange(5), "base": before, "tilted, exact": after, "by rejection": share, "±": standard_errors}
-display(Markdown(pd.DataFrame(columns).to_markdown(index=False, floatfmt=("g", *4 * [".4f"]))))
+measured = [f"{s:.4f} ± {e:.4f}" for s, e in zip(share, standard_errors, strict=True)]
+table = pd.DataFrame({"reward": np.arange(5), "base": before, "tilted": after, "by rejection": measured})
+display(Markdown(table.to_markdown(index=False, floatfmt=("g", ".4f", ".4f", ""))))
 display(
     Markdown(
         f"The mean reward rises from {before @ np.arange(5):.2f} to {after @ np.arange(5):.2f}. The gradient says that it cannot rise at all."
