@@ -237,19 +237,25 @@ def execute(cell: Cell) -> None:
     if cell.title:
         first = next(c for c in notebook.cells if c.cell_type == "markdown")
         first.source = re.sub(r"^# .*$", rf"\g<0>: {cell.title}", first.source, count=1, flags=re.MULTILINE)
-    try:
-        done = papermill.execute_notebook(
-            notebook,
-            None,
-            parameters=cell.parameters,
-            kernel_name="python3",
-            cwd=str(Path(cell.notebook).parent),
-            progress_bar=False,
-        )
-    except papermill.PapermillExecutionError as error:
-        raise BatchError(f"{error.ename}: {error.evalue}") from None
-    except DeadKernelError:
-        raise BatchError("its kernel died; if memory was short, run fewer --jobs") from None
+    # Kernels that start at the same time may be given the same port, and then one never answers: nothing ran, so try again.
+    for attempt in (1, 2, 3):
+        try:
+            done = papermill.execute_notebook(
+                notebook,
+                None,
+                parameters=cell.parameters,
+                kernel_name="python3",
+                cwd=str(Path(cell.notebook).parent),
+                progress_bar=False,
+            )
+            break
+        except papermill.PapermillExecutionError as error:
+            raise BatchError(f"{error.ename}: {error.evalue}") from None
+        except DeadKernelError:
+            raise BatchError("its kernel died; if memory was short, run fewer --jobs") from None
+        except RuntimeError as error:
+            if "didn't respond" not in str(error) or attempt == 3:
+                raise BatchError(f"its kernel did not start: {error}; run fewer --jobs") from None
     if cell.page is not None:
         # What differs from run to run without meaning anything (times, ids, progress bars) is left out of the page.
         done.metadata.pop("papermill", None)

@@ -94,7 +94,7 @@ def test_resampling_keeps_proportions_and_the_threshold_decides() -> None:
 def test_effective_sample_size() -> None:
     assert effective_sample_size(torch.zeros(7)) == pytest.approx(7)
     assert effective_sample_size(torch.tensor([0.0, -1e4])) == pytest.approx(1)
-    assert effective_sample_size(torch.log(torch.tensor([3.0, 1.0])) + 500) == pytest.approx(1.6)
+    assert effective_sample_size(torch.log(torch.tensor([3.0, 1.0], dtype=F64)) + 500) == pytest.approx(1.6)
 
 
 def test_importance_weights_are_those_of_the_tilt() -> None:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -248,11 +249,34 @@ def test_again_names_what_failed_and_keeps_the_rest() -> None:
     assert again() == options
 
 
+def test_a_kernel_that_does_not_start_is_started_again(idle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import papermill
+
+    (cell,) = (replace(c, page=None) for c in grid(idle, N=[2], seeds=[0]) if c.after)
+    started: list[int] = []
+
+    def mute(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("Kernel didn't respond in 60 seconds")
+
+    def silent(notebook: Any, *_: Any, **__: Any) -> Any:
+        started.append(1)
+        if len(started) < 3:
+            mute()
+        return notebook
+
+    monkeypatch.setattr(papermill, "execute_notebook", silent)
+    reproduce.execute(cell)
+    assert len(started) == 3
+    monkeypatch.setattr(papermill, "execute_notebook", mute)
+    with pytest.raises(reproduce.BatchError, match=r"its kernel did not start: .*run fewer --jobs"):
+        reproduce.execute(cell)
+
+
 def test_again_names_the_cells_of_a_grid_without_N() -> None:
     options = reproduce._parser().parse_args(["--grid", "tuning", "--seeds", "100", "101", "--only", "paper_d*"])
     cells = {c.name: c for c in grid(ROOT, name="tuning", N=[20], seeds=[100, 101], pages=False)}
     command = reproduce._again(options, [cells["paper_draft_lr1e-03_seed101"]])
-    assert command == "python -m itlib.reproduce --grid tuning --only paper_draft_lr1e-03 --seeds 101"
+    assert command == "python -m itlib.reproduce --grid tuning --seeds 101 --only paper_draft_lr1e-03"
 
 
 def test_a_task_with_a_base_of_its_own_waits_for_it() -> None:
@@ -265,7 +289,7 @@ def test_a_task_with_a_base_of_its_own_waits_for_it() -> None:
 
 def test_a_grid_that_sets_its_own_N_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--grid", "rivals", "--N", "3"]) == 2
-    assert "sets its own N" in capsys.readouterr().err
+    assert "sets its own numbers of tilts" in capsys.readouterr().err
     assert main(["--grid", "rivals", "--only", "nothing"]) == 2
     assert "paper_tilting_N020" in capsys.readouterr().err
 
