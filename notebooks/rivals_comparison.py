@@ -98,6 +98,16 @@ display(
 display(Markdown(shown.to_markdown()))
 
 # %% [markdown]
+# %% tags=["remove-input"]
+if n_seeds < 3:
+    display(
+        Markdown(
+            f"**Read with care.** There {'is one seed' if n_seeds == 1 else f'are {n_seeds} seeds'} so far. {{doc}}`s4_2_results` shows how far one method's "
+            "seeds lie apart; smaller differences between methods mean nothing."
+        )
+    )
+
+# %% [markdown]
 # *Ran away*: the samples left the region of base and target altogether, or were no longer finite. *Distance* is the sliced Wasserstein distance of order 2 to exact samples, here and below.
 #
 # ## What they sample
@@ -314,20 +324,23 @@ plots.show(
 # %% [markdown]
 # ```{glue:figure} fewer-tilts
 #
-# The explicit step (Algorithm 2) leaves a Taylor remainder on the right-hand task; the implicit form has none (their derivations are in
-# {doc}`rivals_methods`). Mean over seeds and its standard error.
+# The explicit step (Algorithm 2) leaves a Taylor remainder on the right-hand task; the implicit form has none (derived in
+# the module `itlib.baselines.tilt_matching`, see {doc}`../api`). Mean over seeds, and its standard error if there are several.
 # ```
 #
 # ## Harder tasks
 #
-# The best of each kind, and the methods that train nothing, on four more tilts: two more of the paper's base, and the ring and the grid of
-# Gaussians that other work uses. Each with the learning rate that was chosen on the paper's task.
+# The best of each kind, and methods that train nothing, with the learning rates that were chosen on the paper's task. The grid has four more
+# tasks: two more tilts of the paper's base, and the ring and the grid of Gaussians that other work uses.
 
 # %% tags=["hide-input"]
 tasks = [task for task in (*MAIN, *OTHER) if task in set(whole["task"])]
+if missing := [TASK_TITLES[task] for task in OTHER if task not in tasks]:
+    display(Markdown(f"There are no records yet of the tasks {', '.join(missing)}: `make reference` computes them."))
 names = [name for name in METHODS if name in {*BEST, *REFERENCES}]
 with plots.house_style() as plt:
-    fig, axes = plt.subplots(2, 3, figsize=(7.2, 4.8), sharey=True)
+    rows = -(-len(tasks) // 3)
+    fig, axes = plt.subplots(rows, 3, figsize=(7.2, 0.6 + 2.1 * rows), sharey=True, squeeze=False)
     for ax in axes.flat[len(tasks) :]:
         ax.set_axis_off()
     for ax, task in zip(axes.flat, tasks, strict=False):
@@ -346,7 +359,7 @@ with plots.house_style() as plt:
 plots.show(
     fig,
     "tasks",
-    "Six panels, one per task: the distance of each method's samples to the target, one dot per seed, with the distance between "
+    "One panel per task: the distance of each method's samples to the target, one dot per seed, with the distance between "
     "exact samples as a dashed line.",
 )
 
