@@ -536,7 +536,7 @@ display(
 # The student is a small network on top of the exact base. All runs do the same work: a run with $N$ tilts has $1/N$ of the samples (at least 64) and $1/N$ of the minibatches for each.
 
 # %%
-W = 600 if full else 60  # minibatches of 64 in all; and ten samples for each
+W = 600 if full else 30  # minibatches of 64 in all; and ten samples for each
 
 
 def learn(name, steps, seed):
