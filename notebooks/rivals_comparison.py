@@ -324,8 +324,8 @@ plots.show(
 # %% [markdown]
 # ```{glue:figure} fewer-tilts
 #
-# The explicit step (Algorithm 2) leaves a Taylor remainder on the right-hand task; the implicit form has none (derived in
-# the module `itlib.baselines.tilt_matching`, see {doc}`../api`). Mean over seeds, and its standard error if there are several.
+# The explicit step (Algorithm 2) leaves a Taylor remainder on the right-hand task; the implicit form has none ({doc}`rivals_methods`).
+# Mean over seeds, and its standard error if there are several.
 # ```
 #
 # ## Harder tasks

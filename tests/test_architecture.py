@@ -23,6 +23,7 @@ ORDER = [
     "network",
     "sampling",
     "training",
+    "stepsize",
     "tilting",
     "likelihood",
     "metrics",

@@ -21,6 +21,7 @@ READING = (  # the paper's order, among modules that do not need each other; new
     "network",
     "training",
     "sampling",
+    "stepsize",
     "tilting",
     "likelihood",
     "metrics",

@@ -1,0 +1,145 @@
+r"""How far one tilt may go: the step, chosen from the rewards of the current model's samples.
+
+Algorithm 2 takes N tilts of size :math:`\lambda/N`. Here each :math:`\delta` is chosen on the way. Let p be the current
+model and :math:`p^\delta\propto e^{\delta r}p` its tilt, with noised marginals :math:`p_t` and :math:`p_t^\delta`, and
+
+.. math::
+
+   K(\delta) = \log\mathbb E_p[e^{\delta r}],\qquad K(\delta, x) = \log\mathbb E[e^{\delta r(X_0)}\mid X_t=x],\qquad
+   m(x) = \mathbb E[r(X_0)\mid X_t=x].
+
+**What a step misses.** The tilt multiplies :math:`p_t` by :math:`e^{K(\delta,x)}` (Proposition 3.1). The first-order step
+(3.10) multiplies it by :math:`e^{\delta m(x)}`, because :math:`\nabla m` is the covariance (3.9). The difference of the two
+logarithms is the gap in Jensen's inequality, and its gradient is the remainder of the score:
+
+.. math::
+
+   J(x) &= K(\delta,x)-\delta\,m(x) = \tfrac{\delta^2}{2}\,\mathrm{Var}(r\mid X_t=x)+O(\delta^3)\ \ge\ 0,\\
+   \nabla J(x) &= \int_0^\delta(\delta-u)\,\kappa_3^{(u)}(g,r,r)\,du = \tfrac{\delta^2}{2}\,\kappa_3(g,r,r)+O(\delta^3),
+
+with :math:`\kappa_3^{(u)}` the third cumulant under the posterior tilted by :math:`e^{ur}`. J needs that posterior. Its
+mean does not, up to a bound: the logarithm is concave, so that at *every* t
+
+.. math:: \mathbb E_{p_t}[J(X_t)]\ \le\ K(\delta)-\delta\,\mathbb E_p[r] = \mathrm{KL}(p\,\|\,p^\delta),
+
+and :math:`\mathrm{KL}(q_t\|p_t^\delta)`, with :math:`q_t\propto e^{\delta m}p_t` the law of the step, has the same bound.
+:func:`bounded_gap` keeps the right side small.
+
+**What the samples carry.** The next law is known through samples of this one, whose effective number under the weights
+:math:`e^{\delta r}` is a share :math:`\exp(2K(\delta)-K(2\delta))` of all. It falls as :math:`|\delta|` grows, because K is
+convex. :func:`constant_ess` keeps it up. This is how sequential Monte Carlo chooses its temperatures (Jasra, Stephens,
+Doucet and Tsagaris, Scand. J. Stat. 38, 2011; Marion, Mathews and Schmidler, arXiv 1807.01346). By the inequality of
+Cauchy and Schwarz, a region that has probability 1/S under p has at most :math:`1/\sqrt{\mathrm{ESS}}` under
+:math:`p^\delta`: what S samples hardly visit stays unimportant for one more tilt.
+
+Both quantities are :math:`\delta^2\,\mathrm{Var}_p(r)` to leading order, halved for the first. So either rule makes steps
+of constant length in :math:`\int\sqrt{\mathrm{Var}_{p^s}(r)}\,ds`, and neither can see how J varies with x: on the paper's
+task it is constant, and the remainder zero. No rule can that is shown rewards only. In particular the third
+cumulant of r under p, a tempting estimate of the remainder, may vanish where the remainder does not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+#: Chooses the next step: (rewards of the current model's samples (S,), tilt strength that is left) to delta.
+StepRule = Callable[[Tensor, float], float]
+
+
+def effective_share(rewards: Tensor, delta: float) -> float:
+    """Effective sample size of the weights exp(delta r), as a share of the S samples: from 1/S to 1.
+
+    Args:
+        rewards: r on the samples, (S,).
+        delta: the step.
+    """
+    u = delta * rewards.double()
+    w = torch.exp(u - u.max())
+    return float(w.sum() ** 2 / (len(w) * w.square().sum()))
+
+
+def jensen_gap(rewards: Tensor, delta: float) -> float:
+    """Log of the mean of exp(delta (r - mean r)), in nats: the estimate of K(delta) - delta E[r].
+
+    Args:
+        rewards: r on the samples, (S,).
+        delta: the step.
+    """
+    r = rewards.double()
+    return float(torch.logsumexp(delta * (r - r.mean()), 0)) - math.log(len(r))
+
+
+def constant_ess(share: float) -> StepRule:
+    """The largest step that leaves an effective sample size of at least share * S.
+
+    Args:
+        share: between 0 and 1, both excluded.
+
+    Returns:
+        A rule that takes the rewards, (S,), and the strength that is left, of either sign, and returns a step between
+        zero and that strength. It raises a ValueError if given fewer than two rewards, or a NaN or an infinity.
+
+    Raises:
+        ValueError: if share does not lie between 0 and 1.
+    """
+    if not 0.0 < share < 1.0:
+        raise ValueError(f"share must lie between 0 and 1, both excluded, got {share}")
+    return lambda rewards, left: _largest(lambda delta: effective_share(rewards, delta) >= share, rewards, left)
+
+
+def bounded_gap(nats: float) -> StepRule:
+    """The largest step whose first-order error of the log-density is at most ``nats`` on average, at every t.
+
+    Args:
+        nats: the bound on K(delta) - delta E[r]. For a Gaussian reward, -log(share) / 2 is the same as :func:`constant_ess`.
+
+    Returns:
+        A rule, as for :func:`constant_ess`.
+
+    Raises:
+        ValueError: if nats is not positive and finite.
+    """
+    if not 0.0 < nats < math.inf:
+        raise ValueError(f"nats must be positive and finite, got {nats}")
+    return lambda rewards, left: _largest(lambda delta: jensen_gap(rewards, delta) <= nats, rewards, left)
+
+
+def evenly(rule: StepRule) -> StepRule:
+    """Steps no longer than those of a rule, and no stub at the end.
+
+    If n more of the rule's present step would do, the next step is 1/n of what is left.
+
+    Args:
+        rule: of the longest step allowed.
+
+    Returns:
+        A rule, as for :func:`constant_ess`.
+    """
+
+    def step(rewards: Tensor, left: float) -> float:
+        longest = rule(rewards, left)
+        return left if longest == left else left / math.ceil(left / longest)
+
+    return step
+
+
+def _largest(holds: Callable[[float], bool], rewards: Tensor, left: float) -> float:
+    """The largest delta between 0 and left for which a condition holds that holds near zero and, once broken, stays so."""
+    if rewards.ndim != 1 or len(rewards) < 2:
+        raise ValueError(f"a step is chosen from at least two rewards, shape (S,); got shape {tuple(rewards.shape)}")
+    if not bool(torch.isfinite(rewards).all()) or not math.isfinite(left):
+        raise ValueError("a step cannot be chosen: a reward, or the strength that is left, is NaN or infinite")
+    if holds(left):
+        return left
+    low = left / 2  # halved first, so that the bisection is as precise for a small step as for a large one
+    while not holds(low):
+        low /= 2
+    high = 2 * low
+    for _ in range(52):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
