@@ -193,9 +193,9 @@ for other in (algorithm_2, -sigma * line_11, batch.eps_old + (velocity - old) / 
 #
 # *Idea.* Replace the first order $\delta(r - c)$ by the whole exponential, and the teacher inside the bracket by the student:
 #
-# $$\varepsilon_\theta \;\leftarrow\; \varepsilon_{\mathrm{old}} + \big(e^{u} - 1\big)\,(z - \operatorname{sg}\varepsilon_\theta), \qquad u = \delta\,(r(X_0) - c),$$ (eq-rivals-implicit)
+# $$\varepsilon_\theta \;\leftarrow\; \varepsilon_{\mathrm{old}} + \big(e^{u} - 1\big)\,(z - \operatorname{sg}\varepsilon_\theta),$$ (eq-rivals-implicit)
 #
-# where sg stops the gradient. Take the mean over what is random given $x_t$. At a fixed point
+# where $u = \delta\,(r(X_0) - c)$, and sg stops the gradient. Take the mean over what is random given $x_t$. At a fixed point
 #
 # $$\mathbb E\big[e^u(\varepsilon - z) \,\big|\, x_t\big] = \varepsilon_{\mathrm{old}} - \mathbb E[z \mid x_t],$$
 #
@@ -366,9 +366,9 @@ verdicts(
 # *Idea.* Treat each noisy step of the sampler as the action of a player, and make actions more likely that were followed by a high reward.
 #
 # A step of Algorithm 1 is Gaussian {eq}`eq-2-7`: $p_\theta(x_k \mid x_{k+1}) = N(m_\theta(x_{k+1}), \eta_k^2 I)$, where $x_k$ is the state at time $t_k$. So the
-# gradient of an expected reward needs its values only {cite:p}`williams1992simple`:
+# gradient of an expected reward needs its values only {cite:p}`williams1992simple`. With the *advantage* $A$, the reward less a baseline,
 #
-# $$\nabla_\theta\,\mathbb E[r(x_0)] = \mathbb E\Big[A \sum_{k \ge 1} \nabla_\theta\log p_\theta(x_k \mid x_{k+1})\Big], \qquad A = r(x_0) - \text{baseline}.$$ (eq-rivals-policy)
+# $$\nabla_\theta\,\mathbb E[r(x_0)] = \mathbb E\Big[A \sum_{k \ge 1} \nabla_\theta\log p_\theta(x_k \mid x_{k+1})\Big].$$ (eq-rivals-policy)
 #
 # - **DDPO** {cite:p}`black2024training`: $A$ is the reward, standardised over the batch. Several updates are made on one batch. Each uses the likelihood ratio
 #   $\rho_k$ of new and old step, clipped to an interval around one: $\min(\rho_k A, \operatorname{clip}(\rho_k) A)$. Nothing holds the model near the base.
@@ -569,8 +569,10 @@ verdicts(
 # - **DRaFT with path KL** climbs $\mathbb E[\lambda r] - \mathrm{KL}_{\mathrm{path}}$, like DPOK with future KL.
 # - **Adjoint Matching** {cite:p}`domingoenrich2024adjoint` regresses the control $u_k = (m_\theta - m_{\mathrm{base}})(x_{k+1})/\eta_k$ on the lean adjoint {eq}`eq-2-18`, which in discrete time is
 #
-# $$\tilde a_0 = -\lambda\nabla r(x_0), \qquad \tilde a_k = \Big(\frac{\partial m_{\mathrm{base}}}{\partial x}(x_k)\Big)^{\!\top} \tilde a_{k-1}, \qquad
-#   \min_\theta \sum_{k\ge1} \mathbb E\,\|u_k + \eta_k\,\tilde a_k\|^2 .$$ (eq-rivals-adjoint)
+# $$\begin{gathered}
+#   \tilde a_0 = -\lambda\nabla r(x_0), \qquad \tilde a_k = \Big(\frac{\partial m_{\mathrm{base}}}{\partial x}(x_k)\Big)^{\!\top} \tilde a_{k-1}, \\
+#   \min_\theta\ \sum_{k\ge1} \mathbb E\,\|u_k + \eta_k\,\tilde a_k\|^2 .
+#   \end{gathered}$$ (eq-rivals-adjoint)
 #
 # (The plus sign belongs to the minus of $\tilde a_0$: {doc}`errata`, {ref}`item 5 <err-am-sign>`.) The same student climbs with each.
 
@@ -639,7 +641,7 @@ plots.show(
 # everything ends beside the tilt of what the base's sampler draws. DPOK forgets part of the KL, and stops where its expected gradient vanishes (cross).
 # ```
 #
-# Where a method ends depends on its objective, not on how the gradient is computed. What the gradient of the reward buys is *less noise*. Here is the gradient of $\mathbb E[r]$ in $m$, at the base, from single trajectories: by {eq}`eq-rivals-policy`, and through the sampler.
+# Values or gradients: the same objectives lead to the same ends. What the gradient of the reward buys is *less noise*. Here is the gradient of $\mathbb E[r]$ in $m$, at the base, from single trajectories: by {eq}`eq-rivals-policy`, and through the sampler.
 
 # %% tags=["hide-input"]
 n = 4000 if full else 500
@@ -1048,7 +1050,10 @@ verdicts(
 #
 # By [Proposition 3.1](proposition-3-1) the right addition is the gradient of a *value*,
 #
-# $$\hat x_1^{\lambda r}(x, t) = \hat x_1(x, t) - \sigma_t\,\nabla_x V_t(x), \qquad V_t(x) = \log\mathbb E\big[e^{\lambda r(X_0)} \,\big|\, X_t = x\big].$$ (eq-rivals-value)
+# $$\begin{aligned}
+#   \hat x_1^{\lambda r}(x, t) &= \hat x_1(x, t) - \sigma_t\,\nabla_x V_t(x), \\
+#   V_t(x) &= \log\mathbb E\big[e^{\lambda r(X_0)} \,\big|\, X_t = x\big].
+#   \end{aligned}$$ (eq-rivals-value)
 #
 # For a mixture $V_t$ is $\log p_t^{\lambda r} - \log p_t^b$ up to a constant, so **exact guidance** of the exact base gives the exact denoiser of the tilt. The comparison runs it on learned bases, as a reference:
 # it shows what a method could reach if only the base were to blame. The **plug-in value** $\lambda r(\hat x_0(x, t))$ {cite:p}`chung2023diffusion` is what one can have. It takes the exponential of a mean for the mean of an
@@ -1106,7 +1111,10 @@ assert abs(means["plug-in value"] - rows[2][1]) > 0.2
 #
 # *Idea.* Extrapolate from an unconditional to a conditional denoiser {cite:p}`ho2022classifier`. With the noised laws $p_t(x)$ and $p_t(x \mid c)$,
 #
-# $$\varepsilon_w = (1 - w)\,\varepsilon_\varnothing + w\,\varepsilon_c = \varepsilon_\varnothing - \sigma_t\,\nabla_x\big[w \log p_t(c \mid x)\big].$$ (eq-rivals-cfg)
+# $$\begin{aligned}
+#   \varepsilon_w &= (1 - w)\,\varepsilon_\varnothing + w\,\varepsilon_c \\
+#   &= \varepsilon_\varnothing - \sigma_t\,\nabla_x\big[w \log p_t(c \mid x)\big].
+#   \end{aligned}$$ (eq-rivals-cfg)
 #
 # The paper's introduction counts it among the means of control. It looks like the tilt by $r = \log p(c \mid x)$ with $\lambda = w$, that is, like sampling $p(x)\,p(c \mid x)^w$. Compare
 # {eq}`eq-rivals-value`: since $p_t(c \mid x) = \mathbb E[p(c \mid X_0) \mid X_t = x]$, the bracket is $w \log \mathbb E[p(c \mid X_0)]$, where $V_t = \log \mathbb E[p(c \mid X_0)^w]$ is needed. The *power of the mean* stands for the *mean
