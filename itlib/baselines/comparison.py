@@ -99,9 +99,9 @@ class Method:
 
     Args:
         title: its name in tables.
-        lr: learning rate that the tuning chose; 0 for a method that trains nothing.
         gradient: whether it needs the reward's gradient.
-        exact: whether the exact tilt is its optimum, apart from the sampler's steps and finite data.
+        exact: whether it ends at the exact tilt with unlimited samples, steps of the sampler and tilts, and an exact base.
+        lr: learning rate that the tuning chose; 0 for a method that trains nothing.
         train: fine-tunes, one step per item, for a method that does ...
         draw: ... or draws, with an account to count on.
         tilts: whether the number of tilts N means something.

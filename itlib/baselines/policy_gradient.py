@@ -38,14 +38,14 @@ class PolicyGradientConfig:
 
     Args:
         iterations: batches of trajectories.
-        updates: optimiser steps on each steps.
+        updates: optimiser steps on each batch.
         lam: weight of the reward.
         kl: weight of the KL to the base.
         future_kl: whether the KL of later steps is taken off the reward of a step.
-        value: whether a value is learned and subtracted; else the reward is standardised over the steps.
+        value: whether a value is learned and subtracted; else the reward is standardised over the batch.
         clip: the ratio of new to old density is kept within 1 - clip and 1 + clip.
         advantage_clip: largest advantage, in either direction.
-        B: trajectories of a steps.
+        B: trajectories of a batch.
         J: steps of the sampler.
         lr: Adam's learning rate.
 
@@ -92,7 +92,7 @@ def policy_gradient(
         seed: fixes every random draw.
 
     Yields:
-        A :class:`~itlib.baselines.common.Step` per steps.
+        A :class:`~itlib.baselines.common.Step` per batch.
 
     Raises:
         FloatingPointError: if the loss stops being finite.
