@@ -414,7 +414,7 @@ display(Markdown(counted[["method", "task", "verdict", "seeds"]].to_markdown(ind
 # ## A table to decide from
 #
 # *Memory*: whether autograd has to remember several steps of the sampler. *Exact*: whether the method ends at the exact tilt when samples, tilts,
-# steps and network are unlimited. *Steers*: whether what is left is a model that samples without evaluating the reward again. *Distance*: worst of
+# steps and network are unlimited. *A model*: whether what is left is a model that samples without evaluating the reward again. *Distance*: worst of
 # the two tasks above, mean over seeds.
 
 # %% tags=["hide-input"]

@@ -18,8 +18,8 @@ r"""Weighted samples: the tilt of the base *sampler*, by weights instead of trai
   :math:`\psi_t(x)=\gamma_t\lambda r(\hat x_0(x,t))` with :math:`\gamma_t=\alpha_t^2`, and q is the base: forward evaluations
   only (Kim, Kim and Park, arXiv 2501.05803, temper in the same way). ``twisted`` moves the proposal along
   :math:`\nabla\psi_t` as in the twisted diffusion sampler (Wu et al., arXiv 2306.17775), which needs :math:`\nabla r`. With
-  :math:`\psi=V`, the exact value of :mod:`itlib.baselines.guidance`, *and* such a proposal the weights are constant up to the
-  step size; with V alone they are not.
+  :math:`\psi=V`, the exact value of :mod:`itlib.baselines.guidance`, *and* such a proposal the weights are constant up to
+  the step size; with V alone they are not.
 
 The last step of Algorithm 1 is a Dirac mass; it is the base's.
 """
