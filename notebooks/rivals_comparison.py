@@ -222,7 +222,8 @@ def reward_evaluations(c):
 plots.show(
     against(reward_evaluations, "evaluations of the reward", "paper"),
     "reward-cost",
-    "Distance to the target against evaluations of the reward, on logarithmic axes: tilting methods end furthest to the left.",
+    "Distance to the target against evaluations of the reward, on logarithmic axes, in two panels, with and without gradient. Most curves fall; those of methods "
+    "without a KL turn up and leave the picture.",
 )
 
 # %% [markdown]

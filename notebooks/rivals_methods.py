@@ -291,7 +291,7 @@ plots.show(
     fig,
     "tilting-family",
     "Left: the error of the explicit tilt, in units of the step, grows in proportion to the size of the tilt; the implicit and the reward-weighted one stay at rounding "
-    "level. Right: the noise of one sample, in units of the step, is between 2 and 3 for the explicit form, and for the implicit form too until it rises at large tilts; for the reward-weighted regression it falls from 30 to below 3.",
+    "level. Right: the noise of one sample, in units of the step, hardly depends on the size of the tilt for the explicit form, and for the implicit form until it rises at large tilts; for the reward-weighted regression it is many times larger at small tilts, and falls to the others.",
 )
 
 # %% [markdown]

@@ -500,10 +500,10 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]
     dask = [sys.executable, "-m", "dask"]
     # An own cache, into which a test may put a trained base.
     environment = small_batch.environment(tmp_path / "root") | {"ITLIB_CACHE": str(tmp_path / "cache")}
-    options = {"cwd": tmp_path, "env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
     def begin(*arguments: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([*dask, *arguments], **options)  # type: ignore[call-overload,no-any-return]
+        quiet = subprocess.DEVNULL
+        return subprocess.Popen([*dask, *arguments], cwd=tmp_path, env=environment, stdout=quiet, stderr=quiet)
 
     scheduler = begin("scheduler", "--host", address, "--no-dashboard", "--no-show")
     worker = [

@@ -115,8 +115,10 @@ def assert_same(one: RunState, two: RunState) -> None:
     weights, others = one.denoiser.state_dict(), two.denoiser.state_dict()
     assert weights.keys() == others.keys()
     assert all(torch.equal(weights[name], others[name]) for name in weights)
-    assert (one.halfway is None) == (two.halfway is None)
-    assert one.halfway is None or torch.equal(one.halfway, two.halfway)  # type: ignore[arg-type]
+    if one.halfway is None or two.halfway is None:
+        assert one.halfway is two.halfway
+    else:
+        assert torch.equal(one.halfway, two.halfway)
 
 
 def test_a_run_killed_again_and_again_ends_with_the_same_bits(

@@ -8,16 +8,15 @@ are reported, not matched.
 
 *Tuning.* Each method's learning rate is the one of :data:`RATES` with the lowest sliced Wasserstein distance to the target
 at the end of one run on the paper's task, with seed :data:`TUNING_SEED`, which is not used again (the smallest rate, if no
-run ends). Every other knob is the
-source's default where it states one that makes sense here, and is written in :data:`METHODS` where it departs from the
-default of our code.
+run ends). Every other knob is the source's default where it states one that makes sense here, and is written in
+:data:`METHODS` where it departs from the default of our code.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -39,6 +38,7 @@ from itlib.baselines.policy_gradient import PolicyGradientConfig, policy_gradien
 from itlib.baselines.reward_weighted import reweighted
 from itlib.baselines.tilt_matching import centred, implicit
 from itlib.network import Denoiser, Network
+from itlib.rewards import Reward
 from itlib.schedules import Schedule
 from itlib.tasks import Task
 from itlib.tilting import PAPER_UPDATE, TiltingConfig, Update, derive_seed, iterative_tilting
@@ -71,6 +71,12 @@ class Setting:
     lr: float = 1e-4
     N: int = 20
     seed: int = 0
+
+    def counted(self, account: Account) -> tuple[Network, Reward]:
+        """A copy of the base and the reward, whose evaluations go on the account."""
+        base = copy.deepcopy(self.base)
+        account.denoiser(base)
+        return base, account.reward(self.task.reward)
 
     @property
     def generator(self) -> torch.Generator:
@@ -121,22 +127,21 @@ def _tilting(update: Update, one_shot: bool = False) -> Callable[[Setting], Iter
 
     def train(s: Setting) -> Iterator[Step]:
         account = Account()
-        base = account.denoiser(copy.deepcopy(s.base))
+        base, reward = s.counted(account)
         full = s.profile == "full"
         config = TiltingConfig(N=s.N, lr=s.lr, S=1000 if full else 128, J=200 if full else 10, E=100 if full else 5)
         if one_shot:  # one tilt with the samples and the training of twenty
             config = TiltingConfig(N=1, lr=s.lr, S=20 * config.S, J=config.J, E=20 * config.E)
-        reward = account.reward(s.task.reward)
         for step in iterative_tilting(base, reward, s.schedule, config, d=s.task.base.d, seed=s.seed, update=update):
             yield account.step(step.k, step.denoiser, float(step.losses.mean()))
 
     return train
 
 
-def _draft(**knobs: float | int | None) -> Callable[[Setting], Iterator[Step]]:
+def _draft(config: DraftConfig) -> Callable[[Setting], Iterator[Step]]:
     def train(s: Setting) -> Iterator[Step]:
-        config = DraftConfig(iterations=_UNENDING, lr=s.lr, **knobs)  # type: ignore[arg-type]
-        return draft(s.base, s.task.reward, s.schedule, config, d=s.task.base.d, seed=s.seed)
+        unending = replace(config, iterations=_UNENDING, lr=s.lr)
+        return draft(s.base, s.task.reward, s.schedule, unending, d=s.task.base.d, seed=s.seed)
 
     return train
 
@@ -146,31 +151,31 @@ def _adjoint(s: Setting) -> Iterator[Step]:
     return adjoint_matching(s.base, s.task.reward, s.schedule, config, d=s.task.base.d, seed=s.seed)
 
 
-def _policy(**knobs: float | bool) -> Callable[[Setting], Iterator[Step]]:
+def _policy(config: PolicyGradientConfig) -> Callable[[Setting], Iterator[Step]]:
     def train(s: Setting) -> Iterator[Step]:
-        config = PolicyGradientConfig(iterations=_UNENDING, lr=s.lr, B=128, **knobs)  # type: ignore[arg-type]
-        return policy_gradient(s.base, s.task.reward, s.schedule, config, d=s.task.base.d, seed=s.seed)
+        unending = replace(config, iterations=_UNENDING, lr=s.lr, B=128)
+        return policy_gradient(s.base, s.task.reward, s.schedule, unending, d=s.task.base.d, seed=s.seed)
 
     return train
 
 
 def _importance(s: Setting, account: Account) -> Drawn:
     n, J = (20_000, 200) if s.profile == "full" else (500, 50)
-    base, reward, generator = account.denoiser(copy.deepcopy(s.base)), account.reward(s.task.reward), s.generator
+    base, reward, generator = *s.counted(account), s.generator
     x, log_w = importance(base, reward, s.schedule, n, d=s.task.base.d, J=J, generator=generator)
     return Drawn(x[systematic(log_w, n, generator)], ess=effective_sample_size(log_w) / n)
 
 
 def _best_of_n(s: Setting, account: Account) -> Drawn:
     n, candidates, J = (1250, 16, 200) if s.profile == "full" else (50, 4, 50)
-    base, reward = account.denoiser(copy.deepcopy(s.base)), account.reward(s.task.reward)
+    base, reward = s.counted(account)
     return Drawn(best_of_n(base, reward, s.schedule, n, candidates=candidates, d=s.task.base.d, J=J, generator=s.generator))
 
 
 def _smc(twisted: bool) -> Callable[[Setting, Account], Drawn]:
     def draw(s: Setting, account: Account) -> Drawn:
         n, J = (20_000 // (3 if twisted else 1), 200) if s.profile == "full" else (500, 50)
-        base, reward, generator = account.denoiser(copy.deepcopy(s.base)), account.reward(s.task.reward), s.generator
+        base, reward, generator = *s.counted(account), s.generator
         config = SMCConfig(n=n, J=J, twisted=twisted)
         *_, population = sequential_monte_carlo(base, reward, s.schedule, config, d=s.task.base.d, generator=generator)
         return Drawn(population.x[systematic(population.log_w, n, generator)], ess=population.ess / n)
@@ -180,7 +185,7 @@ def _smc(twisted: bool) -> Callable[[Setting, Account], Drawn]:
 
 def _guided(exact: bool) -> Callable[[Setting, Account], Drawn]:
     def draw(s: Setting, account: Account) -> Drawn:
-        base, reward = account.denoiser(copy.deepcopy(s.base)), account.reward(s.task.reward)
+        base, reward = s.counted(account)
         if exact:
             return Drawn(torch.empty(0), exactly_guided(base, s.task.base, s.task.target, s.schedule))
         return Drawn(torch.empty(0), guided(base, plug_in_value(base, reward, s.schedule), s.schedule))
@@ -194,13 +199,15 @@ METHODS: Mapping[str, Method] = {
     "implicit": Method("implicit Tilt Matching", False, True, 3e-4, _tilting(implicit), tilts=True),
     "reweighted": Method("reward-weighted, iterated", False, True, 1e-4, _tilting(reweighted), tilts=True),
     "oneshot": Method("reward-weighted, one shot", False, True, 1e-4, _tilting(reweighted, one_shot=True)),
-    "ddpo": Method("DDPO", False, False, 1e-3, _policy()),
-    "dpok": Method("DPOK", False, False, 1e-4, _policy(kl=1.0, value=True)),
-    "dpok-future": Method("DPOK with future KL", False, True, 1e-3, _policy(kl=1.0, value=True, future_kl=True)),
-    "draft": Method("DRaFT", True, False, 1e-4, _draft()),
-    "draft-5": Method("DRaFT-5", True, False, 1e-4, _draft(K=5)),
-    "draft-lv": Method("DRaFT-LV", True, False, 1e-4, _draft(K=1, renoise=2)),
-    "draft-kl": Method("DRaFT with path KL", True, True, 3e-4, _draft(kl=1.0)),
+    "ddpo": Method("DDPO", False, False, 1e-3, _policy(PolicyGradientConfig())),
+    "dpok": Method("DPOK", False, False, 1e-4, _policy(PolicyGradientConfig(kl=1.0, value=True))),
+    "dpok-future": Method(
+        "DPOK with future KL", False, True, 1e-3, _policy(PolicyGradientConfig(kl=1.0, value=True, future_kl=True))
+    ),
+    "draft": Method("DRaFT", True, False, 1e-4, _draft(DraftConfig())),
+    "draft-5": Method("DRaFT-5", True, False, 1e-4, _draft(DraftConfig(K=5))),
+    "draft-lv": Method("DRaFT-LV", True, False, 1e-4, _draft(DraftConfig(K=1, renoise=2))),
+    "draft-kl": Method("DRaFT with path KL", True, True, 3e-4, _draft(DraftConfig(kl=1.0))),
     "adjoint": Method("Adjoint Matching", True, True, 3e-4, _adjoint),
     "importance": Method("importance resampling", False, True, draw=_importance),
     "best": Method("best of 16", False, False, draw=_best_of_n),
