@@ -28,6 +28,16 @@ Leaving the second part out makes samples too narrow, by :math:`O(1/K)`. ``varia
 the expectation taken over the batch that is being sampled (Bao et al., arXiv 2201.06503): no further evaluation of the
 denoiser, and exact for an isotropic Gaussian at any number of steps.
 
+**Weights.** The transitions of two denoisers at the same state differ in their means only, by :math:`u` standard deviations,
+and what one draws by a standard normal :math:`z` has under the other and under itself the densities of ratio
+
+.. math:: \log\frac{p_{\mathrm{base}}(x_s\mid x_t)}{p_\theta(x_s\mid x_t)} = -u^\top z-\tfrac12\|u\|^2,\qquad
+          u = \frac{1}{\eta_s}\Big(\sqrt{\sigma_s^2-\eta_s^2}-\frac{\alpha_s\sigma_t}{\alpha_t}\Big)
+          \big(\hat x_1^\theta-\hat x_1^{\mathrm{base}}\big)(x_t,t) .
+
+Summed along a path of :math:`\theta` they weigh its end back to the law of the base's sampler, and with
+:math:`\lambda r(x_0)` added to the exact tilt of that law. The last step has no noise; it is the base's.
+
 Algorithm 1 as printed divides by :math:`\alpha_1=0` in its first step. The grid here therefore starts at
 ``schedule.t_max``, just below 1, where :math:`X_t` is still indistinguishable from noise; the last step is the Dirac
 mass at :math:`\hat x_0` of the paper.
@@ -167,3 +177,42 @@ def sample(
     for _, state in reverse_process(denoiser, schedule, x, steps=steps, eta=eta, variance=variance, generator=generator):
         x = state
     return x
+
+
+@torch.no_grad()
+def path_log_weights(
+    denoiser: Denoiser,
+    base: Denoiser,
+    schedule: Schedule,
+    n: int,
+    d: int = 2,
+    *,
+    steps: int = 200,
+    eta: float = 1.0,
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> tuple[Tensor, Tensor]:
+    """Draw n samples of a denoiser, (n, d), with the log weights, (n,), that make them samples of the base.
+
+    Add lambda r(x_0) to the log weights, and they are samples of the tilted base. Arguments as in :func:`reverse_process`.
+
+    Raises:
+        ValueError: for steps < 1, or eta outside (0, 1]: without noise there is nothing to weigh.
+    """
+    if eta <= 0.0:
+        raise ValueError(f"paths have weights only if the steps are noisy: eta must be positive, got {eta:g}")
+    times = time_grid(schedule, steps)
+    x = torch.randn(n, d, generator=generator, dtype=dtype).to(device)
+    log_w = torch.zeros_like(x[:, 0])
+    for t, s in zip(times[:0:-1], times[-2::-1], strict=True):
+        a, b, std = transition(schedule, s, t, eta)
+        time = torch.tensor(t, dtype=dtype, device=device)
+        mean = a * x + b * base(x, time)
+        if std > 0.0:
+            u = (a * x + b * denoiser(x, time) - mean) / std
+            z = torch.randn(x.shape, generator=generator, dtype=dtype).to(device)
+            log_w -= (u * (z + 0.5 * u)).sum(-1)
+            mean = mean + std * (u + z)
+        x = mean
+    return x, log_w

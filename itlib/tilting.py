@@ -112,6 +112,7 @@ class TiltBatch:
         x_t: alpha_t x_0 + sigma_t z, (M, d).
         eps_old: the teacher's prediction of X_1 at (x_t, t), (M, d).
         rewards: of all of D_k, (S,), for rules that normalise by them.
+        samples: D_k itself, (S, d), for estimators that look at all of it.
     """
 
     k: int
@@ -122,6 +123,7 @@ class TiltBatch:
     x_t: Tensor
     eps_old: Tensor
     rewards: Tensor = field(default_factory=lambda: torch.empty(0))
+    samples: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
 #: An estimator of sigma_t C_{k-1}(x_t, t), (M, d): the covariance (3.9) in the denoiser's units.
@@ -290,7 +292,7 @@ def iterative_tilting(
             z = torch.randn(x_0.shape, generator=generator).to(device)
             x_t = noise(schedule, x_0, z, t)  # line 8
             with torch.no_grad():
-                batch = TiltBatch(k, x_0, r, t, z, x_t, teacher(x_t, t), rewards)  # lines 9-10
+                batch = TiltBatch(k, x_0, r, t, z, x_t, teacher(x_t, t), rewards, data)  # lines 9-10
                 target, factor = update(batch, config.delta)  # line 11
             weight = factor * column(schedule.sigma(t), x_0)
             sizes = [len(rows) for rows in group]

@@ -49,14 +49,15 @@ from itlib.baselines.guidance import classifier_free, exact_value, exactly_guide
 from itlib.baselines.monte_carlo import SMCConfig, best_of_n, effective_sample_size, importance, sequential_monte_carlo
 from itlib.baselines.policy_gradient import PolicyGradientConfig, policy_gradient
 from itlib.baselines.reward_weighted import reweighted
-from itlib.baselines.tilt_matching import centred, implicit
+from itlib.baselines.tilt_matching import implicit
+from itlib.estimators import centred
 from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture, NotNormalisableError, paper_mixture
 from itlib.network import Network
 from itlib.rewards import ForwardOnly, QuadraticReward, parse_reward
 from itlib.sampling import time_grid, transition
 from itlib.schedules import Cosine, column, noise
 from itlib.tasks import Task
-from itlib.tilting import PAPER_UPDATE, TiltBatch
+from itlib.tilting import PAPER_UPDATE, TiltBatch, explicit
 
 torch.set_num_threads(1)
 full = profile == "full"
@@ -180,7 +181,7 @@ velocity = old + delta * r * (alpha_dot * x_0 + sigma_dot * z - old)
 kappa = sigma_dot - alpha_dot * sigma / alpha
 
 algorithm_2, _ = PAPER_UPDATE(batch, delta)
-tilt_matching, _ = centred(c=0.0)(batch, delta)
+tilt_matching, _ = explicit(centred(c=0.0))(batch, delta)
 for other in (algorithm_2, -sigma * line_11, batch.eps_old + (velocity - old) / kappa):
     assert torch.allclose(other, tilt_matching, rtol=0, atol=1e-11)
 
@@ -260,7 +261,7 @@ def compared(update, delta, x):
 
 
 t, deltas = torch.tensor(0.5), np.array([0.02, 0.05, 0.1, 0.2, 0.35, 0.5])
-updates = {"tilting": PAPER_UPDATE, "centred": centred(), "implicit": implicit, "reweighted": reweighted}
+updates = {"tilting": PAPER_UPDATE, "centred": explicit(centred()), "implicit": implicit, "reweighted": reweighted}
 error, one_sample = {}, {}
 for name, update in updates.items():
     at_tilt = [base.tilted(reward, delta).noised(schedule, 0.5).sample(300, seeded(4)) for delta in deltas]

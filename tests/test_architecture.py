@@ -25,6 +25,7 @@ ORDER = [
     "training",
     "stepsize",
     "tilting",
+    "estimators",
     "likelihood",
     "metrics",
     "records",

@@ -23,6 +23,7 @@ READING = (  # the paper's order, among modules that do not need each other; new
     "sampling",
     "stepsize",
     "tilting",
+    "estimators",
     "likelihood",
     "metrics",
     "records",

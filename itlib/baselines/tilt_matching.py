@@ -19,7 +19,8 @@ student on both sides. At its fixed point :math:`\mathbb E[e^{u}(\varepsilon-z)\
 which is Proposition 3.1 in the denoiser's units: exact for every :math:`\delta`, where the explicit step leaves
 :math:`O(\delta^2)`. Because the second :math:`\varepsilon_\theta` is not differentiated, the implicit gradient is that of
 a weighted regression with factor :math:`e^{u/2}` on the target :math:`z+e^{-u}(\varepsilon_{\mathrm{old}}-z)`, and this
-is how it is computed: both forms are an ``update`` of :func:`~itlib.tilting.iterative_tilting`.
+is how it is computed: as an ``update`` of :func:`~itlib.tilting.iterative_tilting`, as the explicit form is,
+``explicit(centred(c))`` of :mod:`itlib.estimators`.
 """
 
 from __future__ import annotations
@@ -29,23 +30,13 @@ import math
 import torch
 from torch import Tensor
 
-from itlib.tilting import TiltBatch, Update
+from itlib.tilting import TiltBatch
 
 
 def log_mean_exp(batch: TiltBatch, delta: float) -> Tensor:
     r"""The constant :math:`\delta c = \log` mean of :math:`e^{\delta r}` over the tilt's dataset, ()."""
     rewards = batch.rewards if len(batch.rewards) else batch.r
     return torch.logsumexp(delta * rewards, 0) - math.log(len(rewards))
-
-
-def centred(c: float | None = None) -> Update:
-    """The explicit form; c is the mean reward of the tilt's dataset unless it is given."""
-
-    def update(batch: TiltBatch, delta: float) -> tuple[Tensor, Tensor]:
-        centre = (batch.rewards if len(batch.rewards) else batch.r).mean() if c is None else c
-        return batch.eps_old + delta * (batch.r - centre).unsqueeze(-1) * (batch.z - batch.eps_old), torch.ones(())
-
-    return update
 
 
 def implicit(batch: TiltBatch, delta: float) -> tuple[Tensor, Tensor]:
