@@ -90,14 +90,16 @@ def fit_value(
     rewards: Tensor,
     schedule: Schedule,
     *,
-    steps: int = 500,
-    B: int = 256,
-    lr: float = 3e-3,
+    steps: int = 600,
+    B: int = 512,
+    lr: float = 1e-2,
     width: int = 64,
     depth: int = 2,
     seed: int = 0,
 ) -> Value:
     """A small network for E[r(X_0) | x_t], by regression of the rewards on noised samples.
+
+    It is a function of alpha_t x_t and t, so that its gradient vanishes toward t = 1 as the covariance does.
 
     Args:
         samples: of the current model, (S, d).
@@ -125,10 +127,11 @@ def fit_value(
             t = torch.rand(B, generator=generator).to(samples)
             z = torch.randn(B, d, generator=generator).to(samples)
             target = ((rewards[index] - centre) / scale).unsqueeze(-1)
-            regression_step(network, optimizer, noise(schedule, samples[index], z, t), t, target)
+            x_t = noise(schedule, samples[index], z, t)
+            regression_step(network, optimizer, column(schedule.alpha(t), x_t) * x_t, t, target)
             decay.step()
     network.requires_grad_(False)
-    return lambda x, t: centre + scale * network(x, t).squeeze(-1)
+    return lambda x, t: centre + scale * network(column(schedule.alpha(t), x) * x, t).squeeze(-1)
 
 
 def value_gradient(value: Value, schedule: Schedule) -> CovarianceEstimator:

@@ -22,7 +22,7 @@ from itlib.baselines.monte_carlo import (
 from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture
 from itlib.network import Network
 from itlib.rewards import ForwardOnly, QuadraticReward, parse_reward
-from itlib.sampling import sample, time_grid, transition
+from itlib.sampling import path_log_weights, sample, time_grid, transition
 from itlib.schedules import Cosine, Linear
 
 F64 = torch.float64
@@ -181,3 +181,60 @@ def test_the_chain_of_the_tests_is_the_sampler() -> None:
     x = sample(base, Cosine(), 50_000, 1, steps=12, generator=torch.Generator().manual_seed(0), dtype=F64)
     assert float(x.mean()) == pytest.approx(mean, abs=4.5 * math.sqrt(variance / 50_000))
     assert float(x.var()) == pytest.approx(variance, rel=4.5 * math.sqrt(2 / 50_000))
+
+
+# ---- weights of paths -------------------------------------------------------------------------------------------------
+
+DRIFTED = GaussianMixture(torch.ones(1), torch.tensor([[1.6]]), torch.tensor([[[0.4]]]))
+
+
+@pytest.mark.parametrize("eta", [0.6, 1.0])
+def test_a_path_of_the_base_weighs_nothing(paper: GaussianMixture, eta: float) -> None:
+    base = ExactDenoiser(paper, Cosine())
+    x, log_w = path_log_weights(base, base, Cosine(), 50, steps=9, eta=eta, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(log_w, torch.zeros(50))
+    expected = sample(base, Cosine(), 50, steps=9, eta=eta, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(x, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("eta", [0.6, 1.0])
+def test_a_paths_weight_is_the_ratio_of_its_densities(eta: float) -> None:
+    """Two steps, of which one is noisy: the state between is found again from the sample, and torch has the densities."""
+    schedule, times = Cosine(), time_grid(Cosine(), 2)
+    model, base = ExactDenoiser(DRIFTED, schedule), ExactDenoiser(NORMAL, schedule)
+    generator = torch.Generator().manual_seed(0)
+    x_0, log_w = path_log_weights(model, base, schedule, 200, 1, steps=2, eta=eta, generator=generator, dtype=F64)
+    a, b, std = transition(schedule, times[1], times[2], eta)
+    generator, late, middle = torch.Generator().manual_seed(0), *(torch.tensor(t, dtype=F64) for t in times[:0:-1])
+    start, z = (torch.randn(200, 1, generator=generator, dtype=F64) for _ in range(2))
+    between = a * start + b * model(start, late) + std * z
+    ratio = [
+        torch.distributions.Normal(a * start + b * eps(start, late), std).log_prob(between)[:, 0] for eps in (base, model)
+    ]
+    torch.testing.assert_close(log_w, ratio[0] - ratio[1], rtol=0, atol=1e-9)
+    a, b, _ = transition(schedule, 0.0, times[1], eta)
+    torch.testing.assert_close(x_0, a * between + b * base(between, middle), rtol=0, atol=1e-9)  # the base has the last step
+
+
+def test_weights_of_paths_mend_a_drifted_model() -> None:
+    """Samples of another Gaussian, weighed: total weight, mean and variance of the base's chain and of its exact tilt."""
+    mean, variance = chain(12)
+    x, log_w = path_log_weights(
+        ExactDenoiser(DRIFTED, Cosine()), ExactDenoiser(NORMAL, Cosine()), Cosine(), 100_000, 1, steps=12, dtype=F64,
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    x = x[:, 0]
+    for tilt, centre in ((0.0, mean), (1.5, mean + 1.5 * variance)):
+        log_z = tilt * mean + 0.5 * tilt**2 * variance
+        w = torch.exp(log_w + tilt * x - log_z)
+        for value, expected in ((torch.ones_like(x), 1.0), (x, centre), ((x - centre) ** 2, variance)):
+            assert float((w * value).mean()) == pytest.approx(
+                expected, abs=4.5 * float((w * value).std()) / math.sqrt(len(x))
+            )
+    assert abs(float(x.mean()) - mean) > 0.5  # unweighed, they are far from the base
+
+
+def test_paths_without_noise_have_no_weights() -> None:
+    base = ExactDenoiser(NORMAL, Cosine())
+    with pytest.raises(ValueError, match="noisy"):
+        path_log_weights(base, base, Cosine(), 5, 1, eta=0.0)
