@@ -26,7 +26,9 @@ With :math:`c=\alpha_s-\alpha_t\sqrt{\sigma_s^2-\eta_s^2}/\sigma_t` the true tra
 
 Leaving the second part out makes samples too narrow, by :math:`O(1/K)`. ``variance="analytic"`` puts its average back, with
 the expectation taken over the batch that is being sampled (Bao et al., arXiv 2201.06503): no further evaluation of the
-denoiser, and exact for an isotropic Gaussian at any number of steps.
+denoiser, and exact for an isotropic Gaussian at any number of steps. Near :math:`t=1` the bracket is :math:`O(\alpha_t^2)`,
+less than the noise of a mean of squares over a batch. Its equal :math:`\frac{\alpha_t}{\sigma_td}\,\mathbb E\,\hat x_1^\top
+(\hat x_0-\mathbb E\hat x_0)` has a noise of the bracket's own size, so this is what is averaged.
 
 **Weights.** The transitions of two denoisers at the same state differ in their means only, by :math:`u` standard deviations,
 and what one draws by a standard normal :math:`z` has under the other and under itself the densities of ratio
@@ -149,9 +151,12 @@ def reverse_process(
     for t, s in zip(times[:0:-1], times[-2::-1], strict=True):
         a, b, std = transition(schedule, s, t, eta)
         x1_hat = denoiser(x, torch.tensor(t, dtype=x.dtype, device=x.device))
-        x = a * x + b * x1_hat
         if variance == "analytic":
-            std = math.hypot(std, posterior_std(schedule, s, t, std, float(x1_hat.square().mean())))
+            alpha, sigma = _at(schedule, t)
+            x0_hat = (x - sigma * x1_hat) / alpha
+            gap = alpha / sigma * float((x1_hat * (x0_hat - x0_hat.mean(0))).mean())
+            std = math.hypot(std, posterior_std(schedule, s, t, std, 1.0 - gap))
+        x = a * x + b * x1_hat
         if std > 0.0:
             x = x + std * torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
         yield s, x

@@ -359,6 +359,29 @@ def test_analytic_sampling_keeps_the_variance_of_a_gaussian(steps: int) -> None:
     assert found["ddpm"] < 0.45
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_analytic_variance_is_steady_with_few_samples(paper: GaussianMixture, cosine: Cosine, seed: int) -> None:
+    """The first step multiplies the posterior's width by sigma / alpha, and a batch's noise with it: it must not show.
+
+    With the paper's mixture moved off the origin, samples keep the size that a large batch gives them.
+    """
+    moved = GaussianMixture(paper.weights, paper.means + 3.0, paper.covariances)
+    large, few = (
+        sample(
+            ExactDenoiser(moved, cosine),
+            cosine,
+            n,
+            steps=5,
+            variance="analytic",
+            generator=torch.Generator().manual_seed(seed),
+            dtype=F64,
+        )
+        for n in (40_000, 100)
+    )
+    assert float(few[:, 1].var()) < 2.0 * float(large[:, 1].var())  # 1 + 5 standard errors of a variance from 100 samples
+    assert float(large[:, 1].var()) < 0.7
+
+
 def test_an_unknown_variance_is_named(paper: GaussianMixture) -> None:
     with pytest.raises(ValueError, match="'ddpm' or 'analytic', got 'fixed'"):
         sample(ExactDenoiser(paper, Cosine()), Cosine(), 1, steps=2, variance="fixed")  # type: ignore[arg-type]
