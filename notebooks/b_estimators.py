@@ -403,7 +403,7 @@ plots.show(
     fig,
     "dimension",
     "Relative error against S, against d, and of Rao-Blackwell against t. The two estimators over all samples improve with S; the others do not. In 30 dimensions Rao-Blackwell is as "
-    "wrong as no estimate, from t = 0 up to the predicted time of collapse; the value's gradient stays below one.",
+    "wrong as no estimate, from t = 0 up to the predicted time of collapse, and worse around it; the value's gradient stays below one.",
 )
 
 # %% [markdown]
@@ -411,7 +411,7 @@ plots.show(
 # :name: fig-estimators-dimension
 #
 # Root mean square error of a target over all $t$, in units of the signal, at noised samples of the dataset; mean and range over datasets. Right: Rao–Blackwell at 1,000 samples; dotted: the time where {eq}`eq-collapse` holds with
-# equality. To its left the estimate is lost (1 is the error of no estimate).
+# equality. To its left the estimate is lost: 1 is the error of no estimate, and around the collapse a few samples are worse than none.
 # ```
 
 # %% tags=["hide-input"]
