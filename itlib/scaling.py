@@ -188,6 +188,8 @@ def cells() -> dict[str, dict[str, str | int | float | bool]]:
         found[f"across_d0100_N020_{name}"] = {"reward": "across", "d": 100, "N": 20, **changes}
     for distance in DISTANCES:
         found[f"apart{distance}_N020"] = {"reward": "along", "d": 1, "N": 20, "kl": 0.3, "distance": float(distance)}
+    for stem in ("along_d0002_N005", "along_d0002_N020", "apart8_N020"):
+        found[f"{stem}_centred"] = found[stem] | {"centre": True}
     for shape in SHAPES:
         for N in TILTS:
             found[f"{shape}_N{N:03d}"] = {"reward": shape, "d": 1, "N": N, "lr": 1e-3}
