@@ -462,7 +462,7 @@ Results: book/runs/N050_seed0.ipynb and .json. Checkpoints: _build/cache, or the
         "--grid",
         choices=tuple(GRIDS),
         default="paper",
-        help="which runs: the paper's, its open choices, the rivals, or the tuning of the rivals' learning rates",
+        help="which runs: the paper's, its open choices, the rivals, the tuning of their learning rates, or tasks that grow",
     )
     parser.add_argument("--N", nargs="+", type=_number, metavar="N", help="numbers of tilts (20 50 100 200; smoke: 10 20)")
     parser.add_argument(

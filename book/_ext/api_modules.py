@@ -25,6 +25,7 @@ READING = (  # the paper's order, among modules that do not need each other; new
     "tilting",
     "likelihood",
     "metrics",
+    "scaling",
     "records",
     "runs",
     "plots",
