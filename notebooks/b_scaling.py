@@ -492,18 +492,18 @@ display(
 # %% [markdown]
 # ### What helps
 #
-# By {eq}`eq-shift-only`, more samples: four times as many should halve the noise. And a smaller $\mathbb E[r^2]$: subtract the mean reward of each tilt's samples, as explicit Tilt Matching does ({doc}`rivals_methods`), and $8 + \frac{64}{3}$ becomes 8. A smaller student has less room for noise. All three, at
+# By {eq}`eq-shift-only`, more samples: four times as many, with four times the minibatches, should halve the noise. And a smaller $\mathbb E[r^2]$: subtract the mean reward of each tilt's samples, as explicit Tilt Matching does ({doc}`rivals_methods`), and $8 + \frac{64}{3}$ becomes 8. A smaller student has less room for noise. All three, at
 # $d = 100$ and $N = 20$:
 
 # %% tags=["hide-input"]
 names = {
     "as it was": {},
-    "four times the samples": LEVERS["samples"],
+    "4 × samples, minibatches": LEVERS["samples"],
     "centred": LEVERS["centred"],
     "width 32": LEVERS["small"],
 }
 hundred = runs[(runs["reward"] == "across") & (runs["d"] == 100) & (runs["N"] == 20)]
-factor = {"four times the samples": 0.5, "centred": math.sqrt(8 / (8 + 64 / 3))}
+factor = {"4 × samples, minibatches": 0.5, "centred": math.sqrt(8 / (8 + 64 / 3))}
 rows, table = [], {}
 for title, changes in names.items():
     own = hundred
