@@ -1,7 +1,8 @@
 """What the batch can run: named grids, each a template notebook and the parameters of its cells.
 
 ``paper`` is the grid of Section 4.2 and makes pages; ``choices`` varies what the paper leaves open; ``rivals`` and
-``tuning`` belong to the comparison (:mod:`itlib.baselines.comparison`). :mod:`itlib.reproduce` runs them.
+``tuning`` belong to the comparison (:mod:`itlib.baselines.comparison`), ``scaling`` to :mod:`itlib.scaling`.
+:mod:`itlib.reproduce` runs them.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-#: Stems of the notebooks that are run with parameters: the experiment, the base that it starts from, one rival.
-TEMPLATE, BASE, RIVAL = "s4_2_experiment", "s2_1_base_model", "rivals_run"
+#: Stems of the notebooks that are run with parameters: the experiment, the base that it starts from, one rival, one run of
+#: how it scales.
+TEMPLATE, BASE, RIVAL, SCALING = "s4_2_experiment", "s2_1_base_model", "rivals_run", "scaling_run"
 #: What Section 4.2 leaves open; each is varied alone, beside the paper grid, which holds the default of all.
 CHOICES: dict[str, dict[str, Any]] = {
     "lr1e-5": {"lr": 1e-5},
@@ -32,11 +34,13 @@ class Grid:
         template: stem of its notebook.
         variants: from the numbers of tilts asked for to {a cell's name before its seed: the parameters that it sets}.
         over_N: whether the numbers of tilts can be asked for.
+        needs_base: whether a trained base is needed first.
     """
 
     template: str
     variants: Callable[[Sequence[int]], dict[str, dict[str, Any]]]
     over_N: bool = True
+    needs_base: bool = True
 
 
 def _rivals(N: Sequence[int]) -> dict[str, dict[str, Any]]:
@@ -51,6 +55,12 @@ def _tuning(N: Sequence[int]) -> dict[str, dict[str, Any]]:
     return tuning_cells()
 
 
+def _scaling(N: Sequence[int]) -> dict[str, dict[str, Any]]:
+    from itlib.scaling import cells
+
+    return cells()
+
+
 GRIDS = {
     "paper": Grid(TEMPLATE, lambda N: {f"N{n:03d}": {"N": n} for n in N}),
     "choices": Grid(
@@ -58,6 +68,7 @@ GRIDS = {
     ),
     "rivals": Grid(RIVAL, _rivals, over_N=False),
     "tuning": Grid(RIVAL, _tuning, over_N=False),
+    "scaling": Grid(SCALING, _scaling, over_N=False, needs_base=False),
 }
 
 #: Tasks (itlib.tasks) whose base is not the paper's.

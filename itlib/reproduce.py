@@ -34,7 +34,7 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
-from itlib.grids import BASE, GRIDS, OTHER_BASES, RIVAL, TEMPLATE
+from itlib.grids import BASE, GRIDS, OTHER_BASES, RIVAL, SCALING, TEMPLATE
 from itlib.records import (
     DamagedFileError,
     compact,
@@ -174,9 +174,10 @@ def grid(
             parameters = changes | (overrides or {})
             own = str(parameters.get("task", "paper"))
             base = f"base_{own}_seed{seed}" if own in OTHER_BASES else f"base_seed{seed}"
-            bases.setdefault(base, own if own in OTHER_BASES else "paper")
+            needed = (base,) if GRIDS[name].needs_base else ()
+            bases |= dict.fromkeys(needed, own if own in OTHER_BASES else "paper")
             title = f"N = {parameters['N']}, seed {seed}" if "N" in parameters else f"seed {seed}"
-            rows.append((f"{stem}_seed{seed}", template, parameters, title, parameters.get("N", OTHER_WORK), (base,)))
+            rows.append((f"{stem}_seed{seed}", template, parameters, title, parameters.get("N", OTHER_WORK), needed))
         # As in every cell, a parameter that has its default is left to it.
         first = [(b, BASE, {"task": t} if t != "paper" else {}, f"seed {seed}", BASE_WORK, ()) for b, t in bases.items()]
         for stem, notebook, parameters, title, work, after in [*first, *rows]:
@@ -204,7 +205,7 @@ def chapters(root: Path, profile: str) -> list[Cell]:
 
     cells = []
     for path in sorted((root / "notebooks").glob("*.py")):
-        if path.stem in (TEMPLATE, BASE, RIVAL):
+        if path.stem in (TEMPLATE, BASE, RIVAL, SCALING):
             continue
         reads = jupytext.read(path).metadata.get("itlib", {}).get("reads", [])
         cells.append(
@@ -461,7 +462,7 @@ Results: book/runs/N050_seed0.ipynb and .json. Checkpoints: _build/cache, or the
         "--grid",
         choices=tuple(GRIDS),
         default="paper",
-        help="which runs: the paper's, its open choices, the rivals, or the tuning of the rivals' learning rates",
+        help="which runs: the paper's, its open choices, the rivals, the tuning of their learning rates, or tasks that grow",
     )
     parser.add_argument("--N", nargs="+", type=_number, metavar="N", help="numbers of tilts (20 50 100 200; smoke: 10 20)")
     parser.add_argument(
@@ -517,7 +518,8 @@ def _again(options: argparse.Namespace, failed: Sequence[Cell]) -> str:
     if GRIDS[options.grid].over_N:
         values["N"] = sorted({c.parameters["N"] for c in failed if "N" in c.parameters}) or values["N"]
     else:
-        values["only"] = sorted({c.name.rpartition("_seed")[0] for c in failed if c.after}) or values["only"]
+        names = {c.name.rpartition("_seed")[0] for c in failed if Path(c.notebook).stem != BASE}
+        values["only"] = sorted(names) or values["only"]
     values["set"] = [f"{name}={value}" for name, value in options.set]
     command = ["python", "-m", "itlib.reproduce"]
     for name, value in values.items():

@@ -20,6 +20,7 @@ ORDER = [
     "rewards",
     "gaussian_mixture",
     "tasks",
+    "scaling",
     "network",
     "sampling",
     "training",

@@ -287,6 +287,15 @@ def test_a_task_with_a_base_of_its_own_waits_for_it() -> None:
     assert cells["base_nine_seed0"].parameters["task"] == "nine"
 
 
+def test_a_grid_without_a_base_trains_none() -> None:
+    cells = {c.name: c for c in grid(ROOT, name="scaling", N=[], seeds=[0, 1], pages=False, only=["jump_*"])}
+    assert set(cells) == {f"jump_N{N:03d}_seed{seed}" for N in (5, 20) for seed in (0, 1)}
+    assert all(c.after == () for c in cells.values())
+    options = reproduce._parser().parse_args(["--grid", "scaling", "--seeds", "0", "1"])
+    command = reproduce._again(options, [cells["jump_N005_seed1"]])
+    assert command == "python -m itlib.reproduce --grid scaling --seeds 1 --only jump_N005"
+
+
 def test_a_grid_that_sets_its_own_N_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--grid", "rivals", "--N", "3"]) == 2
     assert "sets its own numbers of tilts" in capsys.readouterr().err

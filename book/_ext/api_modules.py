@@ -26,6 +26,7 @@ READING = (  # the paper's order, among modules that do not need each other; new
     "estimators",
     "likelihood",
     "metrics",
+    "scaling",
     "records",
     "runs",
     "plots",
