@@ -1,7 +1,8 @@
 """What the batch can run: named grids, each a template notebook and the parameters of its cells.
 
 ``paper`` is the grid of Section 4.2 and makes pages; ``choices`` varies what the paper leaves open; ``rivals`` and
-``tuning`` belong to the comparison (:mod:`itlib.baselines.comparison`), ``scaling`` to :mod:`itlib.scaling`.
+``tuning`` belong to the comparison (:mod:`itlib.baselines.comparison`), ``scaling`` to :mod:`itlib.scaling` and ``budget``
+to :mod:`itlib.budget`.
 :mod:`itlib.reproduce` runs them.
 """
 
@@ -12,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 #: Stems of the notebooks that are run with parameters: the experiment, the base that it starts from, one rival, one run of
-#: how it scales.
-TEMPLATE, BASE, RIVAL, SCALING = "s4_2_experiment", "s2_1_base_model", "rivals_run", "scaling_run"
+#: how it scales, one with exact ingredients.
+TEMPLATE, BASE, RIVAL, SCALING, BUDGET = "s4_2_experiment", "s2_1_base_model", "rivals_run", "scaling_run", "budget_run"
 #: What Section 4.2 leaves open; each is varied alone, beside the paper grid, which holds the default of all.
 CHOICES: dict[str, dict[str, Any]] = {
     "lr1e-5": {"lr": 1e-5},
@@ -61,6 +62,12 @@ def _scaling(N: Sequence[int]) -> dict[str, dict[str, Any]]:
     return cells()
 
 
+def _budget(N: Sequence[int]) -> dict[str, dict[str, Any]]:
+    from itlib.budget import cells
+
+    return cells()
+
+
 GRIDS = {
     "paper": Grid(TEMPLATE, lambda N: {f"N{n:03d}": {"N": n} for n in N}),
     "choices": Grid(
@@ -69,6 +76,7 @@ GRIDS = {
     "rivals": Grid(RIVAL, _rivals, over_N=False),
     "tuning": Grid(RIVAL, _tuning, over_N=False),
     "scaling": Grid(SCALING, _scaling, over_N=False, needs_base=False),
+    "budget": Grid(BUDGET, _budget, over_N=False),
 }
 
 #: Tasks (itlib.tasks) whose base is not the paper's.

@@ -34,7 +34,7 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
-from itlib.grids import BASE, GRIDS, OTHER_BASES, RIVAL, SCALING, TEMPLATE
+from itlib.grids import BASE, BUDGET, GRIDS, OTHER_BASES, RIVAL, SCALING, TEMPLATE
 from itlib.records import (
     DamagedFileError,
     compact,
@@ -205,7 +205,7 @@ def chapters(root: Path, profile: str) -> list[Cell]:
 
     cells = []
     for path in sorted((root / "notebooks").glob("*.py")):
-        if path.stem in (TEMPLATE, BASE, RIVAL, SCALING):
+        if path.stem in (TEMPLATE, BASE, RIVAL, SCALING, BUDGET):
             continue
         reads = jupytext.read(path).metadata.get("itlib", {}).get("reads", [])
         cells.append(

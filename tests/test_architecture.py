@@ -27,6 +27,7 @@ ORDER = [
     "stepsize",
     "tilting",
     "estimators",
+    "budget",
     "likelihood",
     "metrics",
     "records",
@@ -50,7 +51,7 @@ RIVALS = [
 BATCH = ("records", "runs", "reproduce")
 CORE = tuple(name for name in ORDER if name not in (*BATCH, "grids", "plots"))
 #: The part of the core that goes beyond the paper.
-BEYOND = ("tasks", "stepsize", "estimators", "scaling")
+BEYOND = ("tasks", "stepsize", "estimators", "scaling", "budget")
 #: Heavy guests, and the only modules that may invite them.
 ONLY = {
     "matplotlib": {"plots"},

@@ -24,6 +24,7 @@ READING = (  # the paper's order, among modules that do not need each other; new
     "stepsize",
     "tilting",
     "estimators",
+    "budget",
     "likelihood",
     "metrics",
     "scaling",
