@@ -22,6 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from itlib.estimators import centred
 from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture
 from itlib.network import Denoiser
 from itlib.rewards import QuadraticReward
@@ -39,8 +40,8 @@ from itlib.tilting import (
 
 #: Where D_k comes from: Algorithm 1, Algorithm 1 with the variance put back that it loses, or p^{k-1} itself.
 Samples = Literal["model", "analytic", "exact"]
-#: The covariance of a tilt: the paper's single sample, or the closed form.
-Covariance = Literal["single", "exact"]
+#: The covariance of a tilt: the paper's single sample, the same with the mean reward subtracted, or the closed form.
+Covariance = Literal["single", "centred", "exact"]
 
 
 def taught_by(path: Callable[[int], GaussianMixture], schedule: Schedule, update: Update) -> Update:
@@ -79,7 +80,7 @@ def ingredients(
         reward: the tilt.
         schedule: the pair alpha, sigma.
         samples: where D_k comes from.
-        covariance: "single" or "exact".
+        covariance: "single", "centred" or "exact".
         exact_teacher: whether the teacher is the exact denoiser of p^{k-1} instead of the network of the last tilt.
         J: reverse steps of the sampler "analytic".
 
@@ -87,7 +88,7 @@ def ingredients(
         ValueError: for samples or a covariance that do not exist.
     """
     samplers = {"model": None, "analytic": analytic_sampler(schedule, len(reward.b), J), "exact": exact_samples(path)}
-    estimators = {"single": single_sample, "exact": exact_covariance(path, reward, schedule)}
+    estimators = {"single": single_sample, "centred": centred(), "exact": exact_covariance(path, reward, schedule)}
     if samples not in samplers or covariance not in estimators:
         raise ValueError(
             f"samples are one of {[*samplers]} and the covariance of {[*estimators]}, got {samples!r}, {covariance!r}"
@@ -108,6 +109,7 @@ EXCHANGES: dict[str, dict[str, str | int | bool]] = {
     "sampler": {"samples": "analytic"},
     "teacher": {"exact_teacher": True},
     "base": {"exact_base": True},
+    "centred": {"covariance": "centred"},
     # from exact samples
     "fresh": {"samples": "exact", "S": 20_000},
     "samples_long": {"samples": "exact", "E": 300},

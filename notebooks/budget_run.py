@@ -25,7 +25,7 @@
 task = "paper"  # a name of itlib.tasks
 N = 20  # number of tilts
 samples = "model"  # where D_k comes from: "model" (Algorithm 1), "analytic" (with its lost variance put back), "exact"
-covariance = "single"  # "single" (the paper's estimate) or "exact"
+covariance = "single"  # "single" (the paper's estimate), "centred" (its mean reward subtracted) or "exact"
 exact_teacher = False  # whether the teacher is the exact denoiser of p^{k-1}
 exact_base = False  # whether the tilts start from the exact base, under a correction that starts at zero
 S = 1000  # samples per tilt

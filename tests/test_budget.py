@@ -106,7 +106,7 @@ def test_the_grid_is_a_factorial_and_exchanges_one_at_a_time() -> None:
     crossed = {(EXCHANGES[n].get("samples"), EXCHANGES[n].get("covariance")) for n in FACTORIAL}
     assert crossed == set(product((None, "exact"), repeat=2))
     for start, names in {
-        "learned": ("samples", "covariance", "sampler", "teacher", "base"),
+        "learned": ("samples", "covariance", "sampler", "teacher", "base", "centred"),
         "samples": ("both", "fresh", "samples_long"),
         "both": ("both_teacher", "both_base", "both_long"),
     }.items():
