@@ -14,6 +14,7 @@ from itlib.budget import EXCHANGES, FACTORIAL, Samples, analytic_sampler, cells,
 from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture
 from itlib.network import Network
 from itlib.records import read_record
+from itlib.reproduce import grid
 from itlib.schedules import Cosine, noise
 from itlib.tasks import task
 from itlib.tilting import PAPER_UPDATE, DatasetSampler, TiltBatch, TiltingConfig, iterative_tilting, tilt_path
@@ -114,16 +115,22 @@ def test_the_grid_is_a_factorial_and_exchanges_one_at_a_time() -> None:
             assert len(EXCHANGES[name].items() ^ EXCHANGES[start].items()) == 1, name
 
 
+def test_both_tasks_start_from_the_papers_base() -> None:
+    found = {c.name: c for c in grid(REFERENCE.parents[2], name="budget", N=[], seeds=[0], pages=False)}
+    assert set(found) == {f"{stem}_seed0" for stem in cells()} | {"base_seed0"}
+    assert all(c.after == ("base_seed0",) for name, c in found.items() if name != "base_seed0")
+
+
 def test_records_are_whole_seeds_of_the_grid() -> None:
     """Every cell has the parameters of its name, as many seeds of each, and looks along the tilts from base to end."""
-    grid, seeds = cells(), dict[str, set[int]]()
+    asked, seeds = cells(), dict[str, set[int]]()
     for path in sorted(REFERENCE.glob("*_N*.json")):
         stem, _, seed = path.stem.rpartition("_seed")
         record = read_record(path)
-        assert (grid[stem] | {"seed": int(seed), "profile": "full"}).items() <= record["parameters"].items()
+        assert (asked[stem] | {"seed": int(seed), "profile": "full"}).items() <= record["parameters"].items()
         assert record["curve"]["k"][0] == 0
-        assert record["curve"]["k"][-1] == grid[stem]["N"]
-        assert len(record["curve"]["eps_rmse"]) == min(int(grid[stem]["N"]), 10) + 1
+        assert record["curve"]["k"][-1] == asked[stem]["N"]
+        assert len(record["curve"]["eps_rmse"]) == min(int(asked[stem]["N"]), 10) + 1
         seeds.setdefault(stem, set()).add(int(seed))
-    assert set(seeds) == set(grid)
+    assert set(seeds) == set(asked)
     assert len(set(map(frozenset, seeds.values()))) == 1
