@@ -121,7 +121,7 @@ step = next(iterative_tilting(Network(2, width=32), problem.reward, schedule, se
 display(
     Markdown(
         f"Everything below reads committed records: {len(cells())} runs for {'each of ' if len(seeds) > 1 else ''}**{len(seeds)} seed{'s' * (len(seeds) > 1)}**, "
-        "each seed with a base network of its own (`make reference` makes them again). "
+        "from the base network of the seed (`make reference` makes them again). "
         + (
             "Figures are means ± standard errors over seeds."
             if len(seeds) > 1
@@ -249,8 +249,21 @@ display(
 # $$ s + \delta\, C + \delta\; \mathbb E[r \mid x_t]\, \big(s_{\text{samples}} - s\big) . $$ (eq-pull)
 #
 # The last term pulls toward the law of the samples where $r > 0$, and away from it where $r < 0$. If the samples are the model's, that law has the model's errors and the sampler's, and the next samples have more of them: a loop. If they are exact, the same term *heals*: it pulls toward
-# the truth. And the exact covariance has no such term.
-#
+# the truth. And the exact covariance has no such term: it hands on the base's error as it is.
+
+# %% tags=["hide-input"]
+display(
+    Markdown(
+        "With exact samples, the estimate from one sample against the exact covariance: "
+        + "; ".join(
+            f"{pm(found('samples', N, which))} against {pm(found('both', N, which))} ({which}, $N = {N}$)"
+            for which, N in SETTINGS
+        )
+        + ". Where the first is smaller, healing outweighs noise."
+    )
+)
+
+# %% [markdown]
 # ## One at a time
 #
 # Now all exchanges at $N = 20$, in one picture.
@@ -328,6 +341,8 @@ display(
 # %% [markdown]
 # This is what a loop looks like. Its links are the samples, the estimate that believes them {eq}`eq-pull`, and the teacher that hands the result on. Cut one link, and it is open. An exact base or a sampler without bias only make
 # the first error smaller that goes around. Centring the reward weakens the middle link, since what pulls is then $\mathbb E[r \mid x_t]$ minus its mean.
+#
+# None of the exact ingredients is to be had outside of a toy. What can be had are estimates that do not ask the teacher ({doc}`b_estimators`) and samplers with less bias ({doc}`b_samplers`).
 #
 # ## Along the tilts
 #
@@ -430,6 +445,30 @@ display(
     )
 )
 
+# %% tags=["hide-input"]
+before, after = faults["learned", 20], faults["sampler", 20]
+display(
+    Markdown(
+        f"With the sampler's variance put back the mean's part goes from {before['mean'].mean():.3f} to {after['mean'].mean():.3f}, and that of the weights from {before['weights'].mean():.3f} to {after['weights'].mean():.3f}. "
+        f"With $N = 100$ the width's part is {faults['learned', 100]['width'].mean():.3f}, after {before['width'].mean():.3f} with $N = 20$."
+    )
+)
+
+# %% [markdown]
+# The mean and the width follow the sampler's bias, which is the same in every tilt and every seed. The weights have nothing that pulls them to either side, and nothing that pulls them back: whatever moves them once, the next samples have too, and that is a random walk.
+# Is it the chance of a thousand draws? Their weight is off by $\sqrt{w(1-w)/S}$, and by {eq}`eq-pull` tilt $k$ takes over about a share $\delta\,\mathbb E[r]$ of that.
+
+# %% tags=["hide-input"]
+shares = [path(k).expected_reward(problem.reward) / 20 for k in range(20)]
+chance = math.sqrt(sum(share**2 for share in shares) * 0.25 / 1000)
+spread = np.std([r["metrics"]["mode_weights"][1] for r in read_records(Path(paper_runs), "N020_seed*.json")], ddof=1)
+assert spread > 2 * chance
+display(
+    Markdown(
+        f"That would make a spread of {chance:.3f} after {len(shares)} tilts. Ten seeds of the paper's grid have {spread:.3f}. So most of the walk is the noise of the regression."
+    )
+)
+
 # %% [markdown]
 # ## A thousand samples, many times over
 #
@@ -492,7 +531,7 @@ ACCOUNT = {
     "the base, and its warm start": (share("learned", "base"), share("both", "both_base")),
     "too few minibatches": (None, share("both", "both_long")),
     "a thousand samples, not more": (None, share("samples", "fresh")),
-    "first-order step": (np.zeros(len(seeds)), np.zeros(len(seeds))),
+    "first-order step": (None, 100 * taylor["paper", 20] ** 2 / found("learned") ** 2),
 }
 rows = [
     {
@@ -529,6 +568,7 @@ ten = pd.DataFrame(
     [
         {"N": r["parameters"]["N"], "seed": r["parameters"]["seed"]}
         | {key: r["metrics"][key] for key in ("nll_base", "mean_mse_base", "eps_rmse")}
+        | {"weight": r["metrics"]["mode_weights"][1]}
         | {"drift": 4 * (r["metrics"]["mode_weights"][1] - r["metrics"]["mode_weights"][0]) ** 2}
         | {"variances": float(np.array(r["metrics"]["mode_weights"]) @ np.array(r["metrics"]["component_variances"]).sum(1))}
         for r in read_records(Path(paper_runs), "N*_seed*.json")
@@ -548,7 +588,7 @@ with plots.house_style() as plt:
         ax.plot(grid.index, grid, color=plots.COLORS["band"], linewidth=0.5, marker="o", markersize=3)
         ax.errorbar(
             grid.index,
-            grid.mean(1),
+            grid.mean(axis=1),
             grid.std(axis=1) / math.sqrt(grid.shape[1]),
             color=plots.COLORS["learned"],
             linewidth=2,
@@ -585,7 +625,7 @@ for key, title in (("nll_base", "likelihood"), ("mean_mse_base", "mean")):
     steps = np.diff(tables, axis=1)
     mixed = 1 - float(((steps > 0).all(1) | (steps < 0).all(1)).mean())
     slopes = np.polyfit(np.log(Ns), grid, 1)[0]
-    z = (PAPER[key].to_numpy() - grid.mean(1)) / grid.std(1, ddof=1)
+    z = (PAPER[key].to_numpy() - grid.mean(axis=1)) / grid.std(1, ddof=1)
     lines.append(
         {
             "": title,
@@ -601,7 +641,6 @@ display(
         "the paper's rows from $N = 20$ to $200$, as distances from our mean in standard deviations over seeds."
     )
 )
-by_N = ten.groupby("N")[["lag", "variances", "drift", "nll_base"]].agg(["mean", "std"])
 closed = math.log(2 * math.pi) + ten["variances"] + ten["lag"]
 gap = float((closed - ten["nll_base"]).abs().max())
 assert gap < 0.2
@@ -609,13 +648,14 @@ table = pd.DataFrame(
     {
         "$m_2^2$": ten.groupby("N")["lag"].apply(pm, form=".2f"),
         "$v_1 + v_2$": ten.groupby("N")["variances"].apply(pm, form=".2f"),
+        "spread of $w$": [f"{value:.2f}" for value in ten.groupby("N")["weight"].std()],
         "$m_1^2$": ten.groupby("N")["drift"].apply(pm, form=".2f"),
     }
 )
 display(Markdown(table.reset_index().to_markdown(index=False, disable_numparse=True)))
 
 # %% [markdown]
-# Parts of the score of our ten seeds, means ± standard errors; exact are 4, 1 and 0. What moves with $N$ is the lag and the width, both downward. The drift of the weights has no direction; it only spreads the rows.
+# Parts of the score of our ten seeds, means ± standard errors, and the standard deviation over seeds of the right mode's weight $w$; exact are 4, 1, 0 and 0. What moves with $N$ is the lag and the width, both downward. The drift of the weights has no direction; it only spreads the rows.
 
 # %% tags=["hide-input"]
 tail = {}
