@@ -168,8 +168,8 @@ display(
 # %% [markdown]
 # ## Samples and covariance
 #
-# The two ingredients that any tilt needs, each learned or exact: four runs. Errors of independent causes would add in squares, $e^2 = f + M + C$, with what is left when both are exact, $f$, and
-# the parts of the model's samples, $M$, and of the single-sample covariance, $C$. What the run with neither exact has beyond that is their interaction.
+# The two ingredients that any tilt needs, each learned or exact: four runs. Errors of independent causes would add in squares, $e^2 = e_0^2 + e_{\text{samples}}^2 + e_{\text{cov}}^2$: what is left when both are exact, what the model's samples
+# add to that, and what the single-sample covariance adds to it. What the run with neither exact has beyond that is their interaction.
 
 # %% tags=["hide-input"]
 SETTINGS = (("paper", 20), ("paper", 100), ("one-mode", 20))
