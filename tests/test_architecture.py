@@ -22,6 +22,7 @@ ORDER = [
     "tasks",
     "scaling",
     "network",
+    "corrections",
     "sampling",
     "training",
     "stepsize",
@@ -50,7 +51,7 @@ RIVALS = [
 BATCH = ("records", "runs", "reproduce")
 CORE = tuple(name for name in ORDER if name not in (*BATCH, "grids", "plots"))
 #: The part of the core that goes beyond the paper.
-BEYOND = ("tasks", "stepsize", "estimators", "scaling")
+BEYOND = ("tasks", "corrections", "stepsize", "estimators", "scaling")
 #: Heavy guests, and the only modules that may invite them.
 ONLY = {
     "matplotlib": {"plots"},
