@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import time
 from collections.abc import Iterator
@@ -237,23 +236,18 @@ def resumable_tilting(
         errors = score_errors(
             step.denoiser, mixture.tilted(reward, step.strength), schedule, n=trace_samples, seed=derive_seed(seed, "trace")
         )
-        before = step.strength - step.delta  # of the model that drew these samples
-        half = step.k == config.N // 2 + 1
-        if config.share is not None:
-            half = state.halfway is None and abs(before) >= 0.5 * abs(config.lam)
+        passed = step.k / config.N > 0.5 if config.share is None else (step.strength - step.delta) / config.lam >= 0.5
         spent = step.seconds | {"trace": time.process_time() - clock}
         state = replace(
             state,
             done=step.k,
-            total=config.N
-            if config.share is None
-            else step.k + math.ceil(round((config.lam - step.strength) / step.delta, 6)),
+            total=config.N if config.share is None else step.k + round((config.lam - step.strength) / step.delta),
             strengths=[*state.strengths, step.strength],
             denoiser=step.denoiser,
             trace=[*state.trace, errors.score_rmse],
             losses=[*state.losses, float(step.losses.mean())],
             seconds={key: state.seconds.get(key, 0.0) + value for key, value in spent.items()},
-            halfway=step.samples if half else state.halfway,
+            halfway=step.samples if passed and state.halfway is None else state.halfway,
         )
         save_state(file, state)
         _announce("tilts", state)
