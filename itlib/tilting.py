@@ -47,6 +47,7 @@ is how it is computed.
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -314,6 +315,18 @@ def student_of(
     return as_student(base, d, derive_seed(seed, "weights"))
 
 
+def _chosen(rule: StepRule, rewards: Tensor, lam: float, strength: float, k: int) -> float:
+    """The step that a rule chooses, if it leads anywhere."""
+    delta = rule(rewards, lam - strength)
+    if abs(delta) < 1e-3 * abs(lam):
+        raise FloatingPointError(
+            f"tilt {k}: rewards with standard deviation {float(rewards.std()):.3g} allow a step of only {delta:.3g}, "
+            f"less than a thousandth of lam ({lam:g}). The samples have run away, or the reward is too large for "
+            "such a tilt: look at the samples, lower lam, or choose N yourself with share=None"
+        )
+    return delta
+
+
 def _batches(config: TiltingConfig, generator: torch.Generator) -> Iterator[list[Tensor]]:
     """Indices into D_k, grouped so that a group's targets are computed in one call of the teacher."""
     group: list[Tensor] = []
@@ -404,21 +417,15 @@ def iterative_tilting(
         student = as_student(base, d, derive_seed(seed, "weights"))
     device = device_of(student)
     _optimizer(config, student)  # the first optimiser of a process imports for seconds, which is no cost of a tilt
-    k = start
-    while k < config.N if rule is None else abs(config.lam - strength) > 1e-9 * abs(config.lam):
-        k += 1
+    for k in itertools.count(start + 1):  # line 2
+        if k > config.N if rule is None else math.isclose(strength, config.lam):
+            return
         generator = torch.Generator().manual_seed(derive_seed(seed, "tilt", k))
         clock = time.process_time()
         data = sampler(student, k, config.S, generator).to(next(student.parameters()))  # line 3
         rewards = evaluate(reward, data)
-        delta = config.delta if rule is None else rule(rewards, config.lam - strength)
+        delta = config.delta if rule is None else _chosen(rule, rewards, config.lam, strength, k)
         strength = config.lam * k / config.N if rule is None else strength + delta
-        if rule is not None and abs(delta) < 1e-3 * abs(config.lam):
-            raise FloatingPointError(
-                f"tilt {k}: rewards with standard deviation {float(rewards.std()):.3g} allow a step of only {delta:.3g}, "
-                f"less than a thousandth of lam ({config.lam:g}). The samples have run away, or the reward is too large for "
-                "such a tilt: look at the samples, lower lam, or choose N yourself with share=None"
-            )
         sampled = time.process_time()
         teacher = copy.deepcopy(student).requires_grad_(False)  # line 4
         optimizer = _optimizer(config, student)
