@@ -68,12 +68,21 @@ class Network(nn.Module):
         embedding: dimension of the time embedding.
         fourier_scale: standard deviation of its frequencies.
         seed: fixes the initial weights and the frequencies; the global random state is left alone.
+        bounded: whether the last hidden layer is a hyperbolic tangent instead of a SiLU.
     """
 
     def __init__(
-        self, d: int = 2, width: int = 256, depth: int = 5, embedding: int = 128, fourier_scale: float = 1.0, seed: int = 0
+        self,
+        d: int = 2,
+        width: int = 256,
+        depth: int = 5,
+        embedding: int = 128,
+        fourier_scale: float = 1.0,
+        seed: int = 0,
+        bounded: bool = False,
     ) -> None:
         super().__init__()
+        self.bounded = bounded
         if min(d, width, depth) < 1:
             raise ValueError(f"d, width and depth must be at least 1, got {d}, {width}, {depth}")
         with torch.random.fork_rng(devices=[]):
@@ -87,8 +96,10 @@ class Network(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """Predict X_1, (B, d), from noised samples x, (B, d), and times t, (B,) or ()."""
         h = functional.silu(self.space(x) + self.time(self.features(t.to(x))), inplace=not torch.is_grad_enabled())
-        for layer in self.hidden:
+        for layer in self.hidden[:-1] if self.bounded else self.hidden:
             h = _linear_silu(layer, h)
+        if self.bounded:
+            h = torch.tanh(self.hidden[-1](h))
         result: Tensor = self.output(h)
         return result
 
@@ -127,15 +138,17 @@ class FromX0(nn.Module):
 class Residual(nn.Module):
     r"""A frozen denoiser plus a trainable correction that starts at zero.
 
-    This is how a denoiser without parameters, the exact one of a mixture for instance, is fine-tuned.
+    This is how a denoiser without parameters, the exact one of a mixture for instance, is fine-tuned, and what the
+    networks of :mod:`itlib.corrections` are.
 
     Args:
         base: any denoiser; never trained.
-        correction: the network that learns; its output layer is set to zero here.
+        correction: the network that learns; its last layer, ``output``, is set to zero here.
     """
 
-    def __init__(self, base: Denoiser, correction: Network) -> None:
+    def __init__(self, base: Denoiser, correction: nn.Module) -> None:
         super().__init__()
+        assert isinstance(correction.output, nn.Linear)
         nn.init.zeros_(correction.output.weight)
         nn.init.zeros_(correction.output.bias)
         self.base, self.correction = base, correction

@@ -20,15 +20,16 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from itlib.corrections import skip_network
 from itlib.gaussian_mixture import GaussianMixture
 from itlib.metrics import score_errors
-from itlib.network import Network, device_of
+from itlib.network import Network
 from itlib.records import DamagedFileError, content_hash, write_atomically
 from itlib.rewards import QuadraticReward
 from itlib.schedules import Schedule
-from itlib.tilting import TiltingConfig, derive_seed, iterative_tilting, tilt_path
+from itlib.tilting import TiltingConfig, derive_seed, iterative_tilting, student_of
 from itlib.training import TrainingConfig, train_denoiser
 
 
@@ -71,15 +72,17 @@ class RunState:
         denoiser: the network so far; copy it to keep it.
         trace: one figure per finished tilt (score RMSE) or epoch (validation loss).
         losses: mean training loss of each tilt or epoch.
+        strengths: after each finished tilt.
         seconds: processor seconds by activity, over all the sessions that the run took.
-        halfway: the samples of the model after tilt N // 2 (Figure 1), (S, d), once drawn.
+        halfway: the samples of the model after tilt N // 2 (Figure 1), or at half the strength, (S, d), once drawn.
     """
 
     done: int
     total: int
-    denoiser: Network
+    denoiser: nn.Module
     trace: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
+    strengths: list[float] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=lambda: {"sampling": 0.0, "training": 0.0})
     halfway: Tensor | None = None
 
@@ -101,11 +104,11 @@ def save_state(path: Path, state: RunState) -> None:
     tensors = {f"theta.{name}": value.detach().cpu().contiguous() for name, value in state.denoiser.state_dict().items()}
     if state.halfway is not None:
         tensors["halfway"] = state.halfway.cpu().contiguous()
-    notes = {key: getattr(state, key) for key in ("done", "total", "trace", "losses", "seconds")}
+    notes = {key: getattr(state, key) for key in ("done", "total", "trace", "losses", "strengths", "seconds")}
     write_atomically(path, safetensors.torch.save(tensors, {"notes": json.dumps(notes)}))
 
 
-def load_state(path: Path, denoiser: Network) -> RunState:
+def load_state(path: Path, denoiser: nn.Module) -> RunState:
     """Read what :func:`save_state` wrote; the weights go into ``denoiser``.
 
     Raises:
@@ -135,6 +138,7 @@ def resumable_base(
     *,
     n: int = 30_000,
     seed: int = 0,
+    skip: bool = False,
     cache: Path | None = None,
 ) -> Iterator[RunState]:
     """Train the base denoiser of Section 4.2 on n samples of the mixture, or find it trained.
@@ -145,6 +149,7 @@ def resumable_base(
         config: of the training.
         n: number of training samples.
         seed: fixes samples, initial weights and training.
+        skip: whether the network is a correction of the Gaussian of its data, :func:`~itlib.corrections.skip_network`.
         cache: folder of checkpoints.
 
     Yields:
@@ -152,12 +157,14 @@ def resumable_base(
         the iterator is exhausted.
     """
     described = [mixture.weights.tolist(), mixture.means.tolist(), mixture.covariances.tolist(), schedule]
-    path = (cache or default_cache()) / f"base_{_key('base', described, asdict(config), n, seed)}.safetensors"
-    state = RunState(0, config.epochs, Network(mixture.d, seed=derive_seed(seed, "weights")))
+    path = (cache or default_cache()) / f"base_{_key('base', described, asdict(config), n, seed, skip)}.safetensors"
+    data = mixture.sample(n, torch.Generator().manual_seed(derive_seed(seed, "data"))).float()
+    weights = derive_seed(seed, "weights")
+    network = skip_network(data, schedule, seed=weights) if skip else Network(mixture.d, seed=weights)
+    state = RunState(0, config.epochs, network)
     if path.exists():
         yield load_state(path, state.denoiser)
         return
-    data = mixture.sample(n, torch.Generator().manual_seed(derive_seed(seed, "data"))).float()
     clock = time.process_time()
     for step in train_denoiser(state.denoiser, data, schedule, config, seed=derive_seed(seed, "training")):
         state.done = step.epoch
@@ -170,7 +177,7 @@ def resumable_base(
 
 
 def resumable_tilting(
-    base: Network,
+    base: nn.Module,
     mixture: GaussianMixture,
     reward: QuadraticReward,
     schedule: Schedule,
@@ -203,36 +210,44 @@ def resumable_tilting(
         NotNormalisableError: before any work, if the target does not exist.
         DamagedFileError: if a checkpoint was found but cannot be read.
     """
-    path_of_tilts = tilt_path(mixture, reward, config.lam, config.N)
-    path_of_tilts(config.N)  # a target that does not exist is better found now than at the last tilt
+    mixture.tilted(reward, config.lam)  # a target that does not exist is better found now than at the last tilt
     start = hashlib.sha256(safetensors.torch.save(dict(base.state_dict()))).hexdigest()
     tilt = [reward.A.tolist(), reward.b.tolist(), reward.c, schedule]
     file = (
         cache or default_cache()
     ) / f"tilts_{_key('tilts', start, tilt, asdict(config), seed, trace_samples)}.safetensors"
-    state = RunState(0, config.N, Network(mixture.d).to(device_of(base)))
+    state = RunState(0, config.N, base)
     if file.exists():
-        state = load_state(file, state.denoiser)
+        state = load_state(file, student_of(base, mixture.d, schedule, config, d=mixture.d, seed=seed))
         _announce("tilts", state)
         yield state
-    else:
-        state.denoiser.load_state_dict(base.state_dict())
-    steps = iterative_tilting(state.denoiser, reward, schedule, config, d=mixture.d, seed=seed, start=state.done)
+    steps = iterative_tilting(
+        state.denoiser,
+        reward,
+        schedule,
+        config,
+        d=mixture.d,
+        seed=seed,
+        start=state.done,
+        strength=state.strengths[-1] if state.strengths else None,
+    )
     for step in steps:
-        assert isinstance(step.denoiser, Network)  # as what was handed in
         clock = time.process_time()
         errors = score_errors(
-            step.denoiser, path_of_tilts(step.k), schedule, n=trace_samples, seed=derive_seed(seed, "trace")
+            step.denoiser, mixture.tilted(reward, step.strength), schedule, n=trace_samples, seed=derive_seed(seed, "trace")
         )
+        passed = step.k / config.N > 0.5 if config.share is None else (step.strength - step.delta) / config.lam >= 0.5
         spent = step.seconds | {"trace": time.process_time() - clock}
         state = replace(
             state,
             done=step.k,
+            total=config.N if config.share is None else step.k + round((config.lam - step.strength) / step.delta),
+            strengths=[*state.strengths, step.strength],
             denoiser=step.denoiser,
             trace=[*state.trace, errors.score_rmse],
             losses=[*state.losses, float(step.losses.mean())],
             seconds={key: state.seconds.get(key, 0.0) + value for key, value in spent.items()},
-            halfway=step.samples if step.k == config.N // 2 + 1 else state.halfway,
+            halfway=step.samples if passed and state.halfway is None else state.halfway,
         )
         save_state(file, state)
         _announce("tilts", state)

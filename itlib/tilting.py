@@ -24,11 +24,31 @@ estimate of the covariance.
 Two slips of the printed algorithm are mended: the teacher of tilt k is :math:`\theta^{k-1}`, and one "epoch" is one
 minibatch (line 6) unless ``epoch="pass"`` asks for a full pass over :math:`D_k`. The optimiser starts afresh in every
 tilt; the paper does not say.
+
+Two configurations have names. ``paper`` is Algorithm 2 as above. ``recommended``, the default, keeps its loop and changes
+what the chapters beyond the paper found to matter: a frozen base under a bounded correction (:mod:`itlib.corrections`), a
+learning rate that falls to zero in every tilt, a sampler that keeps its variance (:mod:`itlib.sampling`), steps chosen from
+the rewards (:mod:`itlib.stepsize`), and in place of the explicit step the implicit one of Tilt Matching (arXiv 2512.21829),
+
+.. math:: \varepsilon_\theta \leftarrow \varepsilon_{\mathrm{old}} + (e^{u}-1)\,(z-\mathrm{sg}\,\varepsilon_\theta),
+          \qquad u=\delta\,r(X_0)-\log\overline{e^{\delta r}} .
+
+At its fixed point :math:`\mathbb E[e^{u}(\varepsilon-z)\mid x_t]=\varepsilon_{\mathrm{old}}-\mathbb E[z\mid x_t]`, so that
+
+.. math:: \varepsilon(x_t) = \frac{\mathbb E[e^{\delta r}z\mid x_t]}{\mathbb E[e^{\delta r}\mid x_t]}
+          \quad\text{if}\quad \varepsilon_{\mathrm{old}}=\mathbb E[z\mid x_t],
+
+which is Proposition 3.1 in the denoiser's units: exact for every :math:`\delta`, where the explicit step leaves
+:math:`O(\delta^2)`. Because the second :math:`\varepsilon_\theta` is not differentiated, the implicit gradient is that of
+a weighted regression with factor :math:`e^{u/2}` on the target :math:`z+e^{-u}(\varepsilon_{\mathrm{old}}-z)`, and this
+is how it is computed.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -38,11 +58,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from itlib.corrections import adapter
 from itlib.gaussian_mixture import GaussianMixture
 from itlib.network import Denoiser, Network, Residual, device_of
 from itlib.rewards import QuadraticReward, Reward, evaluate
-from itlib.sampling import sample
+from itlib.sampling import Variance, sample
 from itlib.schedules import Schedule, column, noise
+from itlib.stepsize import StepRule, bounded_gap, evenly
 from itlib.training import regression_step
 
 
@@ -61,6 +83,12 @@ class TiltingConfig:
         epoch: "minibatch" (Algorithm 2 as printed: one minibatch an epoch) or "pass" (all of the S samples an epoch).
         lr: learning rate. Not in the paper.
         optimizer: "adam" or "sgd". Not in the paper.
+        decay: whether the learning rate falls to zero along a cosine in every tilt, or stays.
+        step: "explicit", line 11 of Algorithm 2, or "implicit".
+        variance: of the sampler's steps, "ddpm" or "analytic".
+        student: "copy", all weights of the base, or "adapter", a small correction of the frozen base.
+        share: if given, steps are chosen from the rewards so that about this share of the samples stays effective, and N
+            is ignored; see :mod:`itlib.stepsize`.
 
     Raises:
         ValueError: for a value that makes no sense, saying which.
@@ -76,6 +104,11 @@ class TiltingConfig:
     epoch: Literal["minibatch", "pass"] = "minibatch"
     lr: float = 1e-4
     optimizer: Literal["adam", "sgd"] = "adam"
+    decay: bool = False
+    step: Literal["explicit", "implicit"] = "explicit"
+    variance: Variance = "ddpm"
+    student: Literal["copy", "adapter"] = "copy"
+    share: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("N", "S", "J", "B", "E"):
@@ -88,15 +121,51 @@ class TiltingConfig:
             raise ValueError(f"eta must lie in [0, 1], got {self.eta}")
         if not self.lr > 0 or not np.isfinite(self.lam):
             raise ValueError(f"lr must be positive and lam finite, got lr={self.lr}, lam={self.lam}")
-        if self.epoch not in ("minibatch", "pass") or self.optimizer not in ("adam", "sgd"):
-            raise ValueError(
-                f"epoch is 'minibatch' or 'pass' and optimizer 'adam' or 'sgd', got {self.epoch!r}, {self.optimizer!r}"
-            )
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {' or '.join(map(repr, choices))}, got {getattr(self, name)!r}")
+        self.rule()
 
     @property
     def delta(self) -> float:
-        """Size of one tilt, lambda / N."""
+        """Size of one tilt, lambda / N, if all are equal."""
         return self.lam / self.N
+
+    def rule(self) -> StepRule | None:
+        """The rule that chooses the steps, or None if they are equal."""
+        if self.share is None:
+            return None
+        if not 0.0 < self.share < 1.0:
+            raise ValueError(f"share must lie between 0 and 1, both excluded, got {self.share}")
+        return evenly(bounded_gap(-0.5 * math.log(self.share)))
+
+
+_CHOICES = {
+    "epoch": ("minibatch", "pass"),
+    "optimizer": ("adam", "sgd"),
+    "step": ("explicit", "implicit"),
+    "variance": ("ddpm", "analytic"),
+    "student": ("copy", "adapter"),
+}
+
+#: Configurations by name; the first is what the paper does, the second what we recommend.
+CONFIGURATIONS = {
+    "paper": TiltingConfig(),
+    "recommended": TiltingConfig(
+        S=5000, J=100, B=128, E=1000, lr=3e-3, decay=True, step="implicit", variance="analytic", student="adapter", share=0.9
+    ),
+}
+
+
+def configuration(name: str) -> TiltingConfig:
+    """A configuration by name.
+
+    Raises:
+        ValueError: for an unknown name, with the ones that exist.
+    """
+    if name not in CONFIGURATIONS:
+        raise ValueError(f"there is no configuration {name!r}: choose from {', '.join(CONFIGURATIONS)}")
+    return CONFIGURATIONS[name]
 
 
 @dataclass(frozen=True)
@@ -152,6 +221,21 @@ def explicit(estimator: CovarianceEstimator) -> Update:
 PAPER_UPDATE = explicit(single_sample)
 
 
+def log_mean_exp(batch: TiltBatch, delta: float) -> Tensor:
+    """Log of the mean of exp(delta r) over the tilt's dataset, ()."""
+    rewards = batch.rewards if len(batch.rewards) else batch.r
+    return torch.logsumexp(delta * rewards, 0) - math.log(len(rewards))
+
+
+def implicit(batch: TiltBatch, delta: float) -> tuple[Tensor, Tensor]:
+    """The implicit step, as a weighted regression.
+
+    Weights are kept above e^-10, so that targets stay finite in single precision.
+    """
+    u = (delta * batch.r - log_mean_exp(batch, delta)).clamp_min(-10.0).unsqueeze(-1)
+    return batch.z + torch.exp(-u) * (batch.eps_old - batch.z), torch.exp(0.5 * u)
+
+
 def tilt_path(base: GaussianMixture, reward: QuadraticReward, lam: float, N: int) -> Callable[[int], GaussianMixture]:
     """The exact intermediate distributions p_0^k of (3.8), as a function of k = 0, ..., N."""
     return lambda k: base.tilted(reward, lam * k / N)
@@ -186,6 +270,8 @@ class TiltStep:
         rewards: r on D_k, (S,).
         losses: the loss of each optimiser step.
         seconds: processor seconds spent "sampling" and "training" (wall-clock seconds, on a quiet machine).
+        delta: size of the tilt.
+        strength: of all tilts so far; lambda at the end.
     """
 
     k: int
@@ -194,6 +280,8 @@ class TiltStep:
     rewards: Tensor
     losses: Tensor
     seconds: dict[str, float]
+    delta: float
+    strength: float
 
 
 def derive_seed(seed: int, purpose: str, k: int = 0) -> int:
@@ -207,6 +295,36 @@ def as_student(denoiser: Denoiser, d: int, seed: int) -> nn.Module:
     if isinstance(denoiser, nn.Module) and any(p.requires_grad for p in denoiser.parameters()):
         return copy.deepcopy(denoiser)
     return Residual(denoiser, Network(d, seed=seed))
+
+
+def student_of(
+    base: Denoiser, data: Tensor | int, schedule: Schedule, config: TiltingConfig, *, d: int, seed: int
+) -> nn.Module:
+    """What the tilts train, before the first: a network that predicts what the base does.
+
+    Args:
+        base: the pretrained denoiser.
+        data: its samples, (n, d), or d for a network whose state will be loaded.
+        schedule: the pair alpha, sigma.
+        config: says which kind of student.
+        d: dimension of the data.
+        seed: fixes initial weights.
+    """
+    if config.student == "adapter":
+        return adapter(base, data, schedule, seed=derive_seed(seed, "weights")).to(device_of(base))
+    return as_student(base, d, derive_seed(seed, "weights"))
+
+
+def _chosen(rule: StepRule, rewards: Tensor, lam: float, strength: float, k: int) -> float:
+    """The step that a rule chooses, if it leads anywhere."""
+    delta = rule(rewards, lam - strength)
+    if abs(delta) < 1e-3 * abs(lam):
+        raise FloatingPointError(
+            f"tilt {k}: rewards with standard deviation {float(rewards.std()):.3g} allow a step of only {delta:.3g}, "
+            f"less than a thousandth of lam ({lam:g}). The samples have run away, or the reward is too large for "
+            "such a tilt: look at the samples, lower lam, or choose N yourself with share=None"
+        )
+    return delta
 
 
 def _batches(config: TiltingConfig, generator: torch.Generator) -> Iterator[list[Tensor]]:
@@ -233,57 +351,86 @@ def iterative_tilting(
     base: Denoiser,
     reward: Reward,
     schedule: Schedule,
-    config: TiltingConfig | None = None,
+    config: TiltingConfig | str = "recommended",
     *,
     d: int = 2,
     seed: int = 0,
-    update: Update = PAPER_UPDATE,
+    update: Update | None = None,
     sampler: DatasetSampler | None = None,
     start: int = 0,
+    strength: float | None = None,
 ) -> Iterator[TiltStep]:
     """Algorithm 2 as a generator: fine-tune a denoiser toward exp(lam r) p, one tilt per item.
 
-    Tilt k depends on theta^{k-1}, the seed and k only, so a run is resumed by passing theta^k and ``start=k``.
+    Tilt k depends on theta^{k-1}, the seed, k and the strength so far only, so a run is resumed by passing theta^k,
+    ``start=k`` and, if the steps are not equal, the ``strength`` of step k.
 
     Args:
         base: the pretrained denoiser (theta^start). It is not changed: a network is copied, and a denoiser without
             parameters, such as an exact one, is frozen under a trainable correction.
         reward: forward evaluations only; called once per tilt on (S, d), returns (S,).
         schedule: the pair alpha, sigma.
-        config: the knobs of Algorithm 2.
+        config: "recommended", "paper", or the knobs one by one.
         d: dimension of the data.
         seed: fixes every random draw.
-        update: what a tilt regresses on; the paper's step, with its single-sample covariance, by default.
+        update: what a tilt regresses on, if not what the configuration says: an exact covariance for instance.
         sampler: of D_k; Algorithm 1 on the current denoiser by default.
         start: number of tilts already done.
+        strength: of the tilts already done; start times lambda / N if not given.
 
     Yields:
         A :class:`TiltStep` per tilt.
 
     Raises:
-        ValueError: for start outside 0..N, or a reward that returns NaN or a wrong shape.
-        FloatingPointError: if the loss stops being finite, naming the tilt.
+        ValueError: for an unknown configuration, start outside 0..N, or a reward that returns NaN or a wrong shape.
+        FloatingPointError: if the loss stops being finite or a chosen step vanishes, naming the tilt.
     """
-    config = config or TiltingConfig()
-    if not 0 <= start <= config.N:
+    config = configuration(config) if isinstance(config, str) else config
+    rule = config.rule()
+    if start < 0 or (rule is None and start > config.N):
         raise ValueError(f"start must lie between 0 and N={config.N}, got {start}")
-    student = as_student(base, d, derive_seed(seed, "weights"))
-    device = device_of(student)
-    _optimizer(config, student)  # the first optimiser of a process imports for seconds, which is no cost of a tilt
+    if strength is None:
+        if rule is not None and start > 0:
+            raise ValueError("a run whose steps are chosen on the way is resumed with the strength that it has reached")
+        strength = config.delta * start
+    if update is None:
+        update = PAPER_UPDATE if config.step == "explicit" else implicit
     if sampler is None:
 
         def sampler(denoiser: Denoiser, k: int, S: int, generator: torch.Generator) -> Tensor:
-            return sample(denoiser, schedule, S, d, steps=config.J, eta=config.eta, generator=generator, device=device)
+            return sample(
+                denoiser,
+                schedule,
+                S,
+                d,
+                steps=config.J,
+                eta=config.eta,
+                variance=config.variance,
+                generator=generator,
+                device=device_of(denoiser),
+            )
 
-    for k in range(start + 1, config.N + 1):
+    if start == 0 and config.student == "adapter":
+        first = sampler(base, 1, max(1000, 2 * d), torch.Generator().manual_seed(derive_seed(seed, "coordinates")))
+        student = student_of(base, first, schedule, config, d=d, seed=seed)
+    else:
+        student = as_student(base, d, derive_seed(seed, "weights"))
+    device = device_of(student)
+    _optimizer(config, student)  # the first optimiser of a process imports for seconds, which is no cost of a tilt
+    for k in itertools.count(start + 1):  # line 2
+        if k > config.N if rule is None else math.isclose(strength, config.lam):
+            return
         generator = torch.Generator().manual_seed(derive_seed(seed, "tilt", k))
         clock = time.process_time()
         data = sampler(student, k, config.S, generator).to(next(student.parameters()))  # line 3
         rewards = evaluate(reward, data)
+        delta = config.delta if rule is None else _chosen(rule, rewards, config.lam, strength, k)
+        strength = config.lam * k / config.N if rule is None else strength + delta
         sampled = time.process_time()
         teacher = copy.deepcopy(student).requires_grad_(False)  # line 4
         optimizer = _optimizer(config, student)
-        losses = []
+        steps = config.E * (1 if config.epoch == "minibatch" else math.ceil(config.S / config.B))
+        losses: list[Tensor] = []
         for group in _batches(config, generator):
             # Teacher, noise and times do not depend on the student: one large call instead of a hundred small ones.
             index = torch.cat(group)
@@ -293,16 +440,20 @@ def iterative_tilting(
             x_t = noise(schedule, x_0, z, t)  # line 8
             with torch.no_grad():
                 batch = TiltBatch(k, x_0, r, t, z, x_t, teacher(x_t, t), rewards, data)  # lines 9-10
-                target, factor = update(batch, config.delta)  # line 11
+                target, factor = update(batch, delta)  # line 11
             weight = factor * column(schedule.sigma(t), x_0)
             sizes = [len(rows) for rows in group]
             for columns in zip(*(v.split(sizes) for v in (x_t, t, target, weight)), strict=True):
+                if config.decay:
+                    optimizer.param_groups[0]["lr"] = config.lr * 0.5 * (1.0 + math.cos(math.pi * len(losses) / steps))
                 losses.append(regression_step(student, optimizer, *columns))  # line 13
         trained = time.process_time()
         loss = torch.stack(losses)
         if not bool(torch.isfinite(loss).all()):
             raise FloatingPointError(
-                f"tilt {k} of {config.N}: the loss is no longer finite. The tilts have diverged: lower lr ({config.lr:g}), "
-                "raise N, or check the scale of the reward"
+                f"tilt {k}, strength {strength:g} of {config.lam:g}: the loss is no longer finite. The tilts have diverged: "
+                f"lower lr ({config.lr:g}), take smaller steps, or check the scale of the reward"
             )
-        yield TiltStep(k, student, data, rewards, loss, {"sampling": sampled - clock, "training": trained - sampled})
+        yield TiltStep(
+            k, student, data, rewards, loss, {"sampling": sampled - clock, "training": trained - sampled}, delta, strength
+        )

@@ -36,14 +36,13 @@ from IPython.display import Markdown, display
 
 from itlib import plots
 from itlib.baselines.monte_carlo import effective_sample_size
-from itlib.baselines.tilt_matching import implicit
 from itlib.estimators import centred, fit_value, local_baseline, per_dataset, rao_blackwell, value_gradient
 from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture, paper_mixture
 from itlib.network import Network, Residual
 from itlib.rewards import QuadraticReward, parse_reward
 from itlib.sampling import path_log_weights, time_grid, transition
 from itlib.schedules import Cosine, noise
-from itlib.tilting import TiltBatch, TiltingConfig, explicit, iterative_tilting, single_sample
+from itlib.tilting import TiltBatch, TiltingConfig, explicit, implicit, iterative_tilting, single_sample
 
 torch.set_num_threads(1)
 full = profile == "full"

@@ -49,7 +49,6 @@ from itlib.baselines.guidance import classifier_free, exact_value, exactly_guide
 from itlib.baselines.monte_carlo import SMCConfig, best_of_n, effective_sample_size, importance, sequential_monte_carlo
 from itlib.baselines.policy_gradient import PolicyGradientConfig, policy_gradient
 from itlib.baselines.reward_weighted import reweighted
-from itlib.baselines.tilt_matching import implicit
 from itlib.estimators import centred
 from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture, NotNormalisableError, paper_mixture
 from itlib.network import Network
@@ -57,7 +56,7 @@ from itlib.rewards import ForwardOnly, QuadraticReward, parse_reward
 from itlib.sampling import time_grid, transition
 from itlib.schedules import Cosine, column, noise
 from itlib.tasks import Task
-from itlib.tilting import PAPER_UPDATE, TiltBatch, explicit
+from itlib.tilting import PAPER_UPDATE, TiltBatch, explicit, implicit
 
 torch.set_num_threads(1)
 full = profile == "full"

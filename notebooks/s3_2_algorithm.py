@@ -677,7 +677,12 @@ source += inspect.getsource(explicit)
 source += inspect.getsource(TiltingConfig) + inspect.getsource(inspect.getmodule(iterative_tilting)._batches)
 lines = [
     ("1", r"$\delta \leftarrow \lambda/N$", "return self.lam / self.N", "$\\lambda$ is not stated; (4.12) implies 1."),
-    ("2", r"for $k = 1$ to $N$", "for k in range(start + 1, config.N + 1):", "`start` resumes a run."),
+    (
+        "2",
+        r"for $k = 1$ to $N$",
+        "for k in itertools.count(start + 1):",
+        "`start` resumes a run. It ends after $N$ tilts, or when chosen steps add up to $\\lambda$.",
+    ),
     (
         "3",
         r"$D_k$: $S$ samples of $s_{\theta^k}$",
@@ -745,7 +750,7 @@ display(Markdown(table.to_markdown(index=False, disable_numparse=True)))
 
 # %% tags=["hide-cell"]
 body = inspect.getsource(iterative_tilting)
-display(Markdown("```python\n" + body[body.index("    for k in range(start + 1") :] + "```"))
+display(Markdown("```python\n" + body[body.index("    for k in itertools.count") :] + "```"))
 
 # %% [markdown]
 # ## One tilt by hand

@@ -46,7 +46,7 @@ import torch
 from IPython.display import Markdown, display
 from tqdm import tqdm
 
-from itlib.baselines.tilt_matching import centred
+from itlib.baselines.tilt_matching import EXPLICIT
 from itlib.gaussian_mixture import ExactDenoiser
 from itlib.metrics import mode_weights
 from itlib.network import Network, Residual
@@ -85,7 +85,7 @@ def draw(denoiser, k, n, generator):
 
 
 student = Residual(start, Network(d, width=width, seed=derive_seed(seed, "weights")))
-update = centred() if centre else PAPER_UPDATE
+update = EXPLICIT if centre else PAPER_UPDATE
 steps = iterative_tilting(student, r, schedule, settings, d=d, seed=seed, update=update, sampler=draw)
 seconds = {"sampling": 0.0, "training": 0.0}
 for step in tqdm(steps, "tilts", total=N):

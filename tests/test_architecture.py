@@ -22,6 +22,7 @@ ORDER = [
     "tasks",
     "scaling",
     "network",
+    "corrections",
     "sampling",
     "training",
     "stepsize",
@@ -51,7 +52,7 @@ RIVALS = [
 BATCH = ("records", "runs", "reproduce")
 CORE = tuple(name for name in ORDER if name not in (*BATCH, "grids", "plots"))
 #: The part of the core that goes beyond the paper.
-BEYOND = ("tasks", "stepsize", "estimators", "scaling", "budget")
+BEYOND = ("tasks", "corrections", "stepsize", "estimators", "scaling", "budget")
 #: Heavy guests, and the only modules that may invite them.
 ONLY = {
     "matplotlib": {"plots"},

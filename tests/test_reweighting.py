@@ -7,13 +7,21 @@ import pytest
 import torch
 
 from itlib.baselines.reward_weighted import reweighted
-from itlib.baselines.tilt_matching import implicit, log_mean_exp
 from itlib.estimators import centred
 from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture
 from itlib.network import Network
 from itlib.rewards import QuadraticReward, parse_reward
 from itlib.schedules import Cosine
-from itlib.tilting import TiltBatch, TiltingConfig, Update, explicit, iterative_tilting, single_sample
+from itlib.tilting import (
+    TiltBatch,
+    TiltingConfig,
+    Update,
+    explicit,
+    implicit,
+    iterative_tilting,
+    log_mean_exp,
+    single_sample,
+)
 
 F64 = torch.float64
 X, T = torch.tensor([[0.6, 0.9]], dtype=F64), torch.tensor(0.5, dtype=F64)

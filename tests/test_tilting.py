@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 from oracles import random_mixture, random_reward
 from torch import Tensor, nn
 
-from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture
+from itlib import tilting
+from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture, paper_mixture
 from itlib.metrics import score_errors
 from itlib.network import Denoiser, Network, Residual
 from itlib.rewards import ForwardOnly, QuadraticReward, parse_reward
 from itlib.schedules import Cosine, Linear, Schedule, column, noise
+from itlib.stepsize import jensen_gap
 from itlib.tilting import (
+    CONFIGURATIONS,
     TiltBatch,
     TiltingConfig,
     TiltStep,
@@ -30,6 +35,7 @@ from itlib.tilting import (
     single_sample,
     tilt_path,
 )
+from itlib.training import regression_step
 
 F64 = torch.float64
 QUICK = TiltingConfig(N=3, S=64, J=4, B=16, E=5, lr=1e-3)
@@ -396,7 +402,7 @@ def test_a_bad_reward_is_an_error(reward: object, message: str) -> None:
 
 
 def test_divergence_is_an_error_that_names_the_tilt() -> None:
-    with pytest.raises(FloatingPointError, match="tilt 1 of 3"):
+    with pytest.raises(FloatingPointError, match="tilt 1, strength"):
         next(iterative_tilting(small(), lambda x: 1e30 * x[:, 0], Cosine(), QUICK))
     config = TiltingConfig(N=3, S=64, B=16, E=5, lr=1e20, optimizer="sgd")
     with pytest.raises(FloatingPointError, match="lower lr"):
@@ -475,3 +481,90 @@ def test_refuses_counts_that_are_not_whole_numbers(name: str, value: object) -> 
 def test_refuses(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TiltingConfig(**arguments)
+
+
+# ---- named configurations ------------------------------------------------------------------------------------------------
+
+EXACT = ExactDenoiser(paper_mixture(), Cosine())
+FAST = replace(CONFIGURATIONS["recommended"], S=200, J=10, E=30, B=32)
+
+
+def test_the_recommended_configuration_is_what_one_gets() -> None:
+    parameters = inspect.signature(iterative_tilting).parameters
+    assert parameters["config"].default == "recommended"
+    assert CONFIGURATIONS["paper"] == TiltingConfig()
+    first = next(iterative_tilting(small(), lambda x: x[:, 1], Cosine(), "paper"))
+    again = next(iterative_tilting(small(), lambda x: x[:, 1], Cosine(), TiltingConfig()))
+    assert torch.equal(first.samples, again.samples)
+    with pytest.raises(ValueError, match="choose from paper, recommended"):
+        next(iterative_tilting(small(), lambda x: x[:, 1], Cosine(), "papers"))
+
+
+def test_steps_chosen_from_rewards_add_up_to_lambda() -> None:
+    for lam in (1.0, -1.0):
+        steps = list(iterative_tilting(EXACT, lambda x: 4 * x[:, 1], Cosine(), replace(FAST, lam=lam)))
+        assert len(steps) > 2
+        assert [s.k for s in steps] == list(range(1, len(steps) + 1))
+        assert sum(s.delta for s in steps) == pytest.approx(lam, rel=1e-9)
+        assert steps[-1].strength == pytest.approx(lam, rel=1e-9)
+        for s in steps:  # the promise of the rule, on the samples that it was shown
+            assert jensen_gap(s.rewards, s.delta) <= -0.5 * math.log(0.9) * (1 + 1e-6)
+
+
+def test_a_model_that_runs_away_is_not_tilted_for_ever() -> None:
+    with pytest.raises(FloatingPointError, match="tilt 1: rewards with standard deviation"):
+        next(iterative_tilting(small(), lambda x: 4 * x[:, 1], Cosine(), FAST))  # an untrained base draws samples far out
+
+
+def test_a_run_with_chosen_steps_resumes_to_the_same_weights() -> None:
+    def reward(x: torch.Tensor) -> torch.Tensor:
+        return 4 * x[:, 1]
+
+    run = iterative_tilting(EXACT, reward, Cosine(), FAST)
+    steps = [replace(s, denoiser=copy.deepcopy(s.denoiser)) for s in run]
+    assert len(steps) >= 3
+    at = steps[1]
+    rest = list(iterative_tilting(at.denoiser, reward, Cosine(), FAST, start=2, strength=at.strength))
+    assert [s.delta for s in rest] == [s.delta for s in steps[2:]]
+    for a, b in zip(rest[-1].denoiser.parameters(), steps[-1].denoiser.parameters(), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(ValueError, match="strength that it has reached"):
+        next(iterative_tilting(at.denoiser, reward, Cosine(), FAST, start=2))
+
+
+def test_an_adapter_is_trained_and_the_base_is_not() -> None:
+    base = Network(width=16, depth=2, embedding=8, seed=0)
+    before = copy.deepcopy(base.state_dict())
+    config = replace(FAST, share=None, N=1)
+    (step,) = iterative_tilting(base, lambda x: x[:, 1].tanh(), Cosine(), config)
+    assert all(torch.equal(a, b) for a, b in zip(base.state_dict().values(), before.values(), strict=True))
+    assert any(bool(p.abs().sum() > 0) for n, p in step.denoiser.named_parameters() if "output" in n and p.requires_grad)
+    frozen = [p for p in step.denoiser.parameters() if not p.requires_grad]
+    assert all(torch.equal(a, b) for a, b in zip(frozen, base.parameters(), strict=True))
+
+
+def test_the_rate_decays_within_a_tilt(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+
+    def spy(student: nn.Module, optimizer: torch.optim.Optimizer, *columns: torch.Tensor) -> torch.Tensor:
+        rates.append(optimizer.param_groups[0]["lr"])
+        return regression_step(student, optimizer, *columns)
+
+    monkeypatch.setattr(tilting, "regression_step", spy)
+    config = replace(QUICK, N=2, E=4, decay=True, epoch="pass")
+    list(iterative_tilting(small(), lambda x: x[:, 1], Cosine(), config))
+    per_tilt = len(rates) // 2
+    assert per_tilt == 4 * math.ceil(config.S / config.B)
+    assert rates[:per_tilt] == rates[per_tilt:]
+    assert rates[0] == config.lr
+    assert all(a > b for a, b in itertools.pairwise(rates[:per_tilt]))
+    assert rates[per_tilt - 1] < 0.1 * config.lr
+
+
+@pytest.mark.parametrize(
+    ("knob", "value"),
+    [("step", "exact"), ("variance", "none"), ("student", "lora"), ("share", 0.0), ("share", 1.0), ("share", float("nan"))],
+)
+def test_unknown_choices_are_refused(knob: str, value: object) -> None:
+    with pytest.raises(ValueError, match=knob):
+        TiltingConfig(**{knob: value})

@@ -19,6 +19,7 @@ READING = (  # the paper's order, among modules that do not need each other; new
     "rewards",
     "gaussian_mixture",
     "network",
+    "corrections",
     "training",
     "sampling",
     "stepsize",

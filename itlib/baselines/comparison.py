@@ -36,13 +36,12 @@ from itlib.baselines.monte_carlo import (
 )
 from itlib.baselines.policy_gradient import PolicyGradientConfig, policy_gradient
 from itlib.baselines.reward_weighted import reweighted
-from itlib.baselines.tilt_matching import implicit
-from itlib.estimators import centred
+from itlib.baselines.tilt_matching import EXPLICIT, IMPLICIT
 from itlib.network import Denoiser, Network
 from itlib.rewards import Reward
 from itlib.schedules import Schedule
 from itlib.tasks import Task
-from itlib.tilting import PAPER_UPDATE, TiltingConfig, Update, derive_seed, explicit, iterative_tilting
+from itlib.tilting import PAPER_UPDATE, TiltingConfig, Update, derive_seed, iterative_tilting
 
 #: Units of work of every fine-tuning method, and for a first look.
 WORK = {"full": 4_500_000, "smoke": 60_000}
@@ -196,8 +195,8 @@ def _guided(exact: bool) -> Callable[[Setting, Account], Drawn]:
 
 METHODS: Mapping[str, Method] = {
     "tilting": Method("iterative tilting", False, True, 1e-4, _tilting(PAPER_UPDATE), tilts=True),
-    "centred": Method("explicit Tilt Matching", False, True, 3e-4, _tilting(explicit(centred())), tilts=True),
-    "implicit": Method("implicit Tilt Matching", False, True, 3e-4, _tilting(implicit), tilts=True),
+    "centred": Method("explicit Tilt Matching", False, True, 3e-4, _tilting(EXPLICIT), tilts=True),
+    "implicit": Method("implicit Tilt Matching", False, True, 3e-4, _tilting(IMPLICIT), tilts=True),
     "reweighted": Method("reward-weighted, iterated", False, True, 1e-4, _tilting(reweighted), tilts=True),
     "oneshot": Method("reward-weighted, one shot", False, True, 1e-4, _tilting(reweighted, one_shot=True)),
     "ddpo": Method("DDPO", False, False, 1e-3, _policy(PolicyGradientConfig())),

@@ -14,8 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from itlib.baselines.tilt_matching import log_mean_exp
-from itlib.tilting import TiltBatch
+from itlib.tilting import TiltBatch, log_mean_exp
 
 
 def reweighted(batch: TiltBatch, delta: float) -> tuple[Tensor, Tensor]:
