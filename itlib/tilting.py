@@ -454,6 +454,5 @@ def iterative_tilting(
                 f"tilt {k}, strength {strength:g} of {config.lam:g}: the loss is no longer finite. The tilts have diverged: "
                 f"lower lr ({config.lr:g}), take smaller steps, or check the scale of the reward"
             )
-        yield TiltStep(
-            k, student, data, rewards, loss, {"sampling": sampled - clock, "training": trained - sampled}, delta, strength
-        )
+        spent = {"sampling": sampled - clock, "training": trained - sampled}
+        yield TiltStep(k, student, data, rewards, loss, spent, delta, strength)
