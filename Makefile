@@ -54,7 +54,7 @@ bench: $(VENV)/.ready  ## Measure speed against floors of the same machine, as r
 lint: $(VENV)/.ready  ## Check style, types and that the notebooks' pairs agree
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/python tests/pairs.py
 
-reference: $(VENV)/.ready  ## Compute the committed reference grids again: about four hours on 2 cores
+reference: $(VENV)/.ready  ## Compute the committed reference grids again: about five hours on 2 cores
 	@$(BIN)/python -m itlib.reproduce --seeds 0 1 2 3 4 5 6 7 8 9 --records-only --out book/reference/paper
 	@$(BIN)/python -m itlib.reproduce --grid choices --N 20 --seeds 0 1 2 --out book/reference/choices
 	@$(BIN)/python -m itlib.reproduce --grid tuning --seeds 100 --out book/reference/tuning

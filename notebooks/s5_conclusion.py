@@ -230,12 +230,12 @@ display(
 #   law of its own samples, which are too narrow. Over $N$ tilts the fractions add up to $\lambda c$, whatever $N$ is: {doc}`s3_2_algorithm`.
 #
 # A third error is there before the first tilt. The target lies in the tail of the base, where the base network is least accurate. This is the
-# floor, and it does not depend on $N$ either.
+# floor, and it does not depend on $N$ either. {doc}`b_error_budget` sets all the errors side by side, by replacing one ingredient at a time.
 #
 # ## What is open
 #
 # The paper names four questions. To reduce the variance of the covariance estimate, a first step is to centre the reward
-# ({doc}`s3_2_algorithm`). How to choose $N$ cannot be asked on this task, where the step is exact and no $N$ is best: {doc}`b_how_many_tilts`
+# ({doc}`s3_2_algorithm`), and {doc}`b_estimators` goes on from there. How to choose $N$ cannot be asked on this task, where the step is exact and no $N$ is best: {doc}`b_how_many_tilts`
 # asks it on others. Nor can the other two, high dimension with a learned reward and adapters such as LoRA. A task that can answer needs a reward for which the step has a remainder
 # (all but the paper's in {doc}`s3_1_tilted_score`), and a dimension in which a thousand samples are few: {doc}`b_scaling` makes such
 # tasks, with rewards that are known. A comparison with the methods of
