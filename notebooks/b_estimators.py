@@ -305,7 +305,7 @@ if full:
 # **Rao–Blackwell memorises.** Near $t = 0$ the kernel is narrow, and all the weight falls on the nearest sample, usually the one that $x_t$ was made from. A covariance under one sample is zero. So the estimate vanishes: all bias. When does this happen? $X_t$ tells
 # $I(X_0; X_t)$ nats about $X_0$, and $\log S$ nats are enough to tell $S$ samples apart. For a Gaussian with variance $\varrho^2$ in each coordinate the collapse is to be expected where
 #
-# $$ I(X_0; X_t) = \frac d2\,\log\Big(1 + \frac{\alpha_t^2\,\varrho^2}{\sigma_t^2}\Big) \;>\; \log S . $$ (eq-collapse)
+# $$ I(X_0; X_t) = \frac d2\,\log\Big(1 + \frac{\alpha_t^2\,\varrho^2}{\sigma_t^2}\Big) \;>\; \log S . $$ (eq-memorised)
 #
 # This is where dimension hurts: to hold the collapse at the same $t$, $S$ has to grow exponentially with $d$. We take the same mixture with $d - 2$ further coordinates that the reward does not see, turned by a random rotation so that no axis is special. The tilt is the same, and
 # so is its KL divergence.
@@ -366,7 +366,7 @@ def against_t(key, name, edges):
 
 
 def collapse(d, S):
-    """The time at which (eq-collapse) holds with equality, for the variance of a component."""
+    """The time at which (eq-memorised) holds with equality, for the variance of a component."""
     t = np.linspace(1e-3, 0.999, 2000)
     alpha, sigma = (f(torch.from_numpy(t)).numpy() for f in (schedule.alpha, schedule.sigma))
     return t[np.argmin(np.abs(0.5 * d * np.log1p(0.5 * alpha**2 / sigma**2) - np.log(S)))]
@@ -409,7 +409,7 @@ plots.show(
 # ```{glue:figure} dimension
 # :name: fig-estimators-dimension
 #
-# Root mean square error of a target over all $t$, in units of the signal, at noised samples of the dataset; mean and range over datasets. Right: Rao–Blackwell at 1,000 samples; dotted: the time where {eq}`eq-collapse` holds with
+# Root mean square error of a target over all $t$, in units of the signal, at noised samples of the dataset; mean and range over datasets. Right: Rao–Blackwell at 1,000 samples; dotted: the time where {eq}`eq-memorised` holds with
 # equality. To its left the estimate is lost: 1 is the error of no estimate, and around the collapse a few samples are worse than none.
 # ```
 
