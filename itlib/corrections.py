@@ -97,16 +97,29 @@ class Whitened(nn.Module):
         return result
 
 
-def skip_network(data: Tensor | int, schedule: Schedule, *, seed: int = 0) -> Residual:
-    """The network of Section 4.2 as a correction of the Gaussian of its data: linear where it has not learned otherwise.
+def skip_network(
+    data: Tensor | int,
+    schedule: Schedule,
+    *,
+    width: int = 64,
+    depth: int = 3,
+    embedding: int = 32,
+    fourier_scale: float = 0.5,
+    seed: int = 0,
+) -> Residual:
+    """A network as a correction of the Gaussian of its data: close to linear where it has not learned otherwise.
 
     Args:
         data: the training data, (n, d), or d, as for :class:`Gaussian`.
         schedule: the pair alpha, sigma.
+        width: as for :class:`Network`, whose defaults are those of the paper; in these coordinates less is enough.
+        depth: likewise.
+        embedding: likewise.
+        fourier_scale: likewise.
         seed: as for :class:`Network`.
     """
     gaussian = Gaussian(data, schedule)
-    network = Network(len(gaussian.mean), seed=seed)
+    network = Network(len(gaussian.mean), width, depth, embedding, fourier_scale, seed)
     return Residual(gaussian, Whitened(network, gaussian, tilt=False))
 
 

@@ -79,7 +79,7 @@ def _schema() -> dict[str, Any]:
 
 def scope_of(task: str) -> Scope:
     """What part of the library a record of this kind depends on."""
-    return "rivals" if task in ("rival", "scaling", "budget") else "method"
+    return "rivals" if task in ("rival", "scaling", "budget", "ablation") else "method"
 
 
 def provenance(scope: Scope = "method") -> dict[str, Any]:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors
 import safetensors.torch
@@ -131,6 +131,12 @@ def _announce(what: str, state: RunState) -> None:
         write_atomically(Path(target), f"{what} {state.done} {state.total}\n".encode())
 
 
+BaseKind = Literal["plain", "small", "skip", "wide"]
+_SMALL: dict[str, Any] = {"width": 64, "depth": 3, "embedding": 32, "fourier_scale": 0.5}
+_PAPER: dict[str, Any] = {"width": 256, "depth": 5, "embedding": 128, "fourier_scale": 1.0}
+_SIZES = {"plain": _PAPER, "small": _SMALL, "skip": _SMALL, "wide": _PAPER}
+
+
 def resumable_base(
     mixture: GaussianMixture,
     schedule: Schedule,
@@ -138,7 +144,7 @@ def resumable_base(
     *,
     n: int = 30_000,
     seed: int = 0,
-    skip: bool = False,
+    kind: BaseKind = "plain",
     cache: Path | None = None,
 ) -> Iterator[RunState]:
     """Train the base denoiser of Section 4.2 on n samples of the mixture, or find it trained.
@@ -149,7 +155,8 @@ def resumable_base(
         config: of the training.
         n: number of training samples.
         seed: fixes samples, initial weights and training.
-        skip: whether the network is a correction of the Gaussian of its data, :func:`~itlib.corrections.skip_network`.
+        kind: "plain" is the network of Section 4.2 and "small" one of fewer units; "skip" and "wide" are such networks as
+            corrections of the Gaussian of the data, :func:`~itlib.corrections.skip_network`.
         cache: folder of checkpoints.
 
     Yields:
@@ -157,10 +164,14 @@ def resumable_base(
         the iterator is exhausted.
     """
     described = [mixture.weights.tolist(), mixture.means.tolist(), mixture.covariances.tolist(), schedule]
-    path = (cache or default_cache()) / f"base_{_key('base', described, asdict(config), n, seed, skip)}.safetensors"
+    path = (cache or default_cache()) / f"base_{_key('base', described, asdict(config), n, seed, kind)}.safetensors"
     data = mixture.sample(n, torch.Generator().manual_seed(derive_seed(seed, "data"))).float()
     weights = derive_seed(seed, "weights")
-    network = skip_network(data, schedule, seed=weights) if skip else Network(mixture.d, seed=weights)
+    size = _SIZES[kind]
+    if kind in ("skip", "wide"):
+        network: nn.Module = skip_network(data, schedule, seed=weights, **size)
+    else:
+        network = Network(mixture.d, seed=weights, **size)
     state = RunState(0, config.epochs, network)
     if path.exists():
         yield load_state(path, state.denoiser)
@@ -228,8 +239,7 @@ def resumable_tilting(
         config,
         d=mixture.d,
         seed=seed,
-        start=state.done,
-        strength=state.strengths[-1] if state.strengths else None,
+        strengths=state.strengths,
     )
     for step in steps:
         clock = time.process_time()
@@ -241,7 +251,7 @@ def resumable_tilting(
         state = replace(
             state,
             done=step.k,
-            total=config.N if config.share is None else step.k + round((config.lam - step.strength) / step.delta),
+            total=step.k + step.left,
             strengths=[*state.strengths, step.strength],
             denoiser=step.denoiser,
             trace=[*state.trace, errors.score_rmse],

@@ -28,7 +28,8 @@ Leaving the second part out makes samples too narrow, by :math:`O(1/K)`. ``varia
 the expectation taken over the batch that is being sampled (Bao et al., arXiv 2201.06503): no further evaluation of the
 denoiser, and exact for an isotropic Gaussian at any number of steps. Near :math:`t=1` the bracket is :math:`O(\alpha_t^2)`,
 less than the noise of a mean of squares over a batch. Its equal :math:`\frac{\alpha_t}{\sigma_td}\,\mathbb E\,\hat x_1^\top
-(\hat x_0-\mathbb E\hat x_0)` has a noise of the bracket's own size, so this is what is averaged.
+(\hat x_0-\mathbb E\hat x_0)` has a noise of the bracket's own size, so this is what is averaged where :math:`\sigma_t\ge
+\alpha_t`. At small times it would multiply the network's own error by :math:`\alpha_t/\sigma_t`, and the square does not.
 
 **Weights.** The transitions of two denoisers at the same state differ in their means only, by :math:`u` standard deviations,
 and what one draws by a standard normal :math:`z` has under the other and under itself the densities of ratio
@@ -117,6 +118,26 @@ def posterior_std(schedule: Schedule, s: float, t: float, std: float, mean_squar
     return c * sigma_t / alpha_t * math.sqrt(max(0.0, 1.0 - mean_square))
 
 
+def wider(schedule: Schedule, s: float, t: float, std: float, x: Tensor, x1_hat: Tensor) -> float:
+    """The bridge's ``std`` with the mean width of the posterior of X_0 added.
+
+    Args:
+        schedule: the pair alpha, sigma.
+        s: the time stepped to.
+        t: the time stepped from.
+        std: standard deviation of the bridge, eta_s.
+        x: a batch at time t, (B, d).
+        x1_hat: the denoiser's prediction for it, (B, d).
+    """
+    alpha, sigma = _at(schedule, t)
+    if sigma < alpha:
+        mean_square = float(x1_hat.square().mean())
+    else:
+        x0_hat = (x - sigma * x1_hat) / alpha
+        mean_square = 1.0 - alpha / sigma * float((x1_hat * (x0_hat - x0_hat.mean(0))).mean())
+    return math.hypot(std, posterior_std(schedule, s, t, std, mean_square))
+
+
 @torch.no_grad()
 def reverse_process(
     denoiser: Denoiser,
@@ -152,10 +173,7 @@ def reverse_process(
         a, b, std = transition(schedule, s, t, eta)
         x1_hat = denoiser(x, torch.tensor(t, dtype=x.dtype, device=x.device))
         if variance == "analytic":
-            alpha, sigma = _at(schedule, t)
-            x0_hat = (x - sigma * x1_hat) / alpha
-            gap = alpha / sigma * float((x1_hat * (x0_hat - x0_hat.mean(0))).mean())
-            std = math.hypot(std, posterior_std(schedule, s, t, std, 1.0 - gap))
+            std = wider(schedule, s, t, std, x, x1_hat)
         x = a * x + b * x1_hat
         if std > 0.0:
             x = x + std * torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)

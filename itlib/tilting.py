@@ -25,10 +25,13 @@ Two slips of the printed algorithm are mended: the teacher of tilt k is :math:`\
 minibatch (line 6) unless ``epoch="pass"`` asks for a full pass over :math:`D_k`. The optimiser starts afresh in every
 tilt; the paper does not say.
 
-Two configurations have names. ``paper`` is Algorithm 2 as above. ``recommended``, the default, keeps its loop and changes
-what the chapters beyond the paper found to matter: a frozen base under a bounded correction (:mod:`itlib.corrections`), a
-learning rate that falls to zero in every tilt, a sampler that keeps its variance (:mod:`itlib.sampling`), steps chosen from
-the rewards (:mod:`itlib.stepsize`), and in place of the explicit step the implicit one of Tilt Matching (arXiv 2512.21829),
+Two configurations have names. ``paper`` is Algorithm 2 as above. ``recommended``, the default, keeps its loop of small tilts
+and changes what the chapters beyond the paper found to matter: a frozen base under a bounded correction
+(:mod:`itlib.corrections`), a sampler that keeps its variance (:mod:`itlib.sampling`), steps chosen from the rewards
+(:mod:`itlib.stepsize`), a learning rate that falls to zero in every tilt, and in place of the regression a loss on whole
+chains (:mod:`itlib.paths`), through which each tilt mends the errors of those before.
+
+Between the two stands the implicit step of Tilt Matching (arXiv 2512.21829),
 
 .. math:: \varepsilon_\theta \leftarrow \varepsilon_{\mathrm{old}} + (e^{u}-1)\,(z-\mathrm{sg}\,\varepsilon_\theta),
           \qquad u=\delta\,r(X_0)-\log\overline{e^{\delta r}} .
@@ -50,8 +53,8 @@ import copy
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -61,6 +64,7 @@ from torch import Tensor, nn
 from itlib.corrections import adapter
 from itlib.gaussian_mixture import GaussianMixture
 from itlib.network import Denoiser, Network, Residual, device_of
+from itlib.paths import Paths, chain_steps, draw_paths, log_variance_step
 from itlib.rewards import QuadraticReward, Reward, evaluate
 from itlib.sampling import Variance, sample
 from itlib.schedules import Schedule, column, noise
@@ -84,11 +88,13 @@ class TiltingConfig:
         lr: learning rate. Not in the paper.
         optimizer: "adam" or "sgd". Not in the paper.
         decay: whether the learning rate falls to zero along a cosine in every tilt, or stays.
-        step: "explicit", line 11 of Algorithm 2, or "implicit".
+        step: "explicit", line 11 of Algorithm 2; "implicit"; or "paths", on whole chains (see :mod:`itlib.paths`), of which
+            B make a minibatch.
         variance: of the sampler's steps, "ddpm" or "analytic".
         student: "copy", all weights of the base, or "adapter", a small correction of the frozen base.
         share: if given, steps are chosen from the rewards so that about this share of the samples stays effective, and N
             is ignored; see :mod:`itlib.stepsize`.
+        settle: number of tilts, the last ones, that do not tilt further and only mend what is left. Needs "paths".
 
     Raises:
         ValueError: for a value that makes no sense, saying which.
@@ -105,10 +111,11 @@ class TiltingConfig:
     lr: float = 1e-4
     optimizer: Literal["adam", "sgd"] = "adam"
     decay: bool = False
-    step: Literal["explicit", "implicit"] = "explicit"
+    step: Literal["explicit", "implicit", "paths"] = "explicit"
     variance: Variance = "ddpm"
     student: Literal["copy", "adapter"] = "copy"
     share: float | None = None
+    settle: int = 0
 
     def __post_init__(self) -> None:
         for name in ("N", "S", "J", "B", "E"):
@@ -124,12 +131,16 @@ class TiltingConfig:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {' or '.join(map(repr, choices))}, got {getattr(self, name)!r}")
+        if self.step == "paths" and (self.student != "adapter" or self.B < 2):
+            raise ValueError("the step 'paths' needs student='adapter', which keeps the base, and B of at least 2")
+        if self.settle != 0 and (self.step != "paths" or not 0 < self.settle < self.N):
+            raise ValueError(f"settle counts tilts, fewer than N={self.N}, and needs step='paths'; got {self.settle!r}")
         self.rule()
 
     @property
     def delta(self) -> float:
-        """Size of one tilt, lambda / N, if all are equal."""
-        return self.lam / self.N
+        """Size of one tilt, lambda / N, if all are equal; those that only settle are not counted."""
+        return self.lam / (self.N - self.settle)
 
     def rule(self) -> StepRule | None:
         """The rule that chooses the steps, or None if they are equal."""
@@ -143,7 +154,7 @@ class TiltingConfig:
 _CHOICES = {
     "epoch": ("minibatch", "pass"),
     "optimizer": ("adam", "sgd"),
-    "step": ("explicit", "implicit"),
+    "step": ("explicit", "implicit", "paths"),
     "variance": ("ddpm", "analytic"),
     "student": ("copy", "adapter"),
 }
@@ -152,20 +163,41 @@ _CHOICES = {
 CONFIGURATIONS = {
     "paper": TiltingConfig(),
     "recommended": TiltingConfig(
-        S=5000, J=100, B=128, E=1000, lr=3e-3, decay=True, step="implicit", variance="analytic", student="adapter", share=0.9
+        S=4000,
+        J=100,
+        B=16,
+        E=1,
+        epoch="pass",
+        lr=6e-3,
+        decay=True,
+        step="paths",
+        variance="analytic",
+        student="adapter",
+        share=0.9,
+        settle=2,
     ),
 }
 
 
-def configuration(name: str) -> TiltingConfig:
+def configuration(name: str, N: int | None = None) -> TiltingConfig:
     """A configuration by name.
+
+    Args:
+        name: "paper" or "recommended".
+        N: number of equal tilts. Without it "recommended" chooses its steps; with it, it draws at most 1000 chains a tilt
+            and at most 50,000 in all.
 
     Raises:
         ValueError: for an unknown name, with the ones that exist.
     """
     if name not in CONFIGURATIONS:
         raise ValueError(f"there is no configuration {name!r}: choose from {', '.join(CONFIGURATIONS)}")
-    return CONFIGURATIONS[name]
+    config = CONFIGURATIONS[name]
+    if N is None:
+        return config
+    return replace(
+        config, N=N, share=None, S=config.S if config.share is None else max(config.B, min(1000, 50_000 // max(N, 1)))
+    )
 
 
 @dataclass(frozen=True)
@@ -272,6 +304,7 @@ class TiltStep:
         seconds: processor seconds spent "sampling" and "training" (wall-clock seconds, on a quiet machine).
         delta: size of the tilt.
         strength: of all tilts so far; lambda at the end.
+        left: number of tilts to come, as far as can be seen.
     """
 
     k: int
@@ -282,6 +315,7 @@ class TiltStep:
     seconds: dict[str, float]
     delta: float
     strength: float
+    left: int
 
 
 def derive_seed(seed: int, purpose: str, k: int = 0) -> int:
@@ -340,11 +374,66 @@ def _batches(config: TiltingConfig, generator: torch.Generator) -> Iterator[list
         yield group
 
 
+def _set_rate(optimizer: torch.optim.Optimizer, config: TiltingConfig, step: int) -> None:
+    """The learning rate of an optimiser step, which may fall along a cosine."""
+    if config.decay:
+        steps = config.E * (1 if config.epoch == "minibatch" else math.ceil(config.S / config.B))
+        optimizer.param_groups[0]["lr"] = config.lr * 0.5 * (1.0 + math.cos(math.pi * step / steps))
+
+
 def _optimizer(config: TiltingConfig, student: nn.Module) -> torch.optim.Optimizer:
     parameters = [p for p in student.parameters() if p.requires_grad]
     if config.optimizer == "adam":
         return torch.optim.Adam(parameters, lr=config.lr, fused=True)
     return torch.optim.SGD(parameters, lr=config.lr)
+
+
+def _learn_regression(
+    student: nn.Module,
+    data: Tensor,
+    rewards: Tensor,
+    schedule: Schedule,
+    config: TiltingConfig,
+    update: Update,
+    k: int,
+    delta: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """Lines 4 to 14 of Algorithm 2: regress on noised samples of D_k. Returns the losses."""
+    device = device_of(student)
+    teacher = copy.deepcopy(student).requires_grad_(False)  # line 4
+    optimizer = _optimizer(config, student)
+    losses: list[Tensor] = []
+    for group in _batches(config, generator):
+        # Teacher, noise and times do not depend on the student: one large call instead of a hundred small ones.
+        index = torch.cat(group)
+        x_0, r = data[index], rewards[index]
+        t = torch.rand(len(index), generator=generator).to(device)  # line 6
+        z = torch.randn(x_0.shape, generator=generator).to(device)
+        x_t = noise(schedule, x_0, z, t)  # line 8
+        with torch.no_grad():
+            batch = TiltBatch(k, x_0, r, t, z, x_t, teacher(x_t, t), rewards, data)  # lines 9-10
+            target, factor = update(batch, delta)  # line 11
+        weight = factor * column(schedule.sigma(t), x_0)
+        sizes = [len(rows) for rows in group]
+        for columns in zip(*(v.split(sizes) for v in (x_t, t, target, weight)), strict=True):
+            _set_rate(optimizer, config, len(losses))
+            losses.append(regression_step(student, optimizer, *columns))  # line 13
+    return torch.stack(losses)
+
+
+def _learn_paths(
+    student: Residual, paths: Paths, rewards: Tensor, config: TiltingConfig, strength: float, generator: torch.Generator
+) -> Tensor:
+    """Make the weights of chains constant; see :mod:`itlib.paths`. Returns the losses."""
+    optimizer = _optimizer(config, student)
+    losses: list[Tensor] = []
+    for group in _batches(config, generator):
+        for index in group:
+            if len(index) > 1:  # one chain has no variance
+                _set_rate(optimizer, config, len(losses))
+                losses.append(log_variance_step(student, optimizer, paths[index], rewards[index], strength))
+    return torch.stack(losses)
 
 
 def iterative_tilting(
@@ -357,16 +446,15 @@ def iterative_tilting(
     seed: int = 0,
     update: Update | None = None,
     sampler: DatasetSampler | None = None,
-    start: int = 0,
-    strength: float | None = None,
+    strengths: Sequence[float] = (),
 ) -> Iterator[TiltStep]:
     """Algorithm 2 as a generator: fine-tune a denoiser toward exp(lam r) p, one tilt per item.
 
-    Tilt k depends on theta^{k-1}, the seed, k and the strength so far only, so a run is resumed by passing theta^k,
-    ``start=k`` and, if the steps are not equal, the ``strength`` of step k.
+    Tilt k depends on theta^{k-1}, the seed and the strengths so far only, so a run is resumed by passing theta^k as ``base``
+    and the ``strengths`` of its k tilts.
 
     Args:
-        base: the pretrained denoiser (theta^start). It is not changed: a network is copied, and a denoiser without
+        base: the pretrained denoiser, or theta^k. It is not changed: a network is copied, and a denoiser without
             parameters, such as an exact one, is frozen under a trainable correction.
         reward: forward evaluations only; called once per tilt on (S, d), returns (S,).
         schedule: the pair alpha, sigma.
@@ -375,24 +463,22 @@ def iterative_tilting(
         seed: fixes every random draw.
         update: what a tilt regresses on, if not what the configuration says: an exact covariance for instance.
         sampler: of D_k; Algorithm 1 on the current denoiser by default.
-        start: number of tilts already done.
-        strength: of the tilts already done; start times lambda / N if not given.
+        strengths: after each tilt that is done already.
 
     Yields:
         A :class:`TiltStep` per tilt.
 
     Raises:
-        ValueError: for an unknown configuration, start outside 0..N, or a reward that returns NaN or a wrong shape.
+        ValueError: for an unknown configuration, more tilts done than there are, a sampler or an update for a step on paths,
+            or a reward that returns NaN or a wrong shape.
         FloatingPointError: if the loss stops being finite or a chosen step vanishes, naming the tilt.
     """
     config = configuration(config) if isinstance(config, str) else config
-    rule = config.rule()
-    if start < 0 or (rule is None and start > config.N):
-        raise ValueError(f"start must lie between 0 and N={config.N}, got {start}")
-    if strength is None:
-        if rule is not None and start > 0:
-            raise ValueError("a run whose steps are chosen on the way is resumed with the strength that it has reached")
-        strength = config.delta * start
+    rule, start, on_paths = config.rule(), len(strengths), config.step == "paths"
+    if rule is None and start > config.N:
+        raise ValueError(f"{start} tilts are done already, but N is {config.N}")
+    if on_paths and (update is not None or sampler is not None):
+        raise ValueError("a step on paths draws its own chains: leave out sampler and update, or choose another step")
     if update is None:
         update = PAPER_UPDATE if config.step == "explicit" else implicit
     if sampler is None:
@@ -416,43 +502,47 @@ def iterative_tilting(
     else:
         student = as_student(base, d, derive_seed(seed, "weights"))
     device = device_of(student)
+    if on_paths:
+        if not isinstance(student, Residual):
+            raise ValueError("to go on with steps on paths, pass the denoiser that the last of them left")
+        corrected, widths = student, torch.Generator().manual_seed(derive_seed(seed, "widths"))
+        steps = chain_steps(
+            student.base, schedule, 10_000, d, steps=config.J, eta=config.eta, variance=config.variance, generator=widths,
+            device=device,
+        )  # fmt: skip
     _optimizer(config, student)  # the first optimiser of a process imports for seconds, which is no cost of a tilt
+    strength = strengths[-1] if strengths else 0.0
+    settled = sum(math.isclose(s, config.lam) for s in strengths) - 1
     for k in itertools.count(start + 1):  # line 2
-        if k > config.N if rule is None else math.isclose(strength, config.lam):
+        if k > config.N if rule is None else settled >= config.settle:
             return
         generator = torch.Generator().manual_seed(derive_seed(seed, "tilt", k))
         clock = time.process_time()
-        data = sampler(student, k, config.S, generator).to(next(student.parameters()))  # line 3
+        if on_paths:
+            paths = draw_paths(corrected, steps, config.S, d, generator=generator, device=device)
+            data = paths.x_0
+        else:
+            data = sampler(student, k, config.S, generator).to(next(student.parameters()))  # line 3
         rewards = evaluate(reward, data)
-        delta = config.delta if rule is None else _chosen(rule, rewards, config.lam, strength, k)
-        strength = config.lam * k / config.N if rule is None else strength + delta
+        if math.isclose(strength, config.lam):
+            delta, strength = 0.0, config.lam
+        elif rule is None:
+            delta, strength = config.delta, config.lam * k / (config.N - config.settle)
+        else:
+            delta = _chosen(rule, rewards, config.lam, strength, k)
+            strength = strength + delta
+        settled += math.isclose(strength, config.lam)
+        left = config.settle - settled if settled >= 0 else round((config.lam - strength) / delta) + config.settle
         sampled = time.process_time()
-        teacher = copy.deepcopy(student).requires_grad_(False)  # line 4
-        optimizer = _optimizer(config, student)
-        steps = config.E * (1 if config.epoch == "minibatch" else math.ceil(config.S / config.B))
-        losses: list[Tensor] = []
-        for group in _batches(config, generator):
-            # Teacher, noise and times do not depend on the student: one large call instead of a hundred small ones.
-            index = torch.cat(group)
-            x_0, r = data[index], rewards[index]
-            t = torch.rand(len(index), generator=generator).to(device)  # line 6
-            z = torch.randn(x_0.shape, generator=generator).to(device)
-            x_t = noise(schedule, x_0, z, t)  # line 8
-            with torch.no_grad():
-                batch = TiltBatch(k, x_0, r, t, z, x_t, teacher(x_t, t), rewards, data)  # lines 9-10
-                target, factor = update(batch, delta)  # line 11
-            weight = factor * column(schedule.sigma(t), x_0)
-            sizes = [len(rows) for rows in group]
-            for columns in zip(*(v.split(sizes) for v in (x_t, t, target, weight)), strict=True):
-                if config.decay:
-                    optimizer.param_groups[0]["lr"] = config.lr * 0.5 * (1.0 + math.cos(math.pi * len(losses) / steps))
-                losses.append(regression_step(student, optimizer, *columns))  # line 13
+        if on_paths:
+            loss = _learn_paths(corrected, paths, rewards, config, strength, generator)
+        else:
+            loss = _learn_regression(student, data, rewards, schedule, config, update, k, delta, generator)
         trained = time.process_time()
-        loss = torch.stack(losses)
         if not bool(torch.isfinite(loss).all()):
             raise FloatingPointError(
                 f"tilt {k}, strength {strength:g} of {config.lam:g}: the loss is no longer finite. The tilts have diverged: "
                 f"lower lr ({config.lr:g}), take smaller steps, or check the scale of the reward"
             )
         spent = {"sampling": sampled - clock, "training": trained - sampled}
-        yield TiltStep(k, student, data, rewards, loss, spent, delta, strength)
+        yield TiltStep(k, student, data, rewards, loss, spent, delta, strength, left)

@@ -24,9 +24,11 @@ ORDER = [
     "network",
     "corrections",
     "sampling",
+    "paths",
     "training",
     "stepsize",
     "tilting",
+    "ablation",
     "estimators",
     "budget",
     "likelihood",
@@ -52,7 +54,7 @@ RIVALS = [
 BATCH = ("records", "runs", "reproduce")
 CORE = tuple(name for name in ORDER if name not in (*BATCH, "grids", "plots"))
 #: The part of the core that goes beyond the paper.
-BEYOND = ("tasks", "corrections", "stepsize", "estimators", "scaling", "budget")
+BEYOND = ("tasks", "corrections", "paths", "stepsize", "estimators", "scaling", "budget", "ablation")
 #: Heavy guests, and the only modules that may invite them.
 ONLY = {
     "matplotlib": {"plots"},

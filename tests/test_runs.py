@@ -204,10 +204,10 @@ def test_what_is_no_checkpoint_is_one_sentence(tmp_path: Path, content: bytes) -
 def test_a_recommended_run_resumes_with_the_same_bits(tmp_path: Path) -> None:
     """Skip base, adapter and chosen steps: stopped after two tilts, and gone on with from the disk."""
     mixture, schedule = paper_mixture(), Cosine()
-    config = dataclasses.replace(CONFIGURATIONS["recommended"], S=200, J=20, E=20, B=32, lam=0.5)
+    config = dataclasses.replace(CONFIGURATIONS["recommended"], S=200, J=20, lam=0.5)
 
     def tilts(cache: Path) -> Iterator[RunState]:
-        *_, base = resumable_base(mixture, schedule, TRAINING, n=500, seed=1, skip=True, cache=cache)
+        *_, base = resumable_base(mixture, schedule, TRAINING, n=500, seed=1, kind="skip", cache=cache)
         yield from resumable_tilting(
             base.denoiser, mixture, parse_reward("paper"), schedule, config, seed=1, trace_samples=200, cache=cache
         )
@@ -216,11 +216,12 @@ def test_a_recommended_run_resumes_with_the_same_bits(tmp_path: Path) -> None:
     assert len(whole) >= 4
     assert whole[-1].done == whole[-1].total
     assert whole[-1].strengths[-1] == pytest.approx(0.5, rel=1e-9)
-    list(itertools.islice(tilts(tmp_path / "parts"), 2))
-    found, *rest = tilts(tmp_path / "parts")
-    assert found.done == 2
-    assert [state.done for state in rest] == [state.done for state in whole[2:]]
-    assert_same(rest[-1], whole[-1])
+    for i, stop in enumerate((2, len(whole) - 1)):  # among the tilts, and while it settles
+        list(itertools.islice(tilts(tmp_path / f"parts{i}"), stop))
+        found, *rest = tilts(tmp_path / f"parts{i}")
+        assert found.done == stop
+        assert [state.done for state in rest] == [state.done for state in whole[stop:]]
+        assert_same(rest[-1], whole[-1])
 
 
 def test_a_state_survives_the_disk(tmp_path: Path) -> None:
@@ -255,6 +256,8 @@ def test_the_key_sees_everything_that_changes_a_number(tmp_path: Path, monkeypat
         n: int = 9,
         **knobs: Any,
     ) -> str:
+        if "settle" in knobs:
+            knobs |= {"step": "paths", "student": "adapter"}
         config = dataclasses.replace(CONFIG, **knobs)
         options = {"seed": seed, "trace_samples": n, "cache": tmp_path}
         list(resumable_tilting(base, mixture, parse_reward(reward), schedule, config, **options))
@@ -262,23 +265,23 @@ def test_the_key_sees_everything_that_changes_a_number(tmp_path: Path, monkeypat
 
     changed: dict[str, Any] = {"N": 7, "lam": 0.5, "S": 65, "J": 6, "eta": 0.5, "B": 31, "E": 4, "lr": 2e-4}
     changed |= {"epoch": "pass", "optimizer": "sgd", "decay": True, "step": "implicit", "variance": "analytic"}
-    changed |= {"student": "adapter", "share": 0.9}
+    changed |= {"student": "adapter", "share": 0.9, "settle": 1}
     assert set(changed) == {field.name for field in dataclasses.fields(TiltingConfig)}
     variants = [{}, *({name: value} for name, value in changed.items()), {"reward": "unequal"}, {"reward": "b=0,4 c=1"}]
     variants += [{"schedule": Linear()}, {"schedule": Cosine(0.01)}, {"seed": 1}, {"n": 10}, {"base": Network(2, seed=1)}]
     assert len({key(**variant) for variant in variants}) == len(variants)
     assert key() == key(base=Network(2, seed=0))
 
-    def base_key(mixture: Any = mixture, n: int = 100, seed: int = 0, skip: bool = False, **knobs: Any) -> str:
+    def base_key(mixture: Any = mixture, n: int = 100, seed: int = 0, kind: Any = "plain", **knobs: Any) -> str:
         training, cache = dataclasses.replace(TRAINING, **knobs), tmp_path / keys[-1]
-        list(resumable_base(mixture, Cosine(), training, n=n, seed=seed, skip=skip, cache=cache))
+        list(resumable_base(mixture, Cosine(), training, n=n, seed=seed, kind=kind, cache=cache))
         return keys[-1]
 
     knobs: dict[str, Any] = {"epochs": 4, "batch_size": 64, "lr": 1e-2, "patience": 3, "validation_fraction": 0.2}
     knobs |= {"predict": "x0", "averaging": 0.5}
     assert set(knobs) == {field.name for field in dataclasses.fields(TrainingConfig)}
     variants = [{}, *({name: value} for name, value in knobs.items()), {"n": 101}, {"seed": 1}, {"mixture": shifted}]
-    variants += [{"skip": True}]
+    variants += [{"kind": "skip"}, {"kind": "small"}, {"kind": "wide"}]
     assert len({base_key(**variant) for variant in variants}) == len(variants)
 
     before = key()

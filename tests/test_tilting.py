@@ -332,19 +332,18 @@ def test_the_seed_fixes_everything_and_the_global_state_plays_no_part() -> None:
 @pytest.mark.parametrize("base", [small(), ExactDenoiser(random_mixture(0), Cosine())], ids=["network", "exact"])
 def test_a_resumed_run_is_the_uninterrupted_one(base: Denoiser) -> None:
     whole = [(copy.deepcopy(s.denoiser), s.samples, s.losses) for s in steps(base)]
-    resumed = [(copy.deepcopy(s.denoiser), s.samples, s.losses, s.k) for s in steps(whole[0][0], start=1)]
+    resumed = [(copy.deepcopy(s.denoiser), s.samples, s.losses, s.k) for s in steps(whole[0][0], strengths=[1 / 3])]
     assert [r[3] for r in resumed] == [2, 3]
     for a, b in zip(whole[1:], resumed, strict=True):
         assert same(a[0], b[0])
         assert torch.equal(a[1], b[1])
         assert torch.equal(a[2], b[2])
-    assert list(steps(whole[-1][0], start=3)) == []
+    assert list(steps(whole[-1][0], strengths=[1 / 3, 2 / 3, 1.0])) == []
 
 
-@pytest.mark.parametrize("start", [-1, 4])
-def test_refuses_a_start_outside_the_path(start: int) -> None:
-    with pytest.raises(ValueError, match="between 0 and N=3"):
-        next(steps(start=start))
+def test_refuses_more_tilts_than_there_are() -> None:
+    with pytest.raises(ValueError, match="4 tilts are done already, but N is 3"):
+        next(steps(strengths=[0.25, 0.5, 0.75, 1.0]))
 
 
 def test_the_base_is_not_changed_and_the_student_is_live() -> None:
@@ -486,7 +485,7 @@ def test_refuses(arguments: dict[str, object], message: str) -> None:
 # ---- named configurations ------------------------------------------------------------------------------------------------
 
 EXACT = ExactDenoiser(paper_mixture(), Cosine())
-FAST = replace(CONFIGURATIONS["recommended"], S=200, J=10, E=30, B=32)
+FAST = replace(CONFIGURATIONS["recommended"], S=200, J=10, E=2)
 
 
 def test_the_recommended_configuration_is_what_one_gets() -> None:
@@ -509,11 +508,29 @@ def test_steps_chosen_from_rewards_add_up_to_lambda() -> None:
         assert steps[-1].strength == pytest.approx(lam, rel=1e-9)
         for s in steps:  # the promise of the rule, on the samples that it was shown
             assert jensen_gap(s.rewards, s.delta) <= -0.5 * math.log(0.9) * (1 + 1e-6)
+        assert [s.left for s in steps[-3:]] == [2, 1, 0]
+        assert [s.delta == 0 for s in steps] == [False] * (len(steps) - 2) + [True] * 2
+
+
+def test_equal_steps_leave_room_for_those_that_settle() -> None:
+    config = replace(FAST, share=None, N=5, settle=2)
+    steps = list(iterative_tilting(EXACT, lambda x: x[:, 1], Cosine(), config))
+    assert [s.strength for s in steps] == pytest.approx([1 / 3, 2 / 3, 1, 1, 1])
+    assert [s.delta for s in steps] == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0, 0])
+    assert [s.left for s in steps] == [4, 3, 2, 1, 0]
+
+
+@pytest.mark.parametrize("choice", ["update", "sampler"])
+def test_paths_draw_their_own_chains(choice: str) -> None:
+    with pytest.raises(ValueError, match="leave out sampler and update"):
+        next(iterative_tilting(EXACT, lambda x: x[:, 1], Cosine(), FAST, **{choice: lambda *_: torch.zeros(200, 2)}))
 
 
 def test_a_model_that_runs_away_is_not_tilted_for_ever() -> None:
     with pytest.raises(FloatingPointError, match="tilt 1: rewards with standard deviation"):
-        next(iterative_tilting(small(), lambda x: 4 * x[:, 1], Cosine(), FAST))  # an untrained base draws samples far out
+        next(iterative_tilting(small(), lambda x: 4 * x[:, 1], Cosine(), replace(FAST, step="implicit", settle=0)))
+    with pytest.raises(ValueError, match="a base that is trained"):
+        next(iterative_tilting(small(), lambda x: 4 * x[:, 1], Cosine(), FAST))  # untrained, it draws samples far out
 
 
 def test_a_run_with_chosen_steps_resumes_to_the_same_weights() -> None:
@@ -524,18 +541,23 @@ def test_a_run_with_chosen_steps_resumes_to_the_same_weights() -> None:
     steps = [replace(s, denoiser=copy.deepcopy(s.denoiser)) for s in run]
     assert len(steps) >= 3
     at = steps[1]
-    rest = list(iterative_tilting(at.denoiser, reward, Cosine(), FAST, start=2, strength=at.strength))
+    done = [s.strength for s in steps[:2]]
+    rest = list(iterative_tilting(at.denoiser, reward, Cosine(), FAST, strengths=done))
     assert [s.delta for s in rest] == [s.delta for s in steps[2:]]
     for a, b in zip(rest[-1].denoiser.parameters(), steps[-1].denoiser.parameters(), strict=True):
         assert torch.equal(a, b)
-    with pytest.raises(ValueError, match="strength that it has reached"):
-        next(iterative_tilting(at.denoiser, reward, Cosine(), FAST, start=2))
+    settling = list(
+        iterative_tilting(steps[-2].denoiser, reward, Cosine(), FAST, strengths=[s.strength for s in steps[:-1]])
+    )
+    assert [s.delta for s in settling] == [0.0]
+    with pytest.raises(ValueError, match="pass the denoiser that the last of them left"):
+        next(iterative_tilting(small(), reward, Cosine(), FAST, strengths=done))
 
 
 def test_an_adapter_is_trained_and_the_base_is_not() -> None:
     base = Network(width=16, depth=2, embedding=8, seed=0)
     before = copy.deepcopy(base.state_dict())
-    config = replace(FAST, share=None, N=1)
+    config = replace(FAST, share=None, N=1, settle=0, step="implicit", B=32, E=30)
     (step,) = iterative_tilting(base, lambda x: x[:, 1].tanh(), Cosine(), config)
     assert all(torch.equal(a, b) for a, b in zip(base.state_dict().values(), before.values(), strict=True))
     assert any(bool(p.abs().sum() > 0) for n, p in step.denoiser.named_parameters() if "output" in n and p.requires_grad)
@@ -568,3 +590,12 @@ def test_the_rate_decays_within_a_tilt(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_unknown_choices_are_refused(knob: str, value: object) -> None:
     with pytest.raises(ValueError, match=knob):
         TiltingConfig(**{knob: value})
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [{"student": "copy"}, {"B": 1}, {"settle": -1}, {"settle": 20, "N": 20}, {"settle": 1, "step": "implicit"}],
+)
+def test_paths_need_what_they_need(knobs: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"paths'"):
+        TiltingConfig(**({"step": "paths", "student": "adapter"} | knobs))

@@ -1,0 +1,180 @@
+r"""Tilts learned on paths: the weights of whole chains, made constant.
+
+A chain of Algorithm 1 draws :math:`x_{t_K},\dots,x_{t_0}` by steps :math:`x_s=a\,x_t+b\,\hat x_1(x_t,t)+\eta\,z`. Let
+:math:`p_{\mathrm{base}}` be the law of the chains of the base denoiser and :math:`p_\theta` that of the student's, with the
+same widths :math:`\eta`. A chain of the student that used the noises :math:`z` has, at strength s, the log weight
+
+.. math::
+
+   \log W_s = s\,r(x_{t_0}) + \log\frac{p_{\mathrm{base}}}{p_\theta}
+            = s\,r(x_{t_0}) + \tfrac12\sum_{t}\big(|z_t|^2-|z_t+u_t|^2\big),\qquad
+   u_t = \frac{b}{\eta}\,\big(\hat x_1^\theta-\hat x_1^{\mathrm{base}}\big)(x_t,t) .
+
+These weights turn the student's chains into chains of the base tilted by :math:`e^{s r}`. They are all equal if and only if
+the student *is* that tilt. So a tilt may be learned by
+
+.. math:: \min_\theta\ \mathrm{Var}\big[\log W_s\big]
+
+over chains that are held fixed while :math:`\theta` moves: the log-variance loss (Nüsken and Richter, arXiv 2005.05409;
+Richter et al., arXiv 2010.10436). For a chain drawn with correction :math:`u` and judged at :math:`u'`, the noises that
+:math:`\theta'` would have needed are :math:`z+u-u'`.
+
+Three things set it apart from the regression of Algorithm 2. It aims at the tilt of the *base*, not of the last model, so
+that each tilt mends what earlier ones got wrong. Its noise goes away at the solution, where all chains say the same, while
+a covariance keeps its variance. And what it learns is the tilt of the chain as it is run. Like Algorithm 2 it evaluates
+:math:`r` forward, once for each sample. What it cannot mend is the base: errors of :math:`\hat x_1^{\mathrm{base}}` and of
+the chain's steps are tilted with it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from itlib.network import Denoiser, Residual
+from itlib.sampling import Variance, time_grid, transition, wider
+from itlib.schedules import Schedule
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Chains of a student, in the order of sampling.
+
+    Args:
+        x_0: their ends, (S, d).
+        x_t: the states that the denoiser was asked about, (S, K, d).
+        z: the noises, (S, K, d).
+        correction: of the base's prediction of X_1 at these states, (S, K, d).
+        t: times of the states, (K,).
+        gain: b / std of each step, (K, 1).
+    """
+
+    x_0: Tensor
+    x_t: Tensor
+    z: Tensor
+    correction: Tensor
+    t: Tensor
+    gain: Tensor
+
+    def __getitem__(self, index: Tensor) -> Paths:
+        """Some of the chains."""
+        return Paths(self.x_0[index], self.x_t[index], self.z[index], self.correction[index], self.t, self.gain)
+
+    def corrections(self, student: Residual) -> Tensor:
+        """What a student adds to the base at the states, (S, K, d)."""
+        S, K, d = self.x_t.shape
+        result: Tensor = student.correction(self.x_t.reshape(-1, d), self.t.repeat(S)).reshape(S, K, d)
+        return result
+
+    def log_ratio(self, correction: Tensor) -> Tensor:
+        """log p_base / p_theta of the chains, (S,), for the theta that has these corrections, (S, K, d)."""
+        base = self.z + self.gain * self.correction
+        return 0.5 * ((base - self.gain * correction).square() - base.square()).sum((1, 2))
+
+
+class Step(NamedTuple):
+    """One step of a chain, from time t: x_s = a x_t + b x1_hat + std z."""
+
+    t: float
+    a: float
+    b: float
+    std: float
+
+
+@torch.no_grad()
+def chain_steps(
+    denoiser: Denoiser,
+    schedule: Schedule,
+    n: int,
+    d: int,
+    *,
+    steps: int,
+    eta: float = 1.0,
+    variance: Variance = "analytic",
+    generator: torch.Generator | None = None,
+    device: torch.device | str = "cpu",
+) -> list[Step]:
+    """The steps of Algorithm 1, their noise measured on n samples of a denoiser. Arguments as for ``sample``.
+
+    Raises:
+        ValueError: if a step has no noise; then chains have no weights.
+    """
+    times, found = time_grid(schedule, steps), []
+    x = torch.randn(n, d, generator=generator).to(device)
+    for t, s in zip(times[:0:-1], times[-2::-1], strict=True):
+        a, b, std = transition(schedule, s, t, eta)
+        x1_hat = denoiser(x, torch.tensor(t, device=device))
+        if variance == "analytic":
+            std = wider(schedule, s, t, std, x, x1_hat)
+        if not std > 0.0:
+            raise ValueError(
+                f"the step from t={t:g} to {s:g} has no noise, so chains have no weights: use variance='analytic', and a "
+                "base that is trained (its predictions of the noise have a mean square below 1)"
+            )
+        found.append(Step(t, a, b, std))
+        x = a * x + b * x1_hat + std * torch.randn(x.shape, generator=generator).to(device)
+    return found
+
+
+@torch.no_grad()
+def draw_paths(
+    student: Residual,
+    steps: list[Step],
+    n: int,
+    d: int,
+    *,
+    generator: torch.Generator | None = None,
+    device: torch.device | str = "cpu",
+) -> Paths:
+    """Draw n chains of a corrected base.
+
+    Args:
+        student: base and correction.
+        steps: those of the base, from :func:`chain_steps`.
+        n: number of chains.
+        d: dimension of the data.
+        generator: source of the noise.
+        device: where the student lives.
+    """
+    x = torch.randn(n, d, generator=generator).to(device)
+    seen: list[tuple[Tensor, Tensor, Tensor]] = []
+    for t, a, b, std in steps:
+        time = torch.tensor(t, device=device)
+        correction = student.correction(x, time)
+        z = torch.randn(x.shape, generator=generator).to(device)
+        seen.append((x, z, correction))
+        x = a * x + b * (student.base(x, time) + correction) + std * z
+    x_t, z, correction = (torch.stack(column, 1) for column in zip(*seen, strict=True))
+    t_k, gain = (torch.tensor(column, device=device) for column in ([s.t for s in steps], [s.b / s.std for s in steps]))
+    return Paths(x, x_t, z, correction, t_k, gain.unsqueeze(-1))
+
+
+def effective_paths(log_w: Tensor) -> float:
+    """Effective share of chains with log weights (S,): 1 if all are equal."""
+    return float(torch.exp(2 * torch.logsumexp(log_w, 0) - torch.logsumexp(2 * log_w, 0))) / len(log_w)
+
+
+def log_variance_step(
+    student: Residual, optimizer: torch.optim.Optimizer, paths: Paths, rewards: Tensor, strength: float
+) -> Tensor:
+    """One optimiser step on the variance of the log weights of a few chains.
+
+    Args:
+        student: base and correction.
+        optimizer: holds the correction's parameters.
+        paths: B chains.
+        rewards: r at their ends, (B,).
+        strength: s, the tilt aimed at.
+
+    Returns:
+        The variance before the step, ().
+    """
+    log_w = strength * rewards + paths.log_ratio(paths.corrections(student))
+    loss: Tensor = log_w.var()
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
