@@ -428,11 +428,10 @@ def _learn_paths(
     """Make the weights of chains constant; see :mod:`itlib.paths`. Returns the losses."""
     optimizer = _optimizer(config, student)
     losses: list[Tensor] = []
-    for group in _batches(config, generator):
-        for index in group:
-            if len(index) > 1:  # one chain has no variance
-                _set_rate(optimizer, config, len(losses))
-                losses.append(log_variance_step(student, optimizer, paths[index], rewards[index], strength))
+    for index in itertools.chain.from_iterable(_batches(config, generator)):
+        if len(index) > 1:  # one chain has no variance
+            _set_rate(optimizer, config, len(losses))
+            losses.append(log_variance_step(student, optimizer, paths[index], rewards[index], strength))
     return torch.stack(losses)
 
 
@@ -485,16 +484,9 @@ def iterative_tilting(
 
         def sampler(denoiser: Denoiser, k: int, S: int, generator: torch.Generator) -> Tensor:
             return sample(
-                denoiser,
-                schedule,
-                S,
-                d,
-                steps=config.J,
-                eta=config.eta,
-                variance=config.variance,
-                generator=generator,
+                denoiser, schedule, S, d, steps=config.J, eta=config.eta, variance=config.variance, generator=generator,
                 device=device_of(denoiser),
-            )
+            )  # fmt: skip
 
     if start == 0 and config.student == "adapter":
         first = sampler(base, 1, max(1000, 2 * d), torch.Generator().manual_seed(derive_seed(seed, "coordinates")))

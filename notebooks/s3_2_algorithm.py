@@ -673,15 +673,16 @@ plots.show(
 
 # %% tags=["hide-input"]
 source = inspect.getsource(iterative_tilting) + inspect.getsource(regression_step) + inspect.getsource(single_sample)
-source += inspect.getsource(explicit)
-source += inspect.getsource(TiltingConfig) + inspect.getsource(inspect.getmodule(iterative_tilting)._batches)
+source += inspect.getsource(explicit) + inspect.getsource(TiltingConfig)
+library = inspect.getmodule(iterative_tilting)
+source += inspect.getsource(library._batches) + inspect.getsource(library._learn_regression)
 lines = [
-    ("1", r"$\delta \leftarrow \lambda/N$", "return self.lam / self.N", "$\\lambda$ is not stated; (4.12) implies 1."),
+    ("1", r"$\delta \leftarrow \lambda/N$", "return self.lam / (self.N - self.settle)", "$\\lambda$ is not stated; (4.12) implies 1."),
     (
         "2",
         r"for $k = 1$ to $N$",
         "for k in itertools.count(start + 1):",
-        "`start` resumes a run. It ends after $N$ tilts, or when chosen steps add up to $\\lambda$.",
+        "`start` tilts are done already if a run is resumed. It ends after $N$ tilts, or when chosen steps add up to $\\lambda$.",
     ),
     (
         "3",
@@ -746,11 +747,13 @@ table = pd.DataFrame(
 display(Markdown(table.to_markdown(index=False, disable_numparse=True)))
 
 # %% [markdown]
-# The loop in full:
+# The loop over tilts, and what one tilt learns:
 
 # %% tags=["hide-cell"]
 body = inspect.getsource(iterative_tilting)
+tilt = inspect.getsource(library._learn_regression)
 display(Markdown("```python\n" + body[body.index("    for k in itertools.count") :] + "```"))
+display(Markdown("```python\n" + tilt[tilt.index("    teacher = ") :] + "```"))
 
 # %% [markdown]
 # ## One tilt by hand
