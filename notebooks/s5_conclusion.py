@@ -239,7 +239,8 @@ display(
 # asks it on others. Nor can the other two, high dimension with a learned reward and adapters such as LoRA. A task that can answer needs a reward for which the step has a remainder
 # (all but the paper's in {doc}`s3_1_tilted_score`), and a dimension in which a thousand samples are few: {doc}`b_scaling` makes such
 # tasks, with rewards that are known. A comparison with the methods of
-# {doc}`s2_2_fine_tuning` is missing in the paper too: {doc}`rivals_comparison` makes it.
+# {doc}`s2_2_fine_tuning` is missing in the paper too: {doc}`rivals_comparison` makes it. And {doc}`b_recommended` puts together what helps: small tilts that are
+# learned on whole chains, and a base that is better where the target lives ({doc}`b_floor`).
 #
 # ## Try this
 #
