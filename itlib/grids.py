@@ -15,6 +15,8 @@ from typing import Any
 #: Stems of the notebooks that are run with parameters: the experiment, the base that it starts from, one rival, one run of
 #: how it scales, one with exact ingredients.
 TEMPLATE, BASE, RIVAL, SCALING, BUDGET = "s4_2_experiment", "s2_1_base_model", "rivals_run", "scaling_run", "budget_run"
+#: The notebook behind a record, by what the record says that it is.
+NOTEBOOK_OF = {"base": BASE, "tilting": TEMPLATE, "rival": RIVAL, "scaling": SCALING, "budget": BUDGET}
 #: What Section 4.2 leaves open; each is varied alone, beside the paper grid, which holds the default of all.
 CHOICES: dict[str, dict[str, Any]] = {
     "lr1e-5": {"lr": 1e-5},

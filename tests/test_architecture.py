@@ -35,6 +35,7 @@ ORDER = [
     "runs",
     "plots",
     "grids",
+    "verify",
     "reproduce",
 ]
 #: The rivals, from bottom to top: each may import the core and those before it. Only the list of grids knows of them.
@@ -49,7 +50,7 @@ RIVALS = [
     "baselines/monte_carlo",
     "baselines/comparison",
 ]
-BATCH = ("records", "runs", "reproduce")
+BATCH = ("records", "runs", "verify", "reproduce")
 CORE = tuple(name for name in ORDER if name not in (*BATCH, "grids", "plots"))
 #: The part of the core that goes beyond the paper.
 BEYOND = ("tasks", "corrections", "stepsize", "estimators", "scaling", "budget")
