@@ -416,7 +416,8 @@ def _executor(where: str, jobs: int, root: Path) -> Executor:
         from distributed import Client
     except ImportError:
         raise BatchError("a cluster needs the extra: pip install 'itlib[cluster]'") from None
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters to the user is said below
+    for name in ("distributed", "distributed.client", "distributed.core"):  # what matters to the user is said below
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         client = Client(where, timeout=5)
     except (OSError, ValueError) as error:

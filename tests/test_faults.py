@@ -1,0 +1,273 @@
+"""Faults: whatever is killed, at whatever moment, one more run ends with the bits of a run that nobody disturbed.
+
+The notebooks are those of :data:`small_batch.WORK` on a disk that takes a while for every write, so that the moments of
+writing are long enough to be hit. ``make test`` kills one process of each kind at a moment drawn from a seed;
+``make test-faults`` kills each kind while every cell trains, writes its checkpoint, its record and its page.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import ExitStack, suppress
+from functools import cache
+from pathlib import Path
+
+import psutil
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import small_batch
+from small_batch import SMALL, alive, family, kill, wait_for
+
+from itlib.records import read_record
+
+#: Where and when a cell can be struck; it is waited for, and then for a moment more.
+STAGES = ("training", "checkpoint", "record", "page")
+#: Seconds that a write takes.
+SLOW = 0.3
+
+
+class Place:
+    """A folder with a batch, a cache and logs of its own."""
+
+    def __init__(self, root: Path, N: tuple[str, ...], jobs: int = 1, slow: float = SLOW) -> None:
+        self.root, self.N, self.cells = root, N, ("base_seed0", *(f"N{int(n):03d}_seed0" for n in reversed(N)))
+        self.options = ["--N", *N, *SMALL, "--jobs", str(jobs)]
+        if not root.exists():
+            small_batch.working(root)
+        self.environment = small_batch.environment(root) | {"ITLIB_CACHE": str(root / "cache"), "SLOW_DISK": str(slow)}
+
+    def start(self, *more: str) -> subprocess.Popen[str]:
+        """Begin a batch."""
+        self.since = time.time()  # what older processes had begun to write does not count
+        command, pipe = small_batch.command(*self.options, *more), subprocess.PIPE
+        return subprocess.Popen(
+            command, cwd=self.root, env=self.environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )  # fmt: skip
+
+    def finish(self, *more: str) -> str:
+        """Run a batch to its end, which has to be a good one."""
+        with self.start(*more) as process:
+            out, error = process.communicate(timeout=1500)
+        assert process.returncode == 0, error
+        return str(out)
+
+    def at(self, cell: str, stage: str) -> bool:
+        """Whether a cell does just that."""
+        runs, progress = self.root / "book" / "runs", self.root / "_build" / "progress" / f"{cell}.progress"
+        places = {
+            "training": [progress],
+            "checkpoint": self.root.glob(f"cache/.{'base' if cell.startswith('base') else 'tilts'}_*.tmp"),
+            "record": runs.glob(f".{cell}.json.*.tmp"),
+            "page": [*runs.glob(f".{cell}.ipynb.*.tmp"), *runs.parent.glob(f"pages/.{cell}.ipynb.*.tmp")],
+        }
+        try:
+            started = any(path.stat().st_mtime > self.since for path in places[stage])
+            return started and (stage != "training" or (progress.read_text()[:4] == "base") == cell.startswith("base"))
+        except OSError:
+            return False
+
+    def log(self, name: str) -> Counter[str]:
+        """How often each line stands in a log of the notebooks."""
+        path = self.root / name
+        return Counter(path.read_text().splitlines()) if path.exists() else Counter()
+
+    def complete(self) -> set[str]:
+        """Cells that have left record and page."""
+        runs = self.root / "book" / "runs"
+        return {c for c in self.cells if all((runs / f"{c}{end}").exists() for end in (".json", ".ipynb"))}
+
+
+def assert_same(place: Place, other: Place) -> None:
+    """Records, weights, checkpoints and pages agree in every bit, and nothing else lies about."""
+    for cell in place.cells:
+        one, two = (read_record(p.root / "book" / "runs" / f"{cell}.json") for p in (place, other))
+        for part in ("parameters", "metrics", "trace"):
+            assert one[part] == two[part], (cell, part)
+        for end in (".ipynb", ".safetensors"):
+            a, b = ((p.root / "book" / "runs" / f"{cell}{end}").read_bytes() for p in (place, other))
+            assert a == b, (cell, end)
+    for path in place.root.glob("cache/*.safetensors"):
+        with safetensors.safe_open(path, "pt") as a, safetensors.safe_open(other.root / "cache" / path.name, "pt") as b:
+            notes = [json.loads(file.metadata()["notes"]) | {"seconds": None} for file in (a, b)]
+            assert notes[0] == notes[1]
+            assert set(a.keys()) == set(b.keys())
+            assert all(torch.equal(a.get_tensor(k), b.get_tensor(k)) for k in b.keys())  # noqa: SIM118
+    assert not list(place.root.rglob("*.tmp"))
+
+
+@cache
+def undisturbed(N: tuple[str, ...]) -> Place:
+    """A batch that nobody disturbs, two cells at a time."""
+    place = Place(small_batch.folder() / f"undisturbed{len(N)}", N, jobs=2)
+    place.finish()
+    assert all(count == 1 for log in ("executed", "tilted") for count in place.log(log).values())
+    return place
+
+
+# ---- who is killed -------------------------------------------------------------------------------------------------
+
+
+def cell_of(pid: int, name: str) -> psutil.Process | None:
+    """The process of a cell, below a batch or a worker."""
+    for process in family(pid):
+        with suppress(psutil.Error):
+            if f'"name": "{name}"' in " ".join(process.cmdline()):
+                return process
+    return None
+
+
+class Cluster:
+    """A Dask scheduler and workers in processes of their own, on this machine."""
+
+    def __init__(self, place: Place, workers: int = 2) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+        self.place = place
+        self.scheduler = self.dask("scheduler", "--host", self.address, "--no-dashboard", "--no-show")
+        self.workers = [self.worker() for _ in range(workers)]
+
+    def dask(self, *arguments: str, **more: str) -> subprocess.Popen[bytes]:
+        quiet, environment = subprocess.DEVNULL, self.place.environment | more
+        command = [sys.executable, "-m", "dask", *arguments]
+        return subprocess.Popen(command, cwd=self.place.root, env=environment, stdout=quiet, stderr=quiet)
+
+    def worker(self, **more: str) -> subprocess.Popen[bytes]:
+        plain = ("--nthreads", "1", "--no-nanny", "--no-dashboard", "--local-directory", str(self.place.root / "dask"))
+        return self.dask("worker", self.address, *plain, **more)
+
+    def end(self) -> None:
+        for process in (*self.workers, self.scheduler):
+            process.kill()
+            process.wait()
+
+
+def strike(kind: str, cell: str, batch: subprocess.Popen[str], cluster: Cluster | None) -> bool:
+    """Kill a process of a kind; False if there is none just now."""
+    if kind == "batch":
+        kill(batch.pid)
+        return True
+    if kind == "scheduler":
+        assert cluster
+        kill(cluster.scheduler.pid)
+        return True
+    if kind == "worker":
+        assert cluster
+        busy = [w for w in cluster.workers if cell_of(w.pid, cell)]
+        if busy:
+            kill(busy[0].pid)
+        return bool(busy)
+    process = cell_of(batch.pid, cell)
+    with suppress(psutil.Error):
+        if process and kind == "cell":
+            process.kill()
+            return True
+        if process and (kernels := process.children()):
+            kernels[0].kill()
+            return True
+    return False
+
+
+#: What a batch says if it outlives what was killed, and has to be run again.
+SAYS = {
+    "cell": "killed by signal 9",
+    "kernel": "its kernel died; if memory was short, run fewer --jobs",
+    "scheduler": "the scheduler went away: start it and its workers again",
+}
+
+
+def assault(place: Place, moments: list[tuple[str, str, str]], seed: int) -> int:
+    """Kill at each of the moments (kind, cell, stage), one more run each time; returns how many kills there were."""
+    draw, kills, extra = random.Random(seed), 0, Counter[str]()
+    with ExitStack() as stack:
+        cluster, batch = None, None
+        for kind, cell, stage in moments:
+            if kind in ("worker", "scheduler") and (cluster is None or cluster.scheduler.poll() is not None):
+                if batch is not None and batch.poll() is None:
+                    batch.communicate(timeout=900)
+                cluster = Cluster(place)
+                stack.callback(cluster.end)
+            if batch is None or batch.poll() is not None:
+                before, done = place.log("executed"), place.complete()
+                batch = place.start(*(["--executor", cluster.address] if cluster else []))
+                stack.callback(batch.kill)
+            started = time.monotonic()
+            while not place.at(cell, stage) and batch.poll() is None:
+                time.sleep(0.01)
+                assert time.monotonic() < started + 600, (kind, cell, stage)
+            time.sleep(draw.uniform(0, SLOW))
+            known = family(batch.pid) + (family(cluster.scheduler.pid) if cluster else [])
+            struck = batch.poll() is None and strike(kind, cell, batch, cluster)
+            print(f"{kind} while {cell} is at its {stage}: {'killed' if struck else 'over before the blow'}")
+            if not struck:
+                continue
+            kills += 1
+            if kind == "worker":
+                assert cluster
+                cluster.workers.append(cluster.worker())
+                continue  # its cell goes to another worker
+            _, error = batch.communicate(timeout=900)
+            assert "Traceback" not in error, error
+            if kind in SAYS and batch.returncode:  # the blow may have come when all was done
+                assert SAYS[kind] in error, error
+                assert error.splitlines()[-1].startswith("  python -m itlib.reproduce --N"), error
+            wait_for(lambda known=known: not alive(known), "what was below to end", 60)
+            if kind == "scheduler":
+                assert cluster
+                cluster.end()
+            extra.update({name: n - before[name] for name, n in place.log("executed").items() if name in done})
+        if batch is not None and batch.poll() is None:
+            batch.communicate(timeout=900)
+    assert not +extra, f"finished cells ran again: {extra}"
+    place.finish()
+    again = sum(count - 1 for count in place.log("tilted").values())
+    assert again <= kills, f"{kills} kills cost {again} tilts"
+    assert not place.log("network")
+    return kills
+
+
+# ---- the matrix ----------------------------------------------------------------------------------------------------
+
+
+def test_one_kill_of_each_kind(tmp_path: Path) -> None:
+    seed = int(os.environ.get("ITLIB_FAULT_SEED", "1"))
+    draw, N = random.Random(seed), ("4",)
+    place = Place(tmp_path / "root", N)
+    kinds = draw.sample(("kernel", "cell", "batch"), 3)
+    stages = draw.sample(STAGES[:2], 2)
+    moments = [
+        (kinds[0], "base_seed0", draw.choice(STAGES[:3])),  # a page is written when its kernel is gone
+        (kinds[1], "N004_seed0", stages[0]),
+        (kinds[2], "N004_seed0", stages[1]),
+        ("worker", "N004_seed0", "training"),
+        ("scheduler", "N004_seed0", "record"),
+    ]
+    assert assault(place, moments, seed) >= 4, moments
+    assert_same(place, undisturbed(N))
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("kind", ["batch", "cell", "kernel", "worker", "scheduler"])
+def test_each_kind_at_every_stage(tmp_path: Path, kind: str) -> None:
+    N = ("3", "4")
+    place = Place(tmp_path / "root", N)
+    stages = STAGES[:3] if kind == "kernel" else STAGES  # a page is written when its kernel is gone
+    moments = [(kind, "base_seed0", "training"), *((kind, cell, stage) for cell in place.cells for stage in stages)]
+    moments += [(kind, "N003_seed0", "training")] * 2 + [(kind, "s9_chapter", "page")]
+    kills = assault(place, moments, seed=len(kind))
+    assert kills >= 10, moments
+    assert_same(place, undisturbed(N))
