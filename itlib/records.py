@@ -198,8 +198,8 @@ def read_record(path: Path) -> dict[str, Any]:
         DamagedFileError: if it is truncated or does not follow the schema.
     """
     try:
-        record: dict[str, Any] = json.loads(Path(path).read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError):
+        record: dict[str, Any] = json.loads(Path(path).read_text(), parse_constant=int)  # int("NaN") is refused
+    except (ValueError, RecursionError):
         raise DamagedFileError(f"{path} is truncated or not JSON: delete it and run again to make it anew") from None
     _validate(record, path, ": delete it and run again to make it anew")
     return record

@@ -259,7 +259,8 @@ def counted(*arguments, **options):
 itlib.runs.iterative_tilting = counted
 knobs = {"S": S, "J": J, "B": B, "E": E, "lr": lr}
 settings = replace(profile_named(profile).tilting, N=N, lam=lam, **{k: v for k, v in knobs.items() if v is not None})
-for kept in resumable_tilting(base.denoiser, mixture, parse_reward(reward), schedule, settings, seed=seed, trace_samples=200):
+run = resumable_tilting(base.denoiser, mixture, parse_reward(reward), schedule, settings, seed=seed, trace_samples=200)
+for kept in run:
     pass
 parameters |= asdict(settings) | {"reward": reward}
 """

@@ -226,7 +226,10 @@ def test_an_executor_that_breaks_fails_its_cells_only(tmp_path: Path) -> None:
 
     (tmp_path / "x.py").write_text("")
     failures = run_batch([Cell(name, str(tmp_path / "x.py"), {}) for name in "abc"], Broken(), scratch=tmp_path)
-    assert failures == {"a": "CancelledError: ", "b": "RuntimeError: the cluster went away"}
+    assert failures == {
+        "a": "the scheduler went away: start it and its workers again, then run the same command",
+        "b": "RuntimeError: the cluster went away",
+    }
 
 
 def test_again_names_what_failed_and_keeps_the_rest() -> None:
