@@ -263,7 +263,8 @@ def execute(cell: Cell) -> None:
             )
             break
         except papermill.PapermillExecutionError as error:
-            raise BatchError(f"{error.ename}: {error.evalue}") from None
+            advice = "; run fewer --jobs" if "memory" in f"{error.ename} {error.evalue}".lower() else ""
+            raise BatchError(f"{error.ename}: {error.evalue}{advice}") from None
         except DeadKernelError:
             raise BatchError("its kernel died; if memory was short, run fewer --jobs") from None
         except RuntimeError as error:

@@ -190,6 +190,13 @@ SAYS = {
 }
 
 
+def over(batch: subprocess.Popen[str] | None) -> str:
+    """Wait for the end of a batch, if there is one, and return what it said."""
+    if batch is None or batch.stderr is None or batch.stderr.closed:
+        return ""
+    return batch.communicate(timeout=900)[1]
+
+
 def assault(place: Place, moments: list[tuple[str, str, str]], seed: int) -> int:
     """Kill at each of the moments (kind, cell, stage), one more run each time; returns how many kills there were."""
     draw, kills, extra = random.Random(seed), 0, Counter[str]()
@@ -197,11 +204,11 @@ def assault(place: Place, moments: list[tuple[str, str, str]], seed: int) -> int
         cluster, batch = None, None
         for kind, cell, stage in moments:
             if kind in ("worker", "scheduler") and (cluster is None or cluster.scheduler.poll() is not None):
-                if batch is not None and batch.poll() is None:
-                    batch.communicate(timeout=900)
+                over(batch)
                 cluster = Cluster(place)
                 stack.callback(cluster.end)
             if batch is None or batch.poll() is not None:
+                over(batch)
                 before, done = place.log("executed"), place.complete()
                 batch = place.start(*(["--executor", cluster.address] if cluster else []))
                 stack.callback(batch.kill)
@@ -220,7 +227,7 @@ def assault(place: Place, moments: list[tuple[str, str, str]], seed: int) -> int
                 assert cluster
                 cluster.workers.append(cluster.worker())
                 continue  # its cell goes to another worker
-            _, error = batch.communicate(timeout=900)
+            error = over(batch)
             assert "Traceback" not in error, error
             if kind in SAYS and batch.returncode:  # the blow may have come when all was done
                 assert SAYS[kind] in error, error
@@ -230,8 +237,7 @@ def assault(place: Place, moments: list[tuple[str, str, str]], seed: int) -> int
                 assert cluster
                 cluster.end()
             extra.update({name: n - before[name] for name, n in place.log("executed").items() if name in done})
-        if batch is not None and batch.poll() is None:
-            batch.communicate(timeout=900)
+        over(batch)
     assert not +extra, f"finished cells ran again: {extra}"
     place.finish()
     again = sum(count - 1 for count in place.log("tilted").values())
@@ -263,11 +269,177 @@ def test_one_kill_of_each_kind(tmp_path: Path) -> None:
 @pytest.mark.faults
 @pytest.mark.parametrize("kind", ["batch", "cell", "kernel", "worker", "scheduler"])
 def test_each_kind_at_every_stage(tmp_path: Path, kind: str) -> None:
-    N = ("3", "4")
+    N = ("4",)
     place = Place(tmp_path / "root", N)
     stages = STAGES[:3] if kind == "kernel" else STAGES  # a page is written when its kernel is gone
     moments = [(kind, "base_seed0", "training"), *((kind, cell, stage) for cell in place.cells for stage in stages)]
-    moments += [(kind, "N003_seed0", "training")] * 2 + [(kind, "s9_chapter", "page")]
+    moments[6:6] = [(kind, "N004_seed0", stage) for stage in ("training", "checkpoint", "checkpoint")]
+    moments.append((kind, "s9_chapter", "page"))
     kills = assault(place, moments, seed=len(kind))
     assert kills >= 10, moments
     assert_same(place, undisturbed(N))
+
+
+# ---- Ctrl-C, two at once, and other trouble ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["terminal", "process"])
+def test_ctrl_c_ends_within_three_seconds(tmp_path: Path, where: str) -> None:
+    """In a terminal the whole group gets it; from elsewhere only the batch does. Either way nothing is left running."""
+    place = Place(tmp_path / "root", ("4",))
+    batch = place.start()
+    try:
+        wait_for(lambda: place.at("base_seed0", "training"), "the base to train")
+        below = family(batch.pid)
+        assert len(below) >= 2
+        (os.killpg if where == "terminal" else os.kill)(batch.pid, signal.SIGINT)
+        sent = time.monotonic()
+        wait_for(lambda: batch.poll() is not None and not alive(below), "everything to end", 60)
+        took = time.monotonic() - sent
+        _, error = batch.communicate()
+    finally:
+        batch.kill()
+    assert batch.returncode == 130
+    assert error == "\nstopped; run the same command again to go on from here\n"
+    busy = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    assert took < 3.0 * busy, f"{took:.1f} s at {busy:.1f} processes a core"
+    print(f"Ctrl-C, {where}: {took:.1f} s at {busy:.1f} processes a core")
+
+
+def test_two_batches_in_one_folder(tmp_path: Path) -> None:
+    """The second is told of the first; a lock whose holder was killed holds nobody up."""
+    root = small_batch.pretend(tmp_path / "root")
+    (root / "hold_base_seed0").touch()
+    with small_batch.started(root, "--N", "2") as first:
+        wait_for(lambda: (root / "executed").exists(), "the first to begin")
+        second = small_batch.batch(root, "--N", "2")
+        assert second.returncode == 2
+        assert second.stderr == (
+            f"error: another batch works in {root / 'book' / 'runs'}, process {first.pid} on {os.uname().nodename}: "
+            "wait for it, end it, or choose another --out\n"
+        )
+        kill(first.pid)
+        first.communicate()
+    (root / "hold_base_seed0").unlink()
+    result = small_batch.batch(root, "--N", "2")
+    assert result.returncode == 0, result.stderr
+
+
+def test_two_batches_that_share_only_a_cache(tmp_path: Path) -> None:
+    """The same cells at the same time into two folders: each leaves what one alone would."""
+    place = Place(tmp_path / "root", ("4",))
+    both = [place.start("--records-only", "--out", str(tmp_path / name)) for name in ("one", "two")]
+    for batch in both:
+        _, error = batch.communicate(timeout=900)
+        assert batch.returncode == 0, error
+    alone = undisturbed(("4",))
+    for cell in place.cells:
+        expected = read_record(alone.root / "book" / "runs" / f"{cell}.json")
+        for name in ("one", "two"):
+            found = read_record(tmp_path / name / f"{cell}.json")
+            assert all(found[part] == expected[part] for part in ("parameters", "metrics", "trace"))
+    assert not list(place.root.rglob("*.tmp"))
+
+
+def test_a_limit_on_files_loses_nothing(tmp_path: Path) -> None:
+    """A disk that takes no more than 100 kB a file: one sentence; without the limit the batch goes on."""
+    place = Place(tmp_path / "root", ("4",), slow=0.0)
+    command = ["prlimit", "--fsize=100000", *small_batch.command(*place.options)]
+    result = subprocess.run(command, cwd=place.root, env=place.environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "base_seed0: OSError: a limit on the size of files (ulimit -f) forbids to write " in result.stderr
+    assert "raise it and run again, nothing is lost\n" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list(place.root.rglob("*.tmp"))
+    place.finish()
+    assert_same(place, undisturbed(("4",)))
+
+
+def test_a_short_memory_is_one_sentence(tmp_path: Path) -> None:
+    root = small_batch.pretend(tmp_path / "root")
+    template = root / "notebooks" / "s2_1_base_model.py"
+    greedy = "import resource, torch\nresource.setrlimit(resource.RLIMIT_AS, (1 << 34, 1 << 34))\ntorch.empty(1 << 36)\n"
+    template.write_text(template.read_text() + greedy)
+    result = small_batch.batch(root, "--N", "2", "--records-only")
+    assert result.returncode == 1
+    (line,) = (line for line in result.stderr.splitlines() if line.startswith("  base_seed0: "))
+    assert "not enough memory" in line or "can't allocate memory" in line
+    assert "run fewer --jobs" in line
+
+
+@pytest.mark.parametrize("kind", ["file", "readonly"])
+def test_a_folder_that_cannot_be_written(tmp_path: Path, kind: str) -> None:
+    root, out = small_batch.pretend(tmp_path / "root"), tmp_path / "out"
+    if kind == "file":
+        out.write_text("")
+    else:
+        out.mkdir(mode=0o555)
+    if kind == "readonly" and os.geteuid() == 0:
+        # Root may write anywhere but to a disk that is mounted so.
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", out], capture_output=True, check=False)
+        if mounted.returncode:
+            pytest.skip("no read-only mount here")
+    try:
+        result = small_batch.batch(root, "--N", "2", "--out", str(out))
+    finally:
+        if kind == "readonly" and os.geteuid() == 0:
+            subprocess.run(["umount", out], check=True)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: cannot write in {out} (")
+    assert result.stderr.endswith("): choose another folder with --out\n")
+    assert not (root / "executed").exists()
+
+
+# ---- a cluster of other machines -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["none", "versions", "library"])
+def test_workers_that_do_not_fit_are_told(tmp_path: Path, fault: str) -> None:
+    pytest.importorskip("distributed")
+    place = Place(tmp_path / "root", ("4",), slow=0.0)
+    cluster = Cluster(place, workers=0)
+    other = tmp_path / "other"
+    if fault == "none":  # a machine without the project
+        (other / "itlib").mkdir(parents=True)
+        (other / "itlib" / "__init__.py").write_text("")
+    else:
+        small_batch.working(other)
+        if fault == "library":
+            with open(other / "itlib" / "sampling.py", "a") as file:
+                file.write("# another state\n")
+        else:
+            (other / "sitecustomize.py").write_text(
+                "import importlib.metadata as m\nv = m.version\nm.version = lambda n: '1.0' if n == 'torch' else v(n)\n"
+            )
+    try:
+        cluster.workers.append(cluster.worker(PYTHONPATH=str(other)))
+        result = subprocess.run(
+            small_batch.command(*place.options, "--executor", cluster.address), cwd=place.root, env=place.environment,
+            capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+    finally:
+        cluster.end()
+    lines = [line for line in result.stderr.splitlines() if not line.startswith("waiting for a worker: ")]
+    assert result.returncode == 2, result.stderr
+    assert len(lines) == 1, result.stderr
+    says = {
+        "none": "cannot import the project (No module named 'itlib.",
+        "versions": "is not like this batch (torch is 1.0, not 2.",
+        "library": "is not like this batch (the library is ",
+    }
+    assert lines[0].startswith("error: the worker tcp://127.0.0.1:")
+    assert says[fault] in lines[0]
+    assert ": install the same" in lines[0]
+    assert not place.log("executed")
+
+
+def test_a_small_batch_needs_no_network(tmp_path: Path) -> None:
+    """In a network of its own, where nothing but this machine can be reached; elsewhere the log of addresses has to do."""
+    place = Place(tmp_path / "root", ("4",), slow=0.0)
+    inside = ["unshare", "--net", "--map-root-user", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
+    works = subprocess.run([*inside, "true"], capture_output=True, check=False).returncode == 0
+    command = [*(inside if works else []), *small_batch.command(*place.options)]
+    result = subprocess.run(command, cwd=place.root, env=place.environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert not place.log("network")
+    assert_same(place, undisturbed(("4",)))
