@@ -668,20 +668,13 @@ def _batch(options: argparse.Namespace) -> int:
 
 
 def _cell_of(record: dict[str, Any], path: Path, root: Path, work: Path) -> Cell:
-    """The cell that makes a record again; knobs that are younger than the record keep their defaults.
-
-    Raises:
-        BatchError: if its notebook no longer takes its parameters.
-    """
+    """The cell that makes a record again; knobs that are younger than the record keep their defaults."""
     notebook = root / "notebooks" / f"{NOTEBOOK_OF[record['task']]}.py"
-    name, parameters = f"{path.parent.name}_{path.stem}", record["parameters"]
-    if unknown := sorted(parameters.keys() - parameters_of(str(notebook)).keys()):
-        raise BatchError(
-            f"{notebook.name} has no parameter {', '.join(unknown)}, which {path} sets: verify it at its own commit, "
-            f"{record['provenance']['commit']}"
-        )
+    taken = parameters_of(str(notebook)).keys()  # what else a record names is the notebook's own choice
+    name = f"{path.parent.name}_{path.stem}"
     new = str(work / f"{name}.json")
-    return Cell(name, str(notebook), parameters | {"record": new}, record=new)
+    given = {key: value for key, value in record["parameters"].items() if key in taken}
+    return Cell(name, str(notebook), given | {"record": new}, record=new)
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -701,7 +694,13 @@ def _verify(options: argparse.Namespace) -> int:
                 print(f"{path}\n  could not be run again: {failures[cell.name]}")
                 statuses.append(2)
                 continue
-            verdict = judge(records[path], read_record(Path(str(cell.record))), _peers(cell, reference))
+            again = read_record(Path(str(cell.record)))
+            if lost := {k: v for k, v in records[path]["parameters"].items() if again["parameters"].get(k) != v}:
+                commit = records[path]["provenance"]["commit"]
+                print(f"{path}\n  cannot be run again here, where {lost} is no choice: verify it at its commit {commit}")
+                statuses.append(2)
+                continue
+            verdict = judge(records[path], again, _peers(cell, reference))
             print(f"{path}\n  {verdict.says}\n  {verdict.because}")
             statuses.append({True: 0, False: 1, None: 2}[verdict.agrees])
         if not failures:
