@@ -568,3 +568,13 @@ def test_the_rate_decays_within_a_tilt(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_unknown_choices_are_refused(knob: str, value: object) -> None:
     with pytest.raises(ValueError, match=knob):
         TiltingConfig(**{knob: value})
+
+
+def test_the_likely_cause_is_read_off_the_samples() -> None:
+    config, x = TiltingConfig(S=1000), torch.randn(1000, 2, generator=torch.Generator().manual_seed(0))
+    for data, delta, says in (
+        (1e4 * x, 0.1, "samples as wide as 1"),
+        (x, 30.0, "(coverage)"),
+        (x, 0.1, "the steps of the optimiser are too large: lower lr (0.0001)"),
+    ):
+        assert says in tilting._likely_cause(config, delta, data, data[:, 0])
