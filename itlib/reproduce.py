@@ -404,10 +404,7 @@ def _draw(bar: Any, cells: Sequence[Cell], over: set[str], running: Iterable[Cel
 def facts(root: str) -> dict[str, str]:
     """What a worker and the batch have to share, so that it does not matter which worker runs a cell."""
     known = {"Python": platform.python_version()} | {name: version(name) for name in PACKAGES}
-    return known | {
-        "the library": content_hash("all"),
-        "the folder of the checkout": "" if Path(root).is_dir() else "no " + root,
-    }
+    return known | {"the library": content_hash("all"), "the checkout": root if Path(root).is_dir() else "missing"}
 
 
 def _executor(where: str, jobs: int, root: Path) -> Executor:
@@ -432,10 +429,8 @@ def _executor(where: str, jobs: int, root: Path) -> Executor:
     for worker, there in client.run(facts, str(root), on_error="return").items():
         if not isinstance(there, dict):
             raise BatchError(f"the worker {worker} cannot import the project ({there}): install the same checkout there")
-        if wrong := [
-            f"{name} is {there[name] or 'there'} and not {here[name]}" for name in here if there[name] != here[name]
-        ]:
-            raise BatchError(f"the worker {worker} is not like this batch ({', '.join(wrong)}): install the same there")
+        if wrong := [f"{name} is {there[name]} and not {here[name]}" for name in here if there[name] != here[name]]:
+            raise BatchError(f"the worker {worker} is not like this batch ({'; '.join(wrong)}): install the same there")
     # Dask may run a task again after a worker was lost; a cell may be run twice, so that does no harm.
     executor: Executor = client.get_executor(pure=False, retries=2)
     return executor

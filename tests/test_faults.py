@@ -151,7 +151,8 @@ class Cluster:
     def dask(self, *arguments: str, **more: str) -> subprocess.Popen[bytes]:
         quiet, environment = subprocess.DEVNULL, self.place.environment | more
         command = [sys.executable, "-m", "dask", *arguments]
-        return subprocess.Popen(command, cwd=self.place.root, env=environment, stdout=quiet, stderr=quiet)
+        # Not in the checkout, whose library would be found before that of another machine.
+        return subprocess.Popen(command, cwd=self.place.root.parent, env=environment, stdout=quiet, stderr=quiet)
 
     def worker(self, **more: str) -> subprocess.Popen[bytes]:
         plain = ("--nthreads", "1", "--no-nanny", "--no-dashboard", "--local-directory", str(self.place.root / "dask"))
@@ -411,8 +412,12 @@ def test_workers_that_do_not_fit_are_told(tmp_path: Path, fault: str) -> None:
     cluster = Cluster(place, workers=0)
     other = tmp_path / "other"
     if fault == "none":  # a machine without the project
-        (other / "itlib").mkdir(parents=True)
-        (other / "itlib" / "__init__.py").write_text("")
+        other.mkdir()
+        (other / "sitecustomize.py").write_text(
+            "import sys\n\nclass Gone:\n  def find_spec(self, name, path=None, target=None):\n"
+            "    if name.partition('.')[0] == 'itlib': raise ModuleNotFoundError(f'No module named {name!r}')\n"
+            "sys.meta_path.insert(0, Gone())\n"
+        )
     else:
         small_batch.working(other)
         if fault == "library":
@@ -434,8 +439,8 @@ def test_workers_that_do_not_fit_are_told(tmp_path: Path, fault: str) -> None:
     assert result.returncode == 2, result.stderr
     assert len(lines) == 1, result.stderr
     says = {
-        "none": "cannot import the project (No module named 'itlib.",
-        "versions": "is not like this batch (torch is 1.0, not 2.",
+        "none": "cannot import the project (ModuleNotFoundError",
+        "versions": "is not like this batch (torch is 1.0 and not 2.",
         "library": "is not like this batch (the library is ",
     }
     assert lines[0].startswith("error: the worker tcp://127.0.0.1:")
