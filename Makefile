@@ -21,10 +21,10 @@ UV_TORCH := $(if $(UV_FIND_LINKS),,--torch-backend=auto)
 # Without bytecode every kernel would compile torch again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: book test lab bench lint lock reference clean help
+.PHONY: book test test-faults lab bench lint audit lock reference clean help
 
 help:  ## Show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 	@echo
 	@echo '  make book N="10 30" SEEDS="0 1"    other numbers of tilts, several seeds'
 	@echo '  make book PROFILE=smoke            a first look in a few minutes; its figures mean nothing'
@@ -50,6 +50,17 @@ lab: $(VENV)/.ready  ## Open the notebooks in JupyterLab
 
 bench: $(VENV)/.ready  ## Measure speed against floors of the same machine, as ratios
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/speed.py
+
+test-faults: $(VENV)/.ready  ## Kill every kind of process at every stage: nothing is lost (a quarter of an hour)
+	@$(BIN)/python -m pytest -m faults -v
+
+audit: $(VENV)/.ready  ## Look for known vulnerabilities in the lock, and for licences that do not fit
+	@mkdir -p _build && $(BIN)/python tests/licences.py >_build/licences.txt && echo "The licences fit: _build/licences.txt"
+	@# An old release that is known to be vulnerable tells whether the service knows anything: pip-audit only skips what it can't find.
+	@$(BIN)/python -c 'import json, urllib.request as u; json.load(u.urlopen("https://pypi.org/pypi/jinja2/2.4.1/json"))["vulnerabilities"][0]' \
+	  2>/dev/null || { echo "pypi.org tells no vulnerabilities here (a mirror, or no network): none were looked for."; exit 1; }
+	@grep -v '^-e' requirements.txt >_build/audit.txt
+	@$(BIN)/uv tool run --quiet --from pip-audit==2.10.1 pip-audit --no-deps --disable-pip -r _build/audit.txt
 
 lint: $(VENV)/.ready  ## Check style, types and that the notebooks' pairs agree
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/python tests/pairs.py

@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 from itlib.rewards import QuadraticReward
-from itlib.schedules import Schedule, column
+from itlib.schedules import Schedule, coefficients, column
 
 
 class NotNormalisableError(ValueError):
@@ -49,7 +49,8 @@ class GaussianMixture:
         covariances: (K, d, d), symmetric positive definite.
 
     Raises:
-        ValueError: if shapes disagree, a weight is not positive or a covariance is not positive definite.
+        ValueError: if shapes disagree, a number is not finite, a weight is not positive or a covariance is not positive
+            definite.
     """
 
     weights: Tensor
@@ -61,16 +62,20 @@ class GaussianMixture:
         weights, means, covariances = (
             torch.as_tensor(v, dtype=torch.float64) for v in (self.weights, self.means, self.covariances)
         )
-        if means.ndim != 2 or weights.shape != means.shape[:1] or covariances.shape != (*means.shape, means.shape[1]):
+        sizes = weights.shape, means.shape, covariances.shape
+        if means.ndim != 2 or not means.numel() or sizes != (means.shape[:1], means.shape, (*means.shape, means.shape[1])):
             raise ValueError(
                 "a mixture needs weights (K,), means (K, d) and covariances (K, d, d); got "
-                f"{tuple(weights.shape)}, {tuple(means.shape)}, {tuple(covariances.shape)}"
+                f"{', '.join(str(tuple(size)) for size in sizes)}"
             )
+        for name, value in (("weight", weights), ("mean", means), ("covariance", covariances)):
+            if not bool(torch.isfinite(value).all()):
+                raise ValueError(f"every {name} of a mixture must be finite, got {value.tolist()}")
         if not bool((weights > 0).all()):
-            raise ValueError("every mixture weight must be positive")
+            raise ValueError(f"every mixture weight must be positive: leave the others out, got {weights.tolist()}")
         eigenvalues, eigenvectors = torch.linalg.eigh(covariances)
         if not bool((eigenvalues > 0).all()) or not torch.allclose(covariances, covariances.mT):
-            raise ValueError("every covariance must be symmetric positive definite")
+            raise ValueError(f"every covariance must be symmetric positive definite, got {covariances.tolist()}")
         for name, value in [
             ("weights", weights / weights.sum()),
             ("means", means),
@@ -93,7 +98,9 @@ class GaussianMixture:
         return MixtureSameFamily(_categorical(self.weights.log()), MultivariateNormal(self.means, self.covariances))
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Log-density in nats, (B,), at points x, (B, d)."""
+        """Log-density in nats, (B,), at finite points x, (B, d)."""
+        if x.shape[-1] != self.d or not bool(torch.isfinite(x).all()):
+            raise ValueError(f"a density is asked at finite points of shape (B, {self.d}), got shape {tuple(x.shape)}")
         result: Tensor = self.distribution().log_prob(x.double())
         return result.to(x)
 
@@ -102,6 +109,8 @@ class GaussianMixture:
 
         torch.distributions takes no generator, so this draws by hand: a component, then a Gaussian.
         """
+        if n < 1:
+            raise ValueError(f"ask for at least one sample, got {n}")
         component = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         z = torch.randn(n, self.d, generator=generator, dtype=torch.float64)
         root = self._eigenvectors * self._eigenvalues.sqrt().unsqueeze(-2)  # Q sqrt(Lambda), (K, d, d)
@@ -115,8 +124,8 @@ class GaussianMixture:
     # ---- noised (2.1)-(2.8) ------------------------------------------------------------------------------------
 
     def noised(self, schedule: Schedule, t: float) -> GaussianMixture:
-        """The law p_t of X_t at one time t in [0, 1), again a mixture."""
-        alpha, sigma = (float(f(torch.tensor(t, dtype=torch.float64))) for f in (schedule.alpha, schedule.sigma))
+        """The law p_t of X_t at one time t in [0, 1], again a mixture."""
+        alpha, sigma = map(float, coefficients(schedule, torch.tensor(t, dtype=torch.float64), self.means))
         eye = torch.eye(self.d, dtype=torch.float64)
         return GaussianMixture(self.weights, alpha * self.means, alpha**2 * self.covariances + sigma**2 * eye)
 
@@ -125,6 +134,8 @@ class GaussianMixture:
 
         x is (B, d); alpha and sigma are (B, 1) or ().
         """
+        if x.shape[-1] != self.d:
+            raise ValueError(f"points of this mixture have shape (B, {self.d}), got {tuple(x.shape)}")
         alpha, sigma = alpha.reshape(-1, 1, 1), sigma.reshape(-1, 1, 1)
         u = torch.einsum("bkd,kde->bke", x.unsqueeze(1) - alpha * self.means, self._eigenvectors)
         v = alpha**2 * self._eigenvalues + sigma**2  # eigenvalues of V_i, (B, K, d)
@@ -132,7 +143,10 @@ class GaussianMixture:
         return torch.log_softmax(log_w, dim=-1), u / v
 
     def score(self, x: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
-        """Exact score of p_t at points x, (B, d), and times t, (B,) or (), as in (2.8). Returns (B, d)."""
+        """Exact score of p_t at points x, (B, d), and times t, (B,) or (), as in (2.8). Returns (B, d).
+
+        Times outside [0, 1] are not refused: a solver of the probability flow looks beyond the end to choose its first step.
+        """
         y, s = x.double(), t.double()
         log_w, u = self._components(y, column(schedule.alpha(s), y), column(schedule.sigma(s), y))
         return -torch.einsum("bk,bke,kde->bd", log_w.exp(), u, self._eigenvectors).to(x)
@@ -150,7 +164,9 @@ class GaussianMixture:
 
     def _posterior(self, x: Tensor, t: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor, Tensor]:
         """Log weights (B, K), means (B, K, d) and covariances (B, K, d, d) of X_0 given X_t = x."""
-        alpha, sigma = (column(f(t), x).reshape(-1, 1, 1) for f in (schedule.alpha, schedule.sigma))
+        if not bool((t > 0.0).all()):
+            raise ValueError(f"X_0 given X_t has a density for t > 0 only: clamp times to at least {schedule.t_min:g}")
+        alpha, sigma = (c.reshape(-1, 1, 1) for c in coefficients(schedule, t, x))
         log_w, u = self._components(x, alpha, sigma)
         q, lam = self._eigenvectors, self._eigenvalues
         means = self.means + torch.einsum("kde,bke->bkd", q, alpha * lam * u)
@@ -162,6 +178,10 @@ class GaussianMixture:
 
     def _tilt(self, reward: QuadraticReward, lam: float) -> tuple[GaussianMixture, Tensor]:
         """The tilted mixture and log Z."""
+        if reward.b.shape != (self.d,) or not math.isfinite(lam):
+            raise ValueError(
+                f"a tilt takes a reward in dimension {self.d} and a finite lambda, got {len(reward.b)} and {lam:g}"
+            )
         precision = torch.linalg.inv(self.covariances)
         tilted_precision = precision - lam * reward.A
         if not bool((torch.linalg.eigvalsh(tilted_precision) > 1e-12).all()):
@@ -179,6 +199,8 @@ class GaussianMixture:
             + 0.5 * ((means * tilted_shift).sum(-1) - (self.means * shift).sum(-1))
             + lam * reward.c
         )
+        if not bool(torch.isfinite(log_w).all()):
+            raise NotNormalisableError(f"the tilt with lambda={lam:g} overflows double precision: use a smaller lambda")
         # A weight that underflows would be rejected as zero; the smallest positive number is as far as a double goes.
         weights = torch.softmax(log_w, 0).clamp_min(torch.finfo(torch.float64).tiny)
         covariances = 0.5 * (covariances + covariances.mT)
@@ -188,7 +210,8 @@ class GaussianMixture:
         """The mixture proportional to exp(lam r) p (2.14), by (4.10) with r replaced by lam r.
 
         Raises:
-            NotNormalisableError: if Sigma_i^-1 - lam A is not positive definite for some component.
+            NotNormalisableError: if Sigma_i^-1 - lam A is not positive definite for some component, or a number overflows.
+        ValueError: if the reward has another dimension or lam is not finite.
         """
         return self._tilt(reward, lam)[0]
 

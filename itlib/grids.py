@@ -16,6 +16,15 @@ from typing import Any
 #: how it scales, one with exact ingredients, one of what is recommended.
 TEMPLATE, BASE, RIVAL, SCALING, BUDGET = "s4_2_experiment", "s2_1_base_model", "rivals_run", "scaling_run", "budget_run"
 ABLATION = "ablation_run"
+#: The notebook behind a record, by what the record says that it is.
+NOTEBOOK_OF = {
+    "base": BASE,
+    "tilting": TEMPLATE,
+    "rival": RIVAL,
+    "scaling": SCALING,
+    "budget": BUDGET,
+    "ablation": ABLATION,
+}
 #: What Section 4.2 leaves open; each is varied alone, beside the paper grid, which holds the default of all.
 CHOICES: dict[str, dict[str, Any]] = {
     "lr1e-5": {"lr": 1e-5},

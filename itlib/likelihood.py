@@ -48,8 +48,13 @@ def log_likelihood(denoiser: Denoiser, schedule: Schedule, x: Tensor, *, rtol: f
         atol: absolute tolerance of the solver.
 
     Raises:
-        RuntimeError: if the solver's step underflows, as it does for a denoiser that is not smooth.
+        ValueError: if x is not finite.
+        FloatingPointError: if the solver's step underflows, as it does for a denoiser that is not smooth.
     """
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError(
+            f"a likelihood is asked at finite points, got {int((~torch.isfinite(x)).sum())} NaN or infinite numbers"
+        )
     parameters = [p for p in getattr(denoiser, "parameters", lambda: [])() if p.requires_grad]
 
     def dynamics(t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -70,6 +75,10 @@ def log_likelihood(denoiser: Denoiser, schedule: Schedule, x: Tensor, *, rtol: f
             states, integrals = odeint(
                 dynamics, (x, torch.zeros_like(x[:, 0])), times, rtol=rtol, atol=atol, method="dopri5"
             )
+    except AssertionError as error:  # torchdiffeq's
+        raise FloatingPointError(
+            f"the flow of this denoiser cannot be followed ({error}): it is not smooth, or diverged"
+        ) from None
     finally:
         for p in parameters:
             p.requires_grad_(True)

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import ot
 import torch
 from torch import Tensor
 
@@ -108,6 +107,8 @@ def component_variances(samples: Tensor, mixture: GaussianMixture) -> Tensor:
 
 def sliced_wasserstein(samples: Tensor, mixture: GaussianMixture, *, seed: int = 0, projections: int = 200) -> float:
     """Sliced 2-Wasserstein distance between samples, (n, d), and as many exact draws of the mixture."""
+    import ot  # here, because it takes as long to import as torch
+
     exact = mixture.sample(len(samples), torch.Generator().manual_seed(seed))
     return float(
         ot.sliced_wasserstein_distance(samples.double().numpy(), exact.numpy(), n_projections=projections, seed=seed)

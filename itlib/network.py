@@ -95,6 +95,8 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """Predict X_1, (B, d), from noised samples x, (B, d), and times t, (B,) or ()."""
+        if x.shape[-1] != self.space.in_features:
+            raise ValueError(f"this network denoises samples of shape (B, {self.space.in_features}), got {tuple(x.shape)}")
         h = functional.silu(self.space(x) + self.time(self.features(t.to(x))), inplace=not torch.is_grad_enabled())
         for layer in self.hidden[:-1] if self.bounded else self.hidden:
             h = _linear_silu(layer, h)

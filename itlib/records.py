@@ -13,6 +13,7 @@ import math
 import os
 import platform
 import subprocess
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -21,12 +22,11 @@ from typing import Any, Literal
 #: The version of the record's schema.
 SCHEMA = 1
 
-#: What cannot change a run's numbers: how it is drawn and how it is scheduled; the rivals change only their own.
-_BYSTANDERS = {
-    "method": {"plots.py", "grids.py", "reproduce.py", "record.schema.json", "baselines"},
-    "rivals": {"plots.py", "grids.py", "reproduce.py", "record.schema.json"},
-    "all": set(),
-}
+#: Packages that the numbers of a record pass through.
+PACKAGES = ("itlib", "torch", "numpy", "torchdiffeq", "POT")
+#: What cannot change a run's numbers: how it is drawn, scheduled and compared; the rivals change only their own.
+_IDLE = {"plots.py", "grids.py", "verify.py", "reproduce.py", "record.schema.json"}
+_BYSTANDERS: dict[str, set[str]] = {"method": _IDLE | {"baselines"}, "rivals": _IDLE, "all": set()}
 Scope = Literal["method", "rivals", "all"]
 
 
@@ -41,20 +41,44 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that it appears whole or not at all.
 
     Raises:
-        OSError: if it can't be written; when the disk is full the message says so and nothing is left behind.
+        OSError: if it can't be written: the message says what to do, and nothing is left behind.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}@{platform.node()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(content)
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OSError(
-                error.errno, f"no space left to write {path}: free some disk and run again, nothing is lost"
-            ) from None
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if advice := _ADVICE.get(error.errno or 0):
+            clear = OSError(f"{advice[0]} {path}: {advice[1]} and run again, nothing is lost")
+            clear.errno = error.errno
+            raise clear from None
         raise
+
+
+_FULL = ("no space left to write", "free some disk")
+_CLOSED = ("no permission to write", "choose another folder, or mend its permissions,")
+_ADVICE = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EFBIG: ("a limit on the size of files (ulimit -f) forbids to write", "raise it"),
+    errno.EACCES: _CLOSED,
+    errno.EPERM: _CLOSED,
+    errno.EROFS: _CLOSED,
+}
+
+
+def sweep(folder: Path) -> None:
+    """Remove what :func:`write_atomically` had begun in processes of this machine that were killed."""
+    for path in folder.glob(f".*@{platform.node()}.tmp"):
+        try:
+            os.kill(int(path.name.rpartition("@")[0].rpartition(".")[2]), 0)
+        except (ProcessLookupError, ValueError):
+            path.unlink(missing_ok=True)
+        except PermissionError:  # it runs, as another user
+            pass
 
 
 @cache
@@ -82,8 +106,17 @@ def scope_of(task: str) -> Scope:
     return "rivals" if task in ("rival", "scaling", "budget", "ablation") else "method"
 
 
+def _processor() -> str:
+    """Its name: kernels are chosen by it, so the last digits depend on it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
 def provenance(scope: Scope = "method") -> dict[str, Any]:
-    """Versions, commit, content hash and platform of this run."""
+    """Versions, commit, content hash, platform and processor of this run: what it takes to make the same bits again."""
     import torch  # here, so that a process that only reads records, or watches a run, starts in no time
 
     root = Path(__file__).parents[1]
@@ -97,10 +130,11 @@ def provenance(scope: Scope = "method") -> dict[str, Any]:
     except (OSError, subprocess.CalledProcessError):
         commit = "unknown"
     return {
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in ("itlib", "torch", "numpy")},
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
         "commit": commit,
         "content": content_hash(scope),
         "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread",
+        "processor": f"{_processor()} ({torch.backends.cpu.get_cpu_capability()})",
     }
 
 
@@ -164,8 +198,8 @@ def read_record(path: Path) -> dict[str, Any]:
         DamagedFileError: if it is truncated or does not follow the schema.
     """
     try:
-        record: dict[str, Any] = json.loads(Path(path).read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError):
+        record: dict[str, Any] = json.loads(Path(path).read_text(), parse_constant=int)  # int("NaN") is refused
+    except (ValueError, RecursionError):
         raise DamagedFileError(f"{path} is truncated or not JSON: delete it and run again to make it anew") from None
     _validate(record, path, ": delete it and run again to make it anew")
     return record

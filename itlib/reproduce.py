@@ -9,41 +9,53 @@ when the text of its notebook, the library or its parameters have changed, never
 live in checkpoints (:mod:`itlib.runs`), so a page that only has to be drawn again takes seconds, and a batch that was
 killed goes on at the last finished tilt.
 
-The batch speaks to a :class:`concurrent.futures.Executor`: threads that watch local processes, or a Dask cluster.
+The batch speaks to a :class:`concurrent.futures.Executor`: threads that watch local processes, or a Dask cluster. It holds
+a lock on its folder, which ends with the process; a second batch there is told so.
+
+``--verify`` runs the cell of a record again, from nothing, and says whether the same comes out (:mod:`itlib.verify`).
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import fcntl
 import hashlib
 import json
+import logging
 import os
+import platform
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from fnmatch import fnmatch
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
 from tqdm import tqdm
 
-from itlib.grids import ABLATION, BASE, BUDGET, GRIDS, OTHER_BASES, RIVAL, SCALING, TEMPLATE
+from itlib.grids import BASE, GRIDS, NOTEBOOK_OF, OTHER_BASES, TEMPLATE
 from itlib.records import (
+    PACKAGES,
     DamagedFileError,
     compact,
     content_hash,
     read_record,
     read_records,
     scope_of,
+    sweep,
     write_atomically,
 )
+from itlib.verify import judge
 
 CONFIGS = ("paper",)
 DEFAULT_N = {"full": (20, 50, 100, 200), "smoke": (10, 20)}
@@ -90,11 +102,11 @@ class Cell:
             digest.update(path.name.encode() + path.read_bytes())
         return digest.hexdigest()
 
-    def recorded(self) -> dict[str, Any]:
+    def recorded(self, defaults: dict[str, Any] | None = None) -> dict[str, Any]:
         """The parameters that its record must show: what is not given is the notebook's choice, and then the profile's."""
         from itlib.runs import PROFILES
 
-        asked = parameters_of(self.notebook) | self.parameters
+        asked = (defaults or parameters_of(self.notebook)) | self.parameters
         chosen = asdict(PROFILES[asked["profile"]].tilting) if Path(self.notebook).stem == TEMPLATE else {}
         known = {k: chosen.get(k) if v is None else v for k, v in asked.items() if k != "record"}
         result: dict[str, Any] = compact({k: v for k, v in known.items() if v is not None})
@@ -205,7 +217,7 @@ def chapters(root: Path, profile: str) -> list[Cell]:
 
     cells = []
     for path in sorted((root / "notebooks").glob("*.py")):
-        if path.stem in (TEMPLATE, BASE, RIVAL, SCALING, BUDGET, ABLATION):
+        if path.stem in NOTEBOOK_OF.values():
             continue
         reads = jupytext.read(path).metadata.get("itlib", {}).get("reads", [])
         cells.append(
@@ -251,7 +263,8 @@ def execute(cell: Cell) -> None:
             )
             break
         except papermill.PapermillExecutionError as error:
-            raise BatchError(f"{error.ename}: {error.evalue}") from None
+            advice = "; run fewer --jobs" if "memory" in f"{error.ename} {error.evalue}".lower() else ""
+            raise BatchError(f"{error.ename}: {error.evalue}{advice}") from None
         except DeadKernelError:
             raise BatchError("its kernel died; if memory was short, run fewer --jobs") from None
         except RuntimeError as error:
@@ -348,7 +361,9 @@ def run_batch(cells: Sequence[Cell], executor: Executor, *, scratch: Path, quiet
                 cell = running.pop(future)
                 try:
                     error = future.result()
-                except Exception as lost:  # of the executor, such as a cluster that went away: no cell raises
+                except CancelledError:
+                    error = "the scheduler went away: start it and its workers again, then run the same command"
+                except Exception as lost:  # of the executor: no cell raises
                     error = f"{type(lost).__name__}: {lost}"
                 if error:
                     failures[cell.name] = error
@@ -386,22 +401,68 @@ def _draw(bar: Any, cells: Sequence[Cell], over: set[str], running: Iterable[Cel
     bar.refresh()
 
 
-def _executor(where: str, jobs: int) -> Executor:
+def facts(root: str) -> dict[str, str]:
+    """What a worker and the batch have to share, so that it does not matter which worker runs a cell."""
+    known = {"Python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+    return known | {"the library": content_hash("all"), "the checkout": root if Path(root).is_dir() else "missing"}
+
+
+def _executor(where: str, jobs: int, root: Path) -> Executor:
     if where == "local":
         return ThreadPoolExecutor(jobs)
     try:
         from distributed import Client
     except ImportError:
         raise BatchError("a cluster needs the extra: pip install 'itlib[cluster]'") from None
+    for name in ("distributed", "distributed.client", "distributed.core"):  # what matters to the user is said below
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         client = Client(where, timeout=5)
     except (OSError, ValueError) as error:
         raise BatchError(
             f"no Dask scheduler answers at {where} ({type(error).__name__}): start one with 'dask scheduler'"
         ) from None
+    if not client.scheduler_info()["workers"]:
+        print(f"waiting for a worker: start one with 'dask worker {where} --nthreads 1'", file=sys.stderr)
+        client.wait_for_workers(1)
+    here = facts(str(root))
+    for worker, there in client.run(facts, str(root), on_error="return").items():
+        if not isinstance(there, dict):
+            raise BatchError(f"the worker {worker} cannot import the project ({there}): install the same checkout there")
+        if wrong := [f"{name} is {there[name]} and not {here[name]}" for name in here if there[name] != here[name]]:
+            raise BatchError(f"the worker {worker} is not like this batch ({'; '.join(wrong)}): install the same there")
     # Dask may run a task again after a worker was lost; a cell may be run twice, so that does no harm.
     executor: Executor = client.get_executor(pure=False, retries=2)
     return executor
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a folder against a second batch, and clear it of what killed ones had begun to write.
+
+    Raises:
+        BatchError: if it cannot be written, or another batch holds it. The lock ends with its process, however that ends.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "a+")  # noqa: SIM115
+    except OSError as error:
+        raise BatchError(f"cannot write in {folder} ({error.strerror}): choose another folder with --out") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise BatchError(
+                f"another batch works in {folder}, {lock.read().strip()}: wait for it, end it, or choose another --out"
+            ) from None
+        except OSError:
+            pass  # a file system without locks: two batches would do work twice, and no harm
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {platform.node()}\n")
+        lock.flush()
+        sweep(folder)
+        yield
 
 
 def _set_aside(out: Path, profile: str) -> None:
@@ -453,6 +514,11 @@ def _parser() -> argparse.ArgumentParser:
   python -m itlib.reproduce --grid choices --N 20    what the paper leaves open, varied one at a time: records only
   python -m itlib.reproduce --grid rivals --only 'paper_*'    every method of the comparison on the paper's task
   python -m itlib.reproduce --executor tcp://127.0.0.1:8786    on the workers of a running Dask scheduler
+  python -m itlib.reproduce --verify book/reference/small/N003_seed0.json    run a record again: is it the same?
+
+--verify trains everything anew, which takes as long as the run did, and compares with the record: every digit on the same
+processor with the same versions; elsewhere by the band of the reference records with the same parameters and other seeds.
+It says which. Exit status: 0 it agrees, 1 it does not, 2 that could not be told.
 
 Killed? Run the same command again: it goes on at the last finished tilt. What is up to date is not run again.
 Results: book/runs/N050_seed0.ipynb and .json. Checkpoints: _build/cache, or the folder in $ITLIB_CACHE.""",
@@ -475,6 +541,9 @@ Results: book/runs/N050_seed0.ipynb and .json. Checkpoints: _build/cache, or the
     parser.add_argument("--jobs", type=_number, default=os.cpu_count() or 1, metavar="K", help="cells at a time (all cores)")
     parser.add_argument("--executor", default="local", metavar="local|ADDRESS", help="where: here, or a Dask scheduler")
     parser.add_argument("--out", type=Path, help="folder for records and pages (book/runs)")
+    parser.add_argument(
+        "--verify", nargs="+", type=Path, metavar="RECORD", help="run records again and compare; nothing else"
+    )
     parser.add_argument("--records-only", action="store_true", help="keep records and no pages, as the reference grid does")
     parser.add_argument("--root", type=Path, default=Path(__file__).parents[1], help=argparse.SUPPRESS)
     parser.add_argument("--cell", help=argparse.SUPPRESS)
@@ -487,13 +556,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.cell:
         return _child(options.cell)
     try:
-        return _batch(options)
+        return _verify(options) if options.verify else _batch(options)
+    except KeyboardInterrupt:
+        return _stop()
     except (BatchError, DamagedFileError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         print(f"error: the batch needs {error.name}: pip install 'itlib[book]', in a checkout", file=sys.stderr)
         return 2
+
+
+def _stop() -> NoReturn:
+    print("\nstopped; run the same command again to go on from here", file=sys.stderr, flush=True)
+    os._exit(130)  # at once: an executor would wait for its cells, which end with this process
 
 
 def _check(profile: str, overrides: dict[str, Any]) -> None:
@@ -529,6 +605,13 @@ def _again(options: argparse.Namespace, failed: Sequence[Cell]) -> str:
     return shlex.join(command)
 
 
+def _run(cells: Sequence[Cell], executor: Executor, scratch: Path, quiet: bool = False) -> dict[str, str]:
+    try:
+        return run_batch(cells, executor, scratch=scratch, quiet=quiet)
+    except KeyboardInterrupt:  # here, because leaving the executor would wait
+        _stop()
+
+
 def _batch(options: argparse.Namespace) -> int:
     root, overrides = options.root.resolve(), dict(options.set)
     runs = root / "book" / "runs"
@@ -551,20 +634,19 @@ def _batch(options: argparse.Namespace) -> int:
         pages=pages,
         only=options.only,
     )
+    from itlib.runs import default_cache
+
     _check(options.profile, overrides)
     read_records(out)  # a damaged one is better reported before the work than after it
     # The pages that read records come last, and are made from whatever runs the book has.
     last = chapters(root, options.profile) if pages and out == runs else []
     start, scratch = time.perf_counter(), root / "_build" / "progress"
-    with _executor(options.executor, options.jobs) as executor:
+    with _alone(out), _executor(options.executor, options.jobs, root) as executor:
         if pages:
             _set_aside(out, options.profile)
-        try:
-            failures = run_batch(cells, executor, scratch=scratch)
-            failures |= run_batch(last, executor, scratch=scratch, quiet=True)
-        except KeyboardInterrupt:
-            print("\nstopped; run the same command again to go on from here", file=sys.stderr, flush=True)
-            os._exit(130)  # at once: an executor would wait for its cells, which end with this process
+        for folder in {Path(cell.page).parent for cell in last if cell.page} | {default_cache()}:
+            sweep(folder)
+        failures = _run(cells, executor, scratch) | _run(last, executor, scratch, quiet=True)
     cells += last
     if failures:
         print(f"\n{len(failures)} of {len(cells)} cells failed:", file=sys.stderr)
@@ -575,6 +657,61 @@ def _batch(options: argparse.Namespace) -> int:
         return 1
     print(f"{len(cells)} cells up to date in {time.perf_counter() - start:.0f} s: {os.path.relpath(out)}")
     return 0
+
+
+# ---- verification --------------------------------------------------------------------------------------------------
+
+
+def _cell_of(record: dict[str, Any], path: Path, root: Path, work: Path) -> Cell:
+    """The cell that makes a record again; knobs that are younger than the record keep their defaults."""
+    notebook = root / "notebooks" / f"{NOTEBOOK_OF[record['task']]}.py"
+    taken = parameters_of(str(notebook)).keys()  # what else a record names is the notebook's own choice
+    name = f"{path.parent.name}_{path.stem}"
+    new = str(work / f"{name}.json")
+    given = {key: value for key, value in record["parameters"].items() if key in taken}
+    return Cell(name, str(notebook), given | {"record": new}, record=new)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    if options.executor != "local":
+        raise BatchError("--verify asks what this machine makes: leave out --executor, and run it on the other machine")
+    root = options.root.resolve()
+    work = root / "_build" / "verify"
+    records = {path.resolve(): read_record(path) for path in options.verify}
+    cells = {path: _cell_of(record, path, root, work) for path, record in records.items()}
+    os.environ["ITLIB_CACHE"] = str(work / "cache")  # of the cells: nothing is found there but what a killed call has left
+    with _alone(work), ThreadPoolExecutor(options.jobs) as executor:
+        failures = _run(list(cells.values()), executor, work / "progress")
+        reference = read_records(root / "book" / "reference", "**/*.json")
+        statuses = []
+        for path, cell in cells.items():
+            if cell.name in failures:
+                print(f"{path}\n  could not be run again: {failures[cell.name]}")
+                statuses.append(2)
+                continue
+            again = read_record(Path(str(cell.record)))
+            if lost := {k: v for k, v in records[path]["parameters"].items() if again["parameters"].get(k) != v}:
+                commit = records[path]["provenance"]["commit"]
+                print(f"{path}\n  cannot be run again here, where {lost} is no choice: verify it at its commit {commit}")
+                statuses.append(2)
+                continue
+            verdict = judge(records[path], again, _peers(cell, reference))
+            print(f"{path}\n  {verdict.says}\n  {verdict.because}")
+            statuses.append({True: 0, False: 1, None: 2}[verdict.agrees])
+        if not failures:
+            shutil.rmtree(work)
+    return max(statuses)
+
+
+def _peers(cell: Cell, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records with the same parameters but the seed."""
+    defaults = parameters_of(cell.notebook)
+
+    def settings(parameters: dict[str, Any]) -> dict[str, Any]:
+        return {**replace(cell, parameters=parameters).recorded(defaults), "seed": None}
+
+    mine = [r for r in records if NOTEBOOK_OF[r["task"]] == Path(cell.notebook).stem]
+    return [r for r in mine if settings(r["parameters"]) == settings(cell.parameters)]
 
 
 if __name__ == "__main__":

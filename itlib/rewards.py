@@ -34,7 +34,7 @@ class QuadraticReward:
             covariance estimate, which is not centred (Section 3.2).
 
     Raises:
-        ValueError: if the shapes disagree or A is not symmetric.
+        ValueError: if the shapes disagree, a coefficient is not finite or A is not symmetric.
     """
 
     b: Tensor
@@ -48,6 +48,8 @@ class QuadraticReward:
         A = A if A.numel() else torch.zeros(d, d, dtype=torch.float64)
         if b.ndim != 1 or A.shape != (d, d):
             raise ValueError(f"b must have shape (d,) and A (d, d); got {tuple(b.shape)} and {tuple(A.shape)}")
+        if not bool(torch.isfinite(torch.cat([A.flatten(), b, b.new_tensor([self.c])])).all()):
+            raise ValueError(f"a reward's coefficients must be finite, got b={b.tolist()}, A={A.tolist()}, c={self.c}")
         if not torch.allclose(A, A.T):
             raise ValueError("A must be symmetric: replace it by (A + A.T) / 2, which is the same reward")
         object.__setattr__(self, "b", b)
@@ -90,10 +92,19 @@ def evaluate(reward: Reward, x: Tensor) -> Tensor:
         Finite values, (S,), in the dtype and on the device of x.
 
     Raises:
-        ValueError: if the answer has the wrong shape or holds a NaN or an infinity.
+        ValueError: if the answer is no real number per sample, or holds a NaN or an infinity. What the reward itself raises
+            is not touched.
     """
     with torch.no_grad():
-        values = torch.as_tensor(reward(x.detach().clone()))  # a reward may write on what it is given
+        answer = reward(x.detach().clone())  # a reward may write on what it is given
+    try:
+        values = torch.as_tensor(answer)
+    except (TypeError, ValueError, RuntimeError):
+        values = torch.empty((), dtype=torch.complex64)
+    if values.is_complex() or values.is_meta:
+        raise ValueError(
+            f"the reward must return real numbers, one per sample, got {type(answer).__name__} ({str(answer)[:40]})"
+        )
     if values.shape != x.shape[:1]:
         raise ValueError(f"the reward must return one number per sample, shape ({x.shape[0]},); got {tuple(values.shape)}")
     values = values.detach().to(x)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -220,6 +221,7 @@ def resumable_tilting(
     Raises:
         NotNormalisableError: before any work, if the target does not exist.
         DamagedFileError: if a checkpoint was found but cannot be read.
+        FloatingPointError: if a tilt diverges; what was saved is the tilt before.
     """
     mixture.tilted(reward, config.lam)  # a target that does not exist is better found now than at the last tilt
     start = hashlib.sha256(safetensors.torch.save(dict(base.state_dict()))).hexdigest()
@@ -246,6 +248,10 @@ def resumable_tilting(
         errors = score_errors(
             step.denoiser, mixture.tilted(reward, step.strength), schedule, n=trace_samples, seed=derive_seed(seed, "trace")
         )
+        if not math.isfinite(errors.score_rmse):
+            raise FloatingPointError(
+                f"tilt {step.k}: the score error is no longer finite. The network has diverged: lower lr ({config.lr:g})"
+            )
         passed = step.k / config.N > 0.5 if config.share is None else (step.strength - step.delta) / config.lam >= 0.5
         spent = step.seconds | {"trace": time.process_time() - clock}
         state = replace(

@@ -68,8 +68,8 @@ def time_grid(schedule: Schedule, steps: int) -> list[float]:
     Raises:
         ValueError: if steps < 1.
     """
-    if steps < 1:
-        raise ValueError(f"sampling needs at least one reverse step, got {steps}")
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"sampling needs a whole number of steps, at least one reverse step, got {steps!r}")
     scale = 1.0 if 1.0 - 1.0 / steps < schedule.t_max else schedule.t_max  # very fine grids end at t_max all the same
     return [scale * k / steps for k in range(steps)] + [schedule.t_max]
 
@@ -164,7 +164,7 @@ def reverse_process(
         (t_k, x_{t_k}) for k = K-1, ..., 0; the last is (0, x_0).
 
     Raises:
-        ValueError: for steps < 1, eta outside [0, 1] or an unknown variance.
+        ValueError: for steps < 1, eta outside [0, 1], an unknown variance or a denoiser that returns another shape.
     """
     if variance not in ("ddpm", "analytic"):
         raise ValueError(f"variance is 'ddpm' or 'analytic', got {variance!r}")
@@ -172,6 +172,8 @@ def reverse_process(
     for t, s in zip(times[:0:-1], times[-2::-1], strict=True):
         a, b, std = transition(schedule, s, t, eta)
         x1_hat = denoiser(x, torch.tensor(t, dtype=x.dtype, device=x.device))
+        if x1_hat.shape != x.shape:
+            raise ValueError(f"a denoiser must return the shape of its samples, {tuple(x.shape)}, got {tuple(x1_hat.shape)}")
         if variance == "analytic":
             std = wider(schedule, s, t, std, x, x1_hat)
         x = a * x + b * x1_hat
@@ -194,8 +196,8 @@ def sample(
     device: torch.device | str = "cpu",
 ) -> Tensor:
     """Draw n samples of X_0, (n, d), by Algorithm 1. Arguments as in :func:`reverse_process`."""
-    if n < 1:
-        raise ValueError(f"ask for at least one sample, got {n}")
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ValueError(f"ask for a whole number of samples, at least one sample, got {n!r}")
     x = torch.randn(n, d, generator=generator, dtype=dtype).to(device)
     for _, state in reverse_process(denoiser, schedule, x, steps=steps, eta=eta, variance=variance, generator=generator):
         x = state

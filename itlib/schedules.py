@@ -68,8 +68,8 @@ class Cosine(Schedule):
     s: float = 0.008
 
     def __post_init__(self) -> None:
-        if not self.s > 0:
-            raise ValueError(f"the cosine schedule's offset s must be positive, got {self.s}")
+        if not 0 < self.s < math.inf:
+            raise ValueError(f"the cosine schedule's offset s must be positive and finite, got {self.s}")
 
     def _theta(self, t: Tensor) -> Tensor:
         return (t + self.s) * (0.5 * math.pi / (1.0 + self.s))
@@ -115,6 +115,20 @@ def column(values: Tensor, x: Tensor) -> Tensor:
     return values.unsqueeze(-1) if values.ndim == x.ndim - 1 and values.ndim > 0 else values
 
 
+def coefficients(schedule: Schedule, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """alpha_t and sigma_t, (B, 1) or (), at times t, (B,) or (), for samples x, (B, d).
+
+    Raises:
+        ValueError: for a time outside [0, 1], where the formulas of a schedule give numbers that mean nothing.
+    """
+    if not bool(((t >= 0.0) & (t <= 1.0)).all()):
+        wrong = t[~((t >= 0.0) & (t <= 1.0))].flatten()[0]
+        raise ValueError(
+            f"a time lies between 0 (data) and 1 (noise), got {float(wrong):g}: clamp it to the schedule's range"
+        )
+    return column(schedule.alpha(t), x), column(schedule.sigma(t), x)
+
+
 def noise(schedule: Schedule, x_0: Tensor, x_1: Tensor, t: Tensor) -> Tensor:
     """The noised sample of (2.1), alpha_t x_0 + sigma_t x_1.
 
@@ -126,5 +140,9 @@ def noise(schedule: Schedule, x_0: Tensor, x_1: Tensor, t: Tensor) -> Tensor:
 
     Returns:
         Samples of X_t given x_0, (B, d).
+
+    Raises:
+        ValueError: for a time outside [0, 1].
     """
-    return column(schedule.alpha(t), x_0) * x_0 + column(schedule.sigma(t), x_0) * x_1
+    alpha, sigma = coefficients(schedule, t, x_0)
+    return alpha * x_0 + sigma * x_1

@@ -55,7 +55,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -69,7 +69,7 @@ from itlib.rewards import QuadraticReward, Reward, evaluate
 from itlib.sampling import Variance, sample
 from itlib.schedules import Schedule, column, noise
 from itlib.stepsize import StepRule, bounded_gap, evenly
-from itlib.training import regression_step
+from itlib.training import check_numbers, regression_step
 
 
 @dataclass(frozen=True)
@@ -118,15 +118,13 @@ class TiltingConfig:
     settle: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("N", "S", "J", "B", "E"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        chosen = ("share",) if self.share is not None else ()
+        check_numbers(self, whole=("N", "S", "J", "B", "E"), real=("lam", "eta", "lr", *chosen))
         if self.B > self.S:
             raise ValueError(f"a minibatch of B={self.B} cannot be drawn from S={self.S} samples: lower B or raise S")
         if not 0.0 <= self.eta <= 1.0:
             raise ValueError(f"eta must lie in [0, 1], got {self.eta}")
-        if not self.lr > 0 or not np.isfinite(self.lam):
+        if not 0 < self.lr < math.inf or not math.isfinite(self.lam):
             raise ValueError(f"lr must be positive and lam finite, got lr={self.lr}, lam={self.lam}")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
@@ -151,7 +149,8 @@ class TiltingConfig:
         return evenly(bounded_gap(-0.5 * math.log(self.share)))
 
 
-_CHOICES = {
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "decay": (False, True),
     "epoch": ("minibatch", "pass"),
     "optimizer": ("adam", "sgd"),
     "step": ("explicit", "implicit", "paths"),
@@ -361,6 +360,19 @@ def _chosen(rule: StepRule, rewards: Tensor, lam: float, strength: float, k: int
     return delta
 
 
+def _likely_cause(config: TiltingConfig, delta: float, data: Tensor, rewards: Tensor) -> str:
+    """Why a tilt diverged, as far as its samples tell, and what to do."""
+    weights = torch.softmax(delta * rewards.double(), 0)
+    share = float(1.0 / (weights.square().sum() * len(weights)))
+    if not (spread := float(data.std())) < 1e3:
+        return f"The model had run away to samples as wide as {spread:.3g}: lower lr ({config.lr:g}) or raise J ({config.J})"
+    if share < 0.05:
+        return (
+            f"Only {share:.1%} of its samples carry a step of {delta:.3g} (coverage): raise N, scale the reward or lower lr"
+        )
+    return f"Its samples are sound, so the steps of the optimiser are too large: lower lr ({config.lr:g})"
+
+
 def _batches(config: TiltingConfig, generator: torch.Generator) -> Iterator[list[Tensor]]:
     """Indices into D_k, grouped so that a group's targets are computed in one call of the teacher."""
     group: list[Tensor] = []
@@ -470,7 +482,8 @@ def iterative_tilting(
     Raises:
         ValueError: for an unknown configuration, more tilts done than there are, a sampler or an update for a step on paths,
             or a reward that returns NaN or a wrong shape.
-        FloatingPointError: if the loss stops being finite or a chosen step vanishes, naming the tilt.
+        FloatingPointError: if samples, loss or weights stop being finite or a chosen step vanishes, naming the tilt and the
+            likely cause.
     """
     config = configuration(config) if isinstance(config, str) else config
     rule, start, on_paths = config.rule(), len(strengths), config.step == "paths"
@@ -515,6 +528,11 @@ def iterative_tilting(
             data = paths.x_0
         else:
             data = sampler(student, k, config.S, generator).to(next(student.parameters()))  # line 3
+        if not bool(torch.isfinite(data).all()):
+            raise FloatingPointError(
+                f"tilt {k}, strength {strength:g} of {config.lam:g}: the model so far no longer samples numbers. "
+                f"It has diverged, or the sampler has: lower lr ({config.lr:g}) or raise J ({config.J})"
+            )
         rewards = evaluate(reward, data)
         if math.isclose(strength, config.lam):
             delta, strength = 0.0, config.lam
@@ -531,10 +549,10 @@ def iterative_tilting(
         else:
             loss = _learn_regression(student, data, rewards, schedule, config, update, k, delta, generator)
         trained = time.process_time()
-        if not bool(torch.isfinite(loss).all()):
+        if not all(bool(torch.isfinite(v).all()) for v in (loss, *student.parameters())):
             raise FloatingPointError(
-                f"tilt {k}, strength {strength:g} of {config.lam:g}: the loss is no longer finite. The tilts have diverged: "
-                f"lower lr ({config.lr:g}), take smaller steps, or check the scale of the reward"
+                f"tilt {k}, strength {strength:g} of {config.lam:g}: the loss is no longer finite. "
+                f"{_likely_cause(config, delta, data, rewards)}"
             )
         spent = {"sampling": sampled - clock, "training": trained - sampled}
         yield TiltStep(k, student, data, rewards, loss, spent, delta, strength, left)

@@ -19,7 +19,7 @@ rate, and patience runs out by chance.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,6 +28,16 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from itlib.schedules import Schedule, noise
+
+
+def check_numbers(config: object, whole: Sequence[str], real: Sequence[str]) -> None:
+    """Refuse fields of a configuration that are no whole numbers of at least 1, or no numbers; True is neither."""
+    for name in (*whole, *real):
+        value, kind = getattr(config, name), int if name in whole else int | float
+        if isinstance(value, bool) or not isinstance(value, kind) or (name in whole and value < 1):
+            raise ValueError(
+                f"{name} must be a {'whole number of at least 1' if name in whole else 'number'}, got {value!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -53,10 +63,9 @@ class TrainingConfig:
     predict: Literal["x1", "x0"] = "x1"
 
     def __post_init__(self) -> None:
-        if min(self.epochs, self.batch_size, self.patience) < 1:
-            raise ValueError("epochs, batch_size and patience must be at least 1")
-        if not self.lr > 0:
-            raise ValueError(f"the learning rate must be positive, got {self.lr}")
+        check_numbers(self, whole=("epochs", "batch_size", "patience"), real=("lr", "validation_fraction", "averaging"))
+        if not 0 < self.lr < float("inf"):
+            raise ValueError(f"the learning rate must be positive and finite, got {self.lr}")
         if not 0 < self.validation_fraction < 1:
             raise ValueError(f"validation_fraction must lie between 0 and 1, got {self.validation_fraction}")
         if not 0 <= self.averaging < 1:

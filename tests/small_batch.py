@@ -90,7 +90,8 @@ def folder() -> Path:
 
 def environment(root: Path) -> dict[str, str]:
     """For processes that work in a copy: its own library, and one cache for the whole session."""
-    return os.environ | {
+    inherited = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    return inherited | {
         "PYTHONPATH": str(root),
         "ITLIB_CACHE": str(folder() / "cache"),
         "OMP_NUM_THREADS": "1",
@@ -208,4 +209,113 @@ def finished() -> Path:
     root = copy(folder() / "finished")
     result = batch(root, "--N", "2", "3", *SMALL)
     assert result.returncode == 0, result.stderr
+    return root
+
+
+#: What stands in for base and template where the work has to be real and the time short: the true training, tilts and
+#: checkpoints, without figures. Each tilt that is computed, not found, is written to ``tilted``.
+WORK = """# %% tags=["parameters"]
+{parameters}
+seed = 0
+profile = "full"
+config = "paper"
+record = ""
+
+# %%
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from itlib.gaussian_mixture import paper_mixture
+from itlib.records import write_atomically, write_record
+from itlib.rewards import parse_reward
+from itlib.runs import profile as profile_named, resumable_base, resumable_tilting
+from itlib.schedules import Cosine
+from itlib.training import TrainingConfig
+
+torch.set_num_threads(1)
+name, schedule, mixture = Path(record).stem, Cosine(), paper_mixture()
+with open("../executed", "a") as file:
+    file.write(name + "\\n")
+for base in resumable_base(mixture, schedule, TrainingConfig(epochs=4, batch_size=64), n=2000, seed=seed):
+    pass
+kept, parameters = base, {{"seed": seed, "profile": profile, "config": config}}
+"""
+TILTS = """
+import itlib.runs
+
+tilts = itlib.runs.iterative_tilting
+
+
+def counted(*arguments, **options):
+    for step in tilts(*arguments, **options):
+        with open("../tilted", "a") as file:
+            file.write(f"{name} {step.k}\\n")
+        yield step
+
+
+itlib.runs.iterative_tilting = counted
+knobs = {"S": S, "J": J, "B": B, "E": E, "lr": lr}
+settings = replace(profile_named(profile).tilting, N=N, lam=lam, **{k: v for k, v in knobs.items() if v is not None})
+run = resumable_tilting(base.denoiser, mixture, parse_reward(reward), schedule, settings, seed=seed, trace_samples=200)
+for kept in run:
+    pass
+parameters |= asdict(settings) | {"reward": reward}
+"""
+LEFT = """
+weights = {k: v.contiguous() for k, v in kept.denoiser.state_dict().items()}
+figures = "nll_target nll_base mean_mse_target mean_mse_base score_rmse eps_rmse flow_nll sliced_w2".split()
+metrics = {figure: float(sum(w.double().sum() for w in weights.values())) for figure in figures}
+metrics |= {"mode_weights": kept.losses, "component_variances": [[1.0]]}
+if record:
+    write_record(Path(record), TASK, parameters, metrics, kept.trace, kept.seconds)
+    write_atomically(Path(record).with_suffix(".safetensors"), safetensors.torch.save(weights))
+"""
+
+
+#: Imported by every process of a copy: a disk on which each write takes $SLOW_DISK seconds, stopping half way, and a
+#: log of addresses outside this machine that anything looks up or connects to.
+SITE = """
+import os, pathlib, sys, time
+
+if seconds := float(os.environ.get("SLOW_DISK", 0)):
+
+    def write_bytes(self, content):
+        with open(self, "wb", buffering=0) as file:
+            file.write(content[: len(content) // 2])
+            if ".progress." not in self.name:
+                time.sleep(seconds)
+            file.write(content[len(content) // 2 :])
+
+    pathlib.Path.write_bytes = write_bytes
+
+
+def watch(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto"):
+        host = arguments[1] if event in ("socket.connect", "socket.sendto") else arguments[0]
+        host = host[0] if isinstance(host, tuple) else host
+        near = host is None or str(host).startswith(("127.", "/", "localhost", "::1")) or host in ("", b"", "0.0.0.0")
+        if not near:
+            with open(os.path.join(os.path.dirname(__file__), "network"), "a") as file:
+                file.write(f"{event} {host!r} {sys.argv}\\n")
+
+
+sys.addaudithook(watch)
+"""
+
+
+def working(root: Path) -> Path:
+    """A copy whose notebooks do real, small work, in seconds: see :data:`WORK` and :data:`SITE`."""
+    pretend(root)
+    (root / "sitecustomize.py").write_text(SITE)
+    knobs = {"N": 20, "lam": 1.0, "reward": "paper", "S": None, "J": None, "B": None, "E": None, "lr": None}
+    assigned = "\n".join(f"{name} = {value!r}" for name, value in knobs.items())
+    for stem, task, parameters, more in (
+        ("s4_2_experiment", "tilting", assigned, TILTS),
+        ("s2_1_base_model", "base", "", ""),
+    ):
+        text = HEADER.format(title=task, more="") + WORK.format(parameters=parameters) + more
+        (root / "notebooks" / f"{stem}.py").write_text(text + LEFT.replace("TASK", repr(task)))
     return root

@@ -37,6 +37,7 @@ ORDER = [
     "runs",
     "plots",
     "grids",
+    "verify",
     "reproduce",
 ]
 #: The rivals, from bottom to top: each may import the core and those before it. Only the list of grids knows of them.
@@ -51,7 +52,7 @@ RIVALS = [
     "baselines/monte_carlo",
     "baselines/comparison",
 ]
-BATCH = ("records", "runs", "reproduce")
+BATCH = ("records", "runs", "verify", "reproduce")
 CORE = tuple(name for name in ORDER if name not in (*BATCH, "grids", "plots"))
 #: The part of the core that goes beyond the paper.
 BEYOND = ("tasks", "corrections", "paths", "stepsize", "estimators", "scaling", "budget", "ablation")
@@ -128,9 +129,9 @@ def test_imports_point_down(name: str) -> None:
 
 def test_the_core_stays_small() -> None:
     size = {name: code_lines(PACKAGE / f"{name}.py") for name in ORDER}
-    assert sum(size[name] for name in CORE if name not in BEYOND) <= 1000, size
+    assert sum(size[name] for name in CORE if name not in BEYOND) <= 1070, size  # seventy of which say what is wrong with an input
     assert sum(size[name] for name in BEYOND) <= 550, size
-    assert sum(size[name] for name in BATCH) <= 720, size
+    assert sum(size[name] for name in BATCH) <= 930, size  # of which a quarter is locks, clusters and verification
 
 
 def test_lines_are_counted_without_words(tmp_path: Path) -> None:

@@ -79,7 +79,12 @@ def test_weights_are_normalised() -> None:
         (torch.ones(2), torch.zeros(2, 2), torch.eye(3).expand(2, 3, 3), "needs weights"),
         (torch.tensor([1.0, 0.0]), torch.zeros(2, 2), torch.eye(2).expand(2, 2, 2), "weight must be positive"),
         (torch.tensor([1.5, -0.5]), torch.zeros(2, 2), torch.eye(2).expand(2, 2, 2), "weight must be positive"),
-        (torch.tensor([1.0, math.nan]), torch.zeros(2, 2), torch.eye(2).expand(2, 2, 2), "weight must be positive"),
+        (
+            torch.tensor([1.0, math.nan]),
+            torch.zeros(2, 2),
+            torch.eye(2).expand(2, 2, 2),
+            "weight of a mixture must be finite",
+        ),
         (torch.ones(1), torch.zeros(1, 2), torch.diag(torch.tensor([1.0, 0.0]))[None], "positive definite"),
         (torch.ones(1), torch.zeros(1, 2), torch.tensor([[[1.0, 2.0], [2.0, 1.0]]]), "positive definite"),
     ],

@@ -40,7 +40,8 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
     assert written["metrics"]["component_variances"] == [[1.0, None]]
     assert "NaN" not in path.read_text()
     assert written["provenance"]["content"] == content_hash()
-    assert set(written["provenance"]["versions"]) == {"python", "itlib", "torch", "numpy"}
+    assert set(written["provenance"]["versions"]) == {"python", "itlib", "torch", "numpy", "torchdiffeq", "POT"}
+    assert written["provenance"]["processor"]
     assert [p.name for p in path.parent.iterdir()] == ["run.json"]
 
 

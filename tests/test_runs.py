@@ -18,6 +18,7 @@ import torch
 
 from itlib import runs, tilting
 from itlib.gaussian_mixture import paper_mixture
+from itlib.metrics import ScoreErrors
 from itlib.network import Network
 from itlib.records import DamagedFileError
 from itlib.rewards import parse_reward
@@ -313,3 +314,38 @@ def test_an_unknown_profile_names_the_known_ones() -> None:
     assert profile("full").tilting == TiltingConfig()
     with pytest.raises(ValueError, match="no profile 'huge': choose from full, smoke"):
         profile("huge")
+
+
+@pytest.mark.parametrize("where", ["weights", "score error"])
+def test_a_run_that_diverges_stops_at_its_tilt_and_keeps_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """A NaN in the third tilt, the last optimiser step's for instance, after which no loss is computed any more."""
+    mixture, schedule = paper_mixture(), Cosine()
+
+    def tilts() -> list[RunState]:
+        reward, cache = parse_reward("paper"), tmp_path
+        return list(resumable_tilting(Network(2), mixture, reward, schedule, CONFIG, trace_samples=50, cache=cache))
+
+    with monkeypatch.context() as patch:
+        calls = itertools.count(1)
+        if where == "weights":
+            original = tilting.regression_step
+
+            def poisoned(network: Any, *arguments: Any) -> Any:
+                loss = original(network, *arguments)
+                if next(calls) == 3 * CONFIG.E:
+                    with torch.no_grad():
+                        network.output.bias.fill_(torch.nan)
+                return loss
+
+            patch.setattr(tilting, "regression_step", poisoned)
+        else:
+            patch.setattr(runs, "score_errors", lambda *_, **__: ScoreErrors(1.0, 1.0 if next(calls) < 3 else float("inf")))
+        with pytest.raises(FloatingPointError, match=r"^tilt 3.*no longer finite\. .*lower lr"):
+            tilts()
+    (path,) = tmp_path.glob("tilts_*")
+    kept = load_state(path, Network(2))
+    assert kept.done == 2
+    assert all(bool(torch.isfinite(p).all()) for p in kept.denoiser.parameters())
+    assert [state.done for state in tilts()] == [2, 3, 4, 5, 6]

@@ -599,3 +599,13 @@ def test_unknown_choices_are_refused(knob: str, value: object) -> None:
 def test_paths_need_what_they_need(knobs: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"paths'"):
         TiltingConfig(**({"step": "paths", "student": "adapter"} | knobs))
+
+
+def test_the_likely_cause_is_read_off_the_samples() -> None:
+    config, x = TiltingConfig(S=1000), torch.randn(1000, 2, generator=torch.Generator().manual_seed(0))
+    for data, delta, says in (
+        (1e4 * x, 0.1, "samples as wide as 1"),
+        (x, 30.0, "(coverage)"),
+        (x, 0.1, "the steps of the optimiser are too large: lower lr (0.0001)"),
+    ):
+        assert says in tilting._likely_cause(config, delta, data, data[:, 0])

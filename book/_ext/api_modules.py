@@ -32,6 +32,7 @@ READING = (  # the paper's order, among modules that do not need each other; new
     "records",
     "runs",
     "plots",
+    "verify",
     "reproduce",
 )
 

@@ -1,0 +1,122 @@
+"""Does a record come out again? What ``python -m itlib.reproduce --verify RECORD`` says after running it a second time.
+
+Two records agree *exactly* if every parameter, metric and tilt has the same six digits. That is owed where the processor,
+the versions and the library are the same. Elsewhere numbers are rounded otherwise, and training is chaotic: it amplifies
+the last digit of a weight until two runs of one seed differ as two seeds do. What is owed there is a *band*: with the same
+parameters and several seeds the reference records span, for each figure, an interval from the lowest seed to the highest;
+widened by its own length on both sides, it has to hold the new figure. How many of those seeds lie in the band of the others
+is counted along, because it says how much a figure outside means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+#: Seeds that a band needs.
+FEWEST = 3
+#: Records keep six digits, so figures that do not depend on the seed agree up to the last.
+ROUNDING = 1e-5
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the comparison of a record with its second run found.
+
+    Args:
+        agrees: whether they agree; None if that cannot be told.
+        says: the finding, one sentence.
+        because: why exact agreement could, or could not, be asked for.
+    """
+
+    agrees: bool | None
+    says: str
+    because: str
+
+
+def figures(record: dict[str, Any]) -> dict[str, float]:
+    """The numbers by which runs are compared: all metrics, one by one, and the mean of the trace."""
+    found: dict[str, float] = {}
+
+    def add(name: str, value: Any) -> None:
+        if isinstance(value, list):
+            for i, entry in enumerate(value):
+                add(f"{name}[{i}]", entry)
+        elif value is not None:
+            found[name] = float(value)
+
+    for name, value in record["metrics"].items():
+        add(name, value)
+    if record["trace"]:
+        add("mean of the trace", sum(record["trace"]) / len(record["trace"]))
+    return found
+
+
+def band(records: Sequence[dict[str, Any]]) -> dict[str, tuple[float, float]]:
+    """For each figure that all records have: from its lowest to its highest value, widened by as much on both sides."""
+    rows = [figures(record) for record in records]
+    result = {}
+    for name in set.intersection(*(set(row) for row in rows)):
+        values = [row[name] for row in rows]
+        width = max(values) - min(values) + ROUNDING * max(map(abs, values))
+        result[name] = (min(values) - width, max(values) + width)
+    return result
+
+
+def outside(record: dict[str, Any], reference: Sequence[dict[str, Any]]) -> dict[str, tuple[float, float, float]]:
+    """The figures of a record outside the band of others: {name: (value, low, high)}."""
+    limits, found = band(reference), figures(record)
+    return {
+        name: (found.get(name, float("nan")), low, high)
+        for name, (low, high) in sorted(limits.items())
+        if not low <= found.get(name, float("nan")) <= high
+    }
+
+
+def unlike(one: dict[str, Any], two: dict[str, Any]) -> list[str]:
+    """What keeps two records' provenances from promising the same bits, as words; empty if nothing does."""
+    reasons = [
+        f"{name} {one['versions'][name]} there and {two['versions'][name]} here"
+        for name in sorted(one["versions"].keys() & two["versions"].keys())
+        if one["versions"][name] != two["versions"][name]
+    ]
+    if one["content"] != two["content"]:
+        reasons.append(f"another state of the library there ({one['content']}, commit {one['commit'][:12]})")
+    if "processor" not in one:
+        reasons.append("a processor there that the record does not name")
+    elif one["processor"] != two.get("processor"):
+        reasons.append(f"{one['processor']} there and {two.get('processor')} here")
+    return reasons
+
+
+def judge(record: dict[str, Any], again: dict[str, Any], reference: Sequence[dict[str, Any]]) -> Verdict:
+    """Compare a record with what its second run left.
+
+    Args:
+        record: the record to verify.
+        again: of the same cell, run again here.
+        reference: records with the same parameters but the seed.
+    """
+    reasons = unlike(record["provenance"], again["provenance"])
+    because = "made with " + "; ".join(reasons) if reasons else "made with this processor, these versions and this library"
+    changed = [key for key in ("metrics", "trace", "curve", "samples", "failure") if record.get(key) != again.get(key)]
+    if not changed:
+        return Verdict(True, "the same in every digit: parameters, metrics and trace", because)
+    one, two = figures(record), figures(again)
+    moved = {n: abs(one[n] - two[n]) / max(abs(one[n]), 1e-12) for n in one.keys() & two.keys() if one[n] != two[n]}
+    most = max(moved, key=moved.__getitem__, default="")
+    gap = f"{most} by {100 * moved[most]:.2g} %" if most else " and ".join(changed)
+    if not reasons:
+        return Verdict(False, f"differs, and must not on the same machine: {gap}", because)
+    if len(reference) < FEWEST:
+        few = f"the reference has {len(reference)} seeds of these parameters and a band takes {FEWEST}"
+        return Verdict(None, f"differs ({gap} at most), and there is no band to tell whether that is chance: {few}", because)
+    known = sum(not outside(r, [o for o in reference if o is not r]) for r in reference)
+    seeds = f"the band of {len(reference)} seeds (in which {known} of them lie if left out themselves)"
+    if wrong := outside(again, reference):
+        listed = ", ".join(
+            f"{name} {value:.4g} not in {low:.4g} to {high:.4g}" for name, (value, low, high) in wrong.items()
+        )
+        return Verdict(False, f"outside {seeds}: {listed}", because)
+    return Verdict(True, f"inside {seeds}; not the same digits ({gap} at most)", because)

@@ -1,0 +1,99 @@
+"""What the project is made of: a whole lock, licences that go together, nothing unpickled, a workflow that may little."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from email.message import Message
+from importlib.metadata import distributions, version
+from pathlib import Path
+
+import pytest
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from licences import is_fine, licence, problems
+from test_architecture import distributions as names_of
+
+ROOT = Path(__file__).parents[1]
+LOCK = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and not line.startswith(("#", "-e"))]
+
+
+def test_the_lock_is_exact_and_whole() -> None:
+    assert all(re.match(r"[\w.-]+(\[.*\])?==[\w.+!-]+( ;.*)?$", line) for line in LOCK)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    direct = names_of(line for group in groups for line in group)
+    assert {name.replace("_", "-") for name in direct} <= {re.split("[=[]", line)[0].lower() for line in LOCK}
+
+
+def test_what_runs_here_is_what_is_locked() -> None:
+    """Of packages that every machine needs: another version would give other digits."""
+    for line in (line for line in LOCK if " ;" not in line):
+        name, _, locked = line.partition("==")
+        if name.lower() in ("torch", "numpy", "torchdiffeq", "pot", "papermill", "jupytext", "jupyter-book"):
+            assert version(name).partition("+")[0] == locked
+
+
+def test_licences_go_together() -> None:
+    assert problems(distributions()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "fine"),
+    [
+        ("MIT", True),
+        ("Apache-2.0 AND BSD-3-Clause", True),
+        ("GPL-3.0-or-later OR MIT", True),
+        ("Apache License, Version 2.0", True),
+        ("GPL-3.0-only", False),
+        ("MIT AND GPL-3.0-only", False),
+        ("BSD License, GNU General Public License v3", False),
+        ("Proprietary", False),
+        ("", False),
+    ],
+)
+def test_a_licence_that_does_not_fit_is_seen(text: str, fine: bool) -> None:
+    assert is_fine(text) is fine
+
+
+def test_a_licence_is_found_wherever_a_package_puts_it() -> None:
+    class Package:
+        metadata = Message()
+
+    Package.metadata["Classifier"] = "License :: OSI Approved :: MIT License"
+    assert licence(Package()) == "MIT License"  # type: ignore[arg-type]
+    Package.metadata["License-Expression"] = "BSD-3-Clause"
+    assert licence(Package()) == "BSD-3-Clause"  # type: ignore[arg-type]
+
+
+#: What would run foreign code, or ask the network, at run time.
+UNWANTED = re.compile(
+    r"(?<!safetensors\.)\btorch\.(?:load|save)\b|\b(?:pickle|np\.load|requests|urllib\.request|urlretrieve|from_pretrained)\b"
+)
+
+
+def test_no_notebook_and_no_page_unpickles_or_fetches() -> None:
+    sources = [path for folder in ("notebooks", "book", "itlib", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    assert len(sources) > 40
+    assert not {str(path): found for path in sources if (found := UNWANTED.findall(path.read_text("utf-8")))}
+    assert UNWANTED.findall("torch.load(x); safetensors.torch.save(y); pickle.loads(z)") == ["torch.load", "pickle"]
+
+
+def test_the_workflow_may_read_and_nothing_else() -> None:
+    (path,) = (ROOT / ".github" / "workflows").glob("*")
+    text = path.read_text()
+    flow = yaml.safe_load(text)
+    assert flow["permissions"] == {"contents": "read"}
+    assert "secrets." not in text
+    assert "pull_request_target" not in text
+    for job in flow["jobs"].values():
+        assert "permissions" not in job
+        for step in job["steps"]:
+            if "uses" in step:
+                assert re.fullmatch(r"actions/[\w-]+@(v\d+|[0-9a-f]{40})", step["uses"])
+            if step.get("uses", "").startswith("actions/checkout"):
+                assert step["with"]["persist-credentials"] is False
+            assert "github.event" not in step.get("run", "")
