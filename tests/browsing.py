@@ -1,0 +1,86 @@
+"""A headless Chromium for the tests: pages opened from their files, at a width, in a colour scheme."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+#: The rules of axe-core that stand for a success criterion of WCAG 2, level A or AA.
+WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
+
+
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """A browser, or a skipped test where there is none. Under CI a missing browser is a failure."""
+    binary = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    if not binary or not driver:
+        message = "no chromium with chromedriver on this machine: `make browser` installs them on Debian and Ubuntu"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(message)
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    with webdriver.Chrome(options=options, service=webdriver.ChromeService(driver)) as chrome:
+        chrome.set_script_timeout(120)
+        yield chrome
+
+
+def emulate(browser: Any, width: int = 1280, scheme: str = "light", motion: str = "no-preference", scripts: bool = True) -> None:
+    """How pages are seen from now on."""
+    size = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 600}
+    features = {"prefers-color-scheme": scheme, "prefers-reduced-motion": motion}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    media = {"media": "", "features": [{"name": name, "value": value} for name, value in features.items()]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": not scripts})
+
+
+def visit(browser: Any, site: Path, page: str, width: int = 1280, scheme: str = "light", **how: Any) -> None:
+    """Open a page from its file, at a width and in a colour scheme, and wait for the maths."""
+    emulate(browser, width, scheme, **how)
+    browser.get((site / page).as_uri() if ".html" in page else (site / f"{page}.html").as_uri())
+    browser.execute_async_script(
+        "const done = arguments[0]; (window.MathJax?.startup?.promise ?? Promise.resolve()).then(done)"
+    )
+
+
+def complaints(browser: Any) -> list[str]:
+    """What the console has said since the last call, notes aside."""
+    return [entry["message"] for entry in browser.get_log("browser") if entry["level"] not in ("INFO", "DEBUG")]
+
+
+def requests(browser: Any) -> list[str]:
+    """Addresses that were asked for since the last call."""
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    return [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+
+
+def violations(browser: Any) -> list[str]:
+    """WCAG 2 A and AA violations on the page that is open, by axe-core: rule, place, reason."""
+    import selenium_axe_python
+
+    script = Path(selenium_axe_python.__file__).parent / "axe-core" / "axe.min.js"
+    browser.execute_script(script.read_text("utf-8"))
+    # What is inside a picture or a formula is no content of its own, and there are ten thousands of it.
+    browser.execute_script("document.querySelectorAll('svg[role=img][aria-label], mjx-container > svg').forEach(s => s.replaceChildren())")
+    found = browser.execute_async_script(
+        "const done = arguments[1];"
+        "axe.run(document, {runOnly: {type: 'tag', values: arguments[0]}, resultTypes: ['violations']}).then(done)",
+        WCAG,
+    )
+    return [
+        f"{violation['id']}: {node['target']}: {node['failureSummary']}"
+        for violation in found["violations"]
+        for node in violation["nodes"]
+    ]
