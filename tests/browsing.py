@@ -36,7 +36,9 @@ def chromium() -> Iterator[Any]:
         yield chrome
 
 
-def emulate(browser: Any, width: int = 1280, scheme: str = "light", motion: str = "no-preference", scripts: bool = True) -> None:
+def emulate(
+    browser: Any, width: int = 1280, scheme: str = "light", motion: str = "no-preference", scripts: bool = True
+) -> None:
     """How pages are seen from now on."""
     size = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 600}
     features = {"prefers-color-scheme": scheme, "prefers-reduced-motion": motion}
@@ -66,21 +68,30 @@ def requests(browser: Any) -> list[str]:
     return [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
 
 
+#: A page is tens of thousands of elements, most of them of few kinds: strokes of pictures and formulas, and words of code.
+#: One word of each kind stays, and of a picture what names it.
+PRUNE = """
+document.querySelectorAll('svg[aria-label], mjx-container > svg, math').forEach(e => e.replaceChildren());
+const seen = new Set();
+document.querySelectorAll('div.highlight pre span[class]').forEach(e => {
+  if (seen.has(e.className)) e.replaceWith(...e.childNodes);
+  seen.add(e.className);
+});
+document.querySelectorAll('div.highlight pre').forEach(e => e.normalize());
+"""
+AXE = """
+const [tags, done] = arguments;
+axe.run(document, {runOnly: {type: 'tag', values: tags}, resultTypes: ['violations']}).then(found => done(
+  found.violations.flatMap(v => v.nodes.map(n => `${v.id} at ${n.target}: ${n.failureSummary}`))));
+"""
+
+
 def violations(browser: Any) -> list[str]:
-    """WCAG 2 A and AA violations on the page that is open, by axe-core: rule, place, reason."""
+    """WCAG 2 A and AA violations on the page that is open, by axe-core: rule, place, reason. Spoils the page."""
     import selenium_axe_python
 
+    browser.execute_script(PRUNE)
     script = Path(selenium_axe_python.__file__).parent / "axe-core" / "axe.min.js"
     browser.execute_script(script.read_text("utf-8"))
-    # What is inside a picture or a formula is no content of its own, and there are ten thousands of it.
-    browser.execute_script("document.querySelectorAll('svg[role=img][aria-label], mjx-container > svg').forEach(s => s.replaceChildren())")
-    found = browser.execute_async_script(
-        "const done = arguments[1];"
-        "axe.run(document, {runOnly: {type: 'tag', values: arguments[0]}, resultTypes: ['violations']}).then(done)",
-        WCAG,
-    )
-    return [
-        f"{violation['id']}: {node['target']}: {node['failureSummary']}"
-        for violation in found["violations"]
-        for node in violation["nodes"]
-    ]
+    found: list[str] = browser.execute_async_script(AXE, WCAG)
+    return found

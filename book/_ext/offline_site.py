@@ -4,8 +4,8 @@
 - Thebe (live code) is switched off: it would load its code from the network, and declares its
   configuration twice.
 - Table headers get the ``scope`` that docutils and pandas leave out.
-- What accessibility checkers find in the markup of docutils and Sphinx is mended: an entry of the bibliography is a list item,
-  a signature of several lines a list without terms.
+- What accessibility checkers find in the markup of docutils and Sphinx is mended: an entry of the bibliography is a list
+  item, a signature of several lines a list without terms.
 - In a table of the class ``cards`` each cell gets the name of its column: on a phone its rows become cards (custom.css).
 """
 
