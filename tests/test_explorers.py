@@ -136,7 +136,8 @@ def test_algorithm_1(browser: Any) -> None:
 def test_variance_of_the_chain(browser: Any, eta: float) -> None:
     """One Gaussian coordinate: each step is linear, so two states give its slope."""
     v, variance, schedule = 0.7, 1.0, Cosine()
-    exact = ExactDenoiser(GaussianMixture(torch.ones(1), torch.zeros(1, 1), torch.full((1, 1, 1), v)), schedule)
+    one = GaussianMixture(torch.ones(1), torch.zeros(1, 1), torch.full((1, 1, 1), v, dtype=torch.float64))
+    exact = ExactDenoiser(one, schedule)
     times, ends = time_grid(schedule, 9), torch.tensor([[0.0], [1.0]], dtype=torch.float64)
     for t, s in zip(times[:0:-1], times[-2::-1], strict=True):
         a, b, std = transition(schedule, s, t, eta)
