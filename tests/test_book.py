@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -10,8 +11,11 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from bs4 import BeautifulSoup
 
 from itlib import plots
+from itlib.gaussian_mixture import paper_mixture
+from itlib.rewards import parse_reward
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "book" / "_ext")]
 
@@ -158,6 +162,43 @@ def test_scatter_is_an_image_inside_the_svg() -> None:
     source = plots.svg(plots.figure_1([row]), "cloud", "x")
     assert source.count("<image") == 3
     assert len(source) < 200_000
+
+
+def test_a_lighter_drawing_looks_the_same() -> None:
+    t = np.linspace(0, 2 * np.pi, 400)
+    curve = np.stack([200 + 90 * np.cos(t), 150 + 60 * np.sin(3 * t)], 1)
+    path = "M " + " L ".join(f"{x:.6f} {y:.6f}" for x, y in curve) + " z"
+    letter = "M 1.234567 2 Q 3 4 5.678901 6"
+    source = f'<svg>\n<path id="used" d="{path}"/>\n<path id="unused" d="{letter}"/>\n<use href="#used"/></svg>'
+    light = plots.lighter(source)
+    assert len(light) < len(source) / 3
+    assert 'id="used"' in light
+    assert "unused" not in light
+    assert letter in light
+    short = np.array(re.findall(r"-?[\d.]+", re.findall(r'd="([^"]*) z"', light)[0]), dtype=float).reshape(-1, 2)
+    ends, steps = short[:-1], np.diff(short, axis=0)
+    along = ((curve[:, None] - ends) * steps).sum(-1) / (steps**2).sum(-1).clip(1e-9)
+    nearest = ends + along.clip(0, 1)[..., None] * steps
+    # A tenth of a point for the vertices that went, and half of one for rounding those that stayed.
+    assert np.linalg.norm(curve[:, None] - nearest, axis=-1).min(1).max() < 0.1 + 0.05 * 2**0.5
+
+
+def test_an_explorer_carries_its_model() -> None:
+    model = {
+        "mixture": plots.as_model(paper_mixture()),
+        "reward": plots.as_model(parse_reward("b=1,2 A=3,4;4,5 c=6")),
+        "a": "<&'\"",
+    }
+    html = plots.explorer_html("tilt", model, "still")
+    tag = BeautifulSoup(html, "html.parser").div
+    assert tag is not None
+    assert (tag["data-explorer"], tag["data-figure"]) == ("tilt", "still")
+    found = json.loads(str(tag["data-model"]))
+    assert found == model
+    assert found["reward"] == {"A": [3, 4, 5], "b": [1, 2], "c": 6}
+    assert found["mixture"][1] == {"weight": 0.5, "mean": [2, 0], "cov": [0.5, 0, 0.5]}
+    with pytest.raises(ValueError, match="JSON"):
+        plots.explorer_html("tilt", {"a": float("nan")}, "still")
 
 
 def test_small_plots_draw_their_data() -> None:

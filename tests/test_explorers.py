@@ -250,3 +250,5 @@ def test_the_landing_page_shows_the_reference_runs() -> None:
     last = {run_["N"]: run_["frames"][-1]["error"] for run_ in model["runs"]}
     assert last[1] > last[20]  # what the page says
     assert last[100] > 0.9 * last[20]
+    heights = {run_["N"]: np.mean(run_["frames"][-1]["points"][1::2]) / 100 for run_ in model["runs"]}
+    assert heights[1] < heights[20] < 2

@@ -38,8 +38,7 @@ explorer("budget", "Error budget", ({ cells, quantities, exact }) => {
   draw();
   return [
     el("div", { class: "controls" }, setting.node, el("fieldset", {}, el("legend", {}, "ingredients"), samples.node, covariance.node)),
-    el("div", { class: "pictures" }, ...charts.map(({ chart }) => chart.node)),
-    key([["line learned wide", "chosen: mean"], ["line learned thin", "its seeds"], ["line ink faint", "the other three: means"], ["line target dashed", "exact"]]),
-    says,
+    el("div", { class: "pictures" }, ...charts.map(({ chart }) => chart.node), el("div", { class: "beside" }, ...says,
+      key([["line learned wide", "chosen: mean"], ["line learned thin", "its seeds"], ["line ink faint", "the other three: means"], ["line target dashed", "exact"]]))),
   ];
 });
