@@ -50,7 +50,7 @@ def test_every_page(browser: Any, site: Path) -> None:
     On a desktop: no violation of WCAG 2 A or AA that axe-core finds, in one of the colour schemes in turn, or in both.
     """
     problems = []
-    both = {"book/index", "book/api", *EXPLORERS.values()}
+    both = {"book/index", *EXPLORERS.values()}
     for number, page in enumerate(pages(site)):
         visit(browser, site, page, width=360)
         width, failed = browser.execute_script(
@@ -119,31 +119,15 @@ def wait_for(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("name", EXPLORERS)
-def test_an_explorer_stands_for_a_captioned_figure(browser: Any, site: Path, name: str) -> None:
-    """With scripts it takes the figure's place, without them and on paper the figure stays."""
-    shown = """
-      const box = document.querySelector('.explorer');
-      const still = document.querySelector(`figure [data-itlib-figure="${box.dataset.figure}"]`);
-      const seen = e => e.getBoundingClientRect().height > 40;
-      return [seen(box), seen(still), box.closest('figure')?.querySelector('figcaption')?.textContent ?? ''];
-    """
-    visit(browser, site, EXPLORERS[name])
-    explorer, still, caption = browser.execute_script(shown)
-    assert (explorer, still) == (True, False)
-    assert re.match(r"\s*Figure \d+ ", caption)
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
-    assert browser.execute_script(shown)[:2] == [False, True]
-    emulate(browser, scripts=False)
-    browser.get((site / f"{EXPLORERS[name]}.html").as_uri())
-    assert browser.execute_script(shown)[:2] == [False, True]
-    emulate(browser)
+@pytest.fixture(scope="module", params=EXPLORERS)
+def opened(browser: Any, site: Path, request: pytest.FixtureRequest) -> str:
+    """The name of an explorer whose page is open, for the tests of it in turn."""
+    visit(browser, site, EXPLORERS[request.param])
+    return str(request.param)
 
 
-@pytest.mark.parametrize("name", EXPLORERS)
-def test_an_explorer_is_driven_by_keys_and_by_mouse(browser: Any, site: Path, name: str) -> None:
+def test_an_explorer_is_driven_by_keys_and_by_mouse(browser: Any, opened: str) -> None:
     """Each input, reached with the tab key, changes what is said or drawn; what is said is announced."""
-    visit(browser, site, EXPLORERS[name])
     inputs = browser.find_elements(By.CSS_SELECTOR, ".explorer input, .explorer button")
     picture = "return [...document.querySelectorAll('.explorer svg path')].map(e => e.getAttribute('d')).join('|')"
     labels = browser.execute_script(
@@ -162,8 +146,8 @@ def test_an_explorer_is_driven_by_keys_and_by_mouse(browser: Any, site: Path, na
         focused.send_keys({"range": Keys.ARROW_LEFT, "radio": Keys.ARROW_RIGHT}.get(kind, Keys.SPACE))
         changed = said(browser) + browser.execute_script(picture) != before
         moved += changed or kind == "button"  # a button may play, or choose what is chosen
-        assert changed or kind == "button", f"{name}: a key on {kind} {focused.get_attribute('id')} changes nothing"
-        if name == "tilts" and kind == "button":
+        assert changed or kind == "button", f"{opened}: a key on {kind} {focused.get_attribute('id')} changes nothing"
+        if opened == "tilts" and kind == "button":
             focused.send_keys(Keys.SPACE)  # stop
         focused.send_keys(Keys.TAB)
     radios = {e.get_attribute("name") for e in inputs if e.get_attribute("type") == "radio"}  # one stop for each group
@@ -184,13 +168,32 @@ def test_an_explorer_is_driven_by_keys_and_by_mouse(browser: Any, site: Path, na
     assert complaints(browser) == []
 
 
+def test_an_explorer_stands_for_a_captioned_figure(browser: Any, site: Path, opened: str) -> None:
+    """With scripts it takes the figure's place, without them and on paper the figure stays."""
+    shown = """
+      const box = document.querySelector('.explorer');
+      const still = document.querySelector(`figure [data-itlib-figure="${box.dataset.figure}"]`);
+      const seen = e => e.getBoundingClientRect().height > 40;
+      return [seen(box), seen(still), box.closest('figure')?.querySelector('figcaption')?.textContent ?? ''];
+    """
+    explorer, still, caption = browser.execute_script(shown)
+    assert (explorer, still) == (True, False)
+    assert re.match(r"\s*Figure \d+ ", caption)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    assert browser.execute_script(shown)[:2] == [False, True]
+    emulate(browser, scripts=False)
+    browser.get((site / f"{EXPLORERS[opened]}.html").as_uri())
+    assert browser.execute_script(shown)[:2] == [False, True]
+    emulate(browser)
+
+
 def test_the_landing_picture_plays_and_respects_reduced_motion(browser: Any, site: Path) -> None:
     visit(browser, site, "book/index")
     assert said(browser).startswith("After tilt 20 of 20")
     button = browser.find_element(By.CSS_SELECTOR, ".explorer button")
     assert button.text == "Play"
     button.click()
-    wait_for(lambda: said(browser).startswith("After tilt 2 of 20"), "it plays from the start")
+    wait_for(lambda: re.match(r"After tilt 1?\d of 20", said(browser)), "it plays from the start")
     button.click()
     assert button.text == "Play"
     visit(browser, site, "book/index", motion="reduce")
