@@ -21,7 +21,7 @@ UV_TORCH := $(if $(UV_FIND_LINKS),,--torch-backend=auto)
 # Without bytecode every kernel would compile torch again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: book test test-faults lab bench lint audit lock reference clean help
+.PHONY: book test test-faults browser lab bench lint audit lock reference clean help
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -44,6 +44,12 @@ book: $(VENV)/.ready  ## Run what is out of date, then build the book
 
 test: $(VENV)/.ready  ## Run all tests, a small batch and a build of the book among them
 	@$(BIN)/python -m pytest
+
+# Root needs no sudo, and a container often has none.
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+browser:  ## Install Debian's Chromium, in which the tests read the book; without it they skip that
+	@{ command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null && command -v chromedriver >/dev/null || \
+	  { $(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -qq -y --no-install-recommends chromium chromium-driver >/dev/null; }
 
 lab: $(VENV)/.ready  ## Open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab notebooks
@@ -75,6 +81,7 @@ reference: $(VENV)/.ready  ## Compute the committed reference grids again: about
 	@$(BIN)/python -m itlib.reproduce --grid ablation --seeds 0 1 2 --out book/reference/ablation
 	@$(BIN)/python -m itlib.reproduce --grid ablation --only '*_main_*' '*_base_exact' 'tails_*' --seeds 3 4 --out book/reference/ablation
 	@cp book/reference/paper/N100_seed0.safetensors book/reference/hero.safetensors
+	@$(BIN)/python book/landing_runs.py
 	@$(BIN)/python book/showcase.py
 
 lock: $(VENV)/.ready  ## Write requirements.txt anew from pyproject.toml

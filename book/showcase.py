@@ -1,8 +1,9 @@
-"""Make what the front pages show from the committed reference records: the picture, and the README's table.
+"""Make what the front pages show from committed runs: their pictures, and their result table.
 
-Run by `make reference`; `--check` only says whether both are up to date.
+Run by `make reference`; `--check` only says whether all is up to date.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from itlib import plots
 from itlib.gaussian_mixture import paper_mixture
 from itlib.records import read_records
 from itlib.rewards import parse_reward
+from itlib.schedules import Cosine
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "book" / "reference"
@@ -23,8 +25,8 @@ PAPER = {20: ("6.48", "1.67"), 50: ("6.94", "2.20"), 100: ("7.23", "2.16"), 200:
 MARKS = "<!-- results: written by book/showcase.py -->\n", "<!-- end of results -->\n"
 
 
-def picture() -> dict[Path, str]:
-    """The hero: base, half way, all tilts, target. Its samples are those of one reference run."""
+def readme_picture() -> str:
+    """Base, half way, all tilts, target. Its samples are those of one reference run."""
     base, reward = paper_mixture(), parse_reward("paper")
     kept = safetensors.torch.load_file(REFERENCE / "hero.safetensors")
     exact = [m.sample(1000, torch.Generator().manual_seed(0)).numpy() for m in (base, base.tilted(reward))]
@@ -54,13 +56,49 @@ def picture() -> dict[Path, str]:
             "all tilts, and of the exact tilted density, which lies above the base."
         )
         source = plots.svg(fig, "hero", alt)
-    static = ROOT / "book" / "_static"
     # A README shows the picture as an image of its own, which cannot see the page's text colour: grey reads on both.
-    return {static / "hero.svg": source, static / "hero-readme.svg": source.replace("currentColor", "#808080")}
+    return source.replace("currentColor", "#808080")
+
+
+def landing_picture() -> str:
+    """What the landing page shows while its picture cannot be moved: all of 20 tilts, as the explorer opens."""
+    base, reward = paper_mixture(), parse_reward("paper")
+    model = json.loads((ROOT / "book" / "landing.json").read_text())["model"]
+    frames = next(run["frames"] for run in model["runs"] if run["N"] == 20)
+    paths = np.array([frame["points"] for frame in frames]).reshape(len(frames), -1, 2) / 100
+    grid = np.stack(np.meshgrid(model["xs"], model["ys"]), -1).reshape(-1, 2)
+    target = base.tilted(reward)
+    exact = target.score(torch.from_numpy(grid), torch.tensor(model["level"]), Cosine()).numpy()
+    xs, ys = np.linspace(-5, 5, 120), np.linspace(-3, 5, 96)
+    plane = torch.from_numpy(np.stack(np.meshgrid(xs, ys), -1).reshape(-1, 2))
+    before, after = (m.log_prob(plane).reshape(len(ys), len(xs)).numpy() for m in (base, target))
+    limits = (-4.6, 4.6, -2.6, 4.4)
+    with plots.house_style() as plt:
+        fig, (left, right) = plt.subplots(1, 2, figsize=(8.2, 3.4))
+        left.contour(xs, ys, before - before.max(), levels=[np.log(0.1)], colors=plots.COLORS["base"], linestyles="dashed")
+        for i in range(0, paths.shape[1], 8):
+            way = paths[:, i].copy()
+            way[1:][np.abs(np.diff(way[:, 0])) > 1] = np.nan  # where a sample changed sides
+            left.plot(*way.T, color=plots.COLORS["learned"], alpha=0.4, linewidth=0.8)
+        plots.samples(left, paths[-1], density=(xs, ys, after), title="samples after 20 tilts", limits=limits)
+        for scores, color, width in (
+            (exact, "target", 0.006),
+            (np.array(frames[-1]["score"]).reshape(-1, 2) / 100, "learned", 0.0035),
+        ):
+            right.quiver(
+                *grid.T, *scores.T, color=plots.COLORS[color], angles="xy", scale_units="xy", scale=1 / 0.15, width=width
+            )
+        right.set(xlim=limits[:2], ylim=limits[2:], aspect="equal", title="score: exact (green), learned (orange)")
+        right.locator_params(nbins=5)
+        alt = (
+            "Left: samples of the network after 20 tilts, with the paths that some took from the base, over contours of the "
+            "exact target, which lies above the base. Right: the score of the network and the exact score as arrows."
+        )
+        return plots.svg(fig, "landing", alt)
 
 
 def table() -> str:
-    """The README's result table."""
+    """The result table of README and landing page."""
     records = read_records(REFERENCE / "paper", "N*.json")
     rows = pd.DataFrame([{"N": r["parameters"]["N"], "seed": r["parameters"]["seed"], **r["metrics"]} for r in records])
     lines = [
@@ -85,19 +123,24 @@ def table() -> str:
     return "\n".join(lines) + f"\n\nMean ± standard deviation over {seeds} seeds, base training included.\n"
 
 
+def between_marks(page: Path, text: str) -> str:
+    """A page with the text where its marks are."""
+    before, rest = page.read_text().split(MARKS[0])
+    return before + MARKS[0] + text + MARKS[1] + rest.split(MARKS[1])[1]
+
+
 def main() -> int:
-    """Write both, or check them."""
-    readme = (ROOT / "README.md").read_text()
-    before, rest = readme.split(MARKS[0])
-    after = rest.split(MARKS[1])[1]
-    made = picture() | {ROOT / "README.md": before + MARKS[0] + table() + MARKS[1] + after}
+    """Write all, or check them."""
+    static, pages = ROOT / "book" / "_static", (ROOT / "README.md", ROOT / "book" / "index.md")
+    made = {static / "hero-readme.svg": readme_picture(), static / "landing.svg": landing_picture()}
+    made |= {page: between_marks(page, table()) for page in pages}
     stale = [path for path, text in made.items() if not path.exists() or path.read_text() != text]
     if "--check" not in sys.argv:
         for path in stale:
             path.write_text(made[path])
         return 0
     for path in stale:
-        print(f"{path.relative_to(ROOT)} does not show the reference records: python book/showcase.py")
+        print(f"{path.relative_to(ROOT)} does not show the committed runs: python book/showcase.py")
     return bool(stale)
 
 

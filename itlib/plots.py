@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
+from PIL import Image  # matplotlib needs it too
+
+from itlib.gaussian_mixture import GaussianMixture
+from itlib.rewards import QuadraticReward
 
 Array = NDArray[np.floating[Any]]
 Density = tuple[Array, Array, Array]  # xs (W,), ys (H,), log density (H, W)
@@ -94,10 +99,53 @@ def svg(fig: Figure, name: str, alt: str) -> str:
     source = re.sub(r"<style[^>]*>\s*\*\{stroke-linejoin: round; stroke-linecap: butt\}\s*</style>", "", source)
     source = re.sub(r'\bid="', f'id="{name}-', source)
     source = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", source)
-    label = escape(alt, quote=True)
+    source, label = lighter(source), escape(alt, quote=True)
     return source.replace(
         "<svg ", f'<svg role="img" aria-label="{label}" data-itlib-figure="{name}" stroke-linejoin="round" ', 1
     )
+
+
+def lighter(source: str) -> str:
+    """The same drawing in fewer bytes, to the eye: a tenth of a point is less than a pixel.
+
+    Lines keep the vertices that matter, pictures inside 64 colours, elements the names that something refers to.
+    """
+
+    def line(match: re.Match[str]) -> str:
+        parts = []
+        for part in re.findall(r"M[^M]*", match[1]):
+            points = np.array(re.findall(r"-?[\d.]+(?:e-?\d+)?", part), dtype=float).reshape(-1, 2)
+            ends = " L ".join(f"{x:.1f} {y:.1f}" for x, y in points[_corners(points, 0.1)]).replace(".0", "")
+            parts.append(f"M {ends}{' z' if 'z' in part else ''}")
+        return f'd="{" ".join(parts)}"'
+
+    def picture(match: re.Match[str]) -> str:
+        small = io.BytesIO()
+        with Image.open(io.BytesIO(base64.b64decode(match[1]))) as image:
+            image.quantize(64).save(small, "PNG", optimize=True)
+        return f"data:image/png;base64,{base64.b64encode(small.getvalue()).decode()}"
+
+    source = re.sub(r'\bd="(M[^"CQ]*)"', line, source)  # straight lines only: letters are curves
+    source = re.sub(r"data:image/png;base64,([^\"]*)", picture, source)
+    used = set(re.findall(r"#([\w.-]+)", source))
+    source = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", source)
+    return re.sub(r">\s+<", "><", source)
+
+
+def _corners(points: Array, tolerance: float) -> NDArray[np.bool_]:
+    """Which vertices of a line, (n, 2), to keep so that it moves by less than the tolerance (Douglas and Peucker)."""
+    keep, stack = np.zeros(len(points), dtype=bool), [(0, len(points) - 1)]
+    keep[[0, -1]] = True
+    while stack:
+        first, last = stack.pop()
+        chord, inner = points[last] - points[first], points[first + 1 : last] - points[first]
+        length = float(np.hypot(*chord))
+        far = np.abs(chord[0] * inner[:, 1] - chord[1] * inner[:, 0]) / length if length else np.hypot(*inner.T)
+        if len(far) and far.max() > tolerance:
+            middle = first + 1 + int(far.argmax())
+            keep[middle] = True
+            stack += [(first, middle), (middle, last)]
+    return keep
 
 
 def bundle(fig: Figure, name: str, alt: str) -> tuple[dict[str, str], dict[str, Any]]:
@@ -139,6 +187,37 @@ def show(fig: Figure, name: str, alt: str) -> None:
 
     data, metadata = bundle(fig, name, alt)
     display(data, raw=True, metadata=metadata)
+
+
+def as_model(value: GaussianMixture | QuadraticReward) -> Any:
+    """A mixture or a reward of the plane as the scripts of the book take it: lists and numbers."""
+    if isinstance(value, QuadraticReward):
+        (xx, xy), (_, yy) = value.A.tolist()
+        return {"A": [xx, xy, yy], "b": value.b.tolist(), "c": float(value.c)}
+    parts = zip(value.weights.tolist(), value.means.tolist(), value.covariances.tolist(), strict=True)
+    return [{"weight": w, "mean": m, "cov": [xx, xy, yy]} for w, m, ((xx, xy), (_, yy)) in parts]
+
+
+def explorer_html(name: str, model: Mapping[str, Any], still: str) -> str:
+    """Where an explorer goes, with what it shows: hidden until its script has filled it. See :func:`explorer`."""
+    text = escape(json.dumps(model, separators=(",", ":"), allow_nan=False), quote=True)
+    return f'<div class="explorer" data-explorer="{name}" data-figure="{still}" data-model="{text}" hidden></div>'
+
+
+def explorer(name: str, model: Mapping[str, Any], still: str) -> None:
+    """Offer the page a picture that its reader can move, in place of a still one.
+
+    On a page of the book the script ``book/_static/explorers/NAME.js`` takes the place of the captioned figure. Without
+    scripts, on paper and in JupyterLab the figure stays.
+
+    Args:
+        name: of the script.
+        model: what it shows: numbers, strings, lists and dictionaries; mixtures and rewards by :func:`as_model`.
+        still: name of the figure, as given to :func:`show`.
+    """
+    from IPython.display import HTML, display
+
+    display(HTML(explorer_html(name, model, still)))
 
 
 def samples(

@@ -427,6 +427,34 @@ plots.show(
     "along",
     "Three panels against the tilt: the error grows, fastest with everything learned; the weight of the right mode wanders away from one half; with everything learned the mean stays behind the exact one on average, with an ingredient exact it does not.",
 )
+chosen, exact_weights = [], {}
+for which, N in SETTINGS:
+    path = tilt_path(task(which).base, task(which).reward, 1.0, N)
+    looks = along("learned", "k", N, which)[:, 0]
+    means = np.array([float(path(int(k)).mean[1]) for k in looks])
+    exact_weights[which] = [round(float(path(int(k)).weights[1]), 4) for k in looks]
+    for name in FACTORIAL:
+        curves = {key: along(name, column, N, which).T for key, column in (("error", "eps_rmse"), ("weight", "weight"))}
+        curves["lag"] = along(name, "mean_1", N, which).T - means
+        chosen.append(
+            {"task": which, "N": N, "samples": name in ("samples", "both"), "covariance": name in ("covariance", "both")}
+            | {"k": looks.tolist(), "curves": {key: values.round(4).tolist() for key, values in curves.items()}}
+        )
+
+
+def span(key, unit):
+    """Lowest and highest value of a quantity in all runs, rounded outward to a unit, and zero."""
+    values = np.concatenate([np.ravel(cell["curves"][key]) for cell in chosen])
+    return float(unit * min(0, np.floor(values.min() / unit))), float(unit * np.ceil(values.max() / unit))
+
+
+quantities = {
+    "error": {"title": "error of the network", "span": span("error", 0.1)},
+    "weight": {"title": "weight of the right mode", "span": (0, 1)},
+    "lag": {"title": "mean of x₂, minus exact", "span": span("lag", 0.2)},
+}
+exact = {which: {"error": [0, 0], "weight": weights, "lag": [0, 0]} for which, weights in exact_weights.items()}
+plots.explorer("budget", {"cells": chosen, "quantities": quantities, "exact": exact}, "along")
 
 # %% [markdown]
 # ```{glue:figure} along
@@ -434,6 +462,7 @@ plots.show(
 #
 # The paper's task, $N = 20$, looked at every second tilt: the error against the exact $p^k$, and the weight of the right mode and the mean of $x_2$ in a thousand samples of the model, the latter less its exact value $2k/N$. Dashed: exact.
 # The looks draw with the sampler's lost variance put back, so what they show is the network; all runs of a seed share the draws of a look, and jump together.
+# On the page, choose a task, and which ingredients are exact.
 # ```
 
 # %% [markdown]

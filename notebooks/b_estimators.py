@@ -39,7 +39,7 @@ from itlib.baselines.monte_carlo import effective_sample_size
 from itlib.estimators import centred, fit_value, local_baseline, per_dataset, rao_blackwell, value_gradient
 from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture, paper_mixture
 from itlib.network import Network, Residual
-from itlib.rewards import QuadraticReward, parse_reward
+from itlib.rewards import NAMED_REWARDS, QuadraticReward, parse_reward
 from itlib.sampling import path_log_weights, time_grid, transition
 from itlib.schedules import Cosine, noise
 from itlib.tilting import TiltBatch, TiltingConfig, explicit, implicit, iterative_tilting, single_sample
@@ -297,6 +297,41 @@ if full:
     assert curves["Rao–Blackwell"][0, 0] > 10 * curves["value's gradient"][0, 0]
 
 # %% [markdown]
+# A reward has no natural zero: with a constant added, every tilt is the same. The noise of a single sample is not. Add one below, and see who minds.
+
+# %% tags=["remove-input"]
+with plots.house_style() as plt:
+    fig, axes = plt.subplots(1, 2, figsize=(7.2, 3.0), sharey=True)
+    for ax, c in zip(axes, (0.0, 10.0), strict=True):
+        r = QuadraticReward(reward.b, c=c)
+        for i, (name, estimator) in enumerate(pointwise.items()):
+            v = {
+                "single sample": estimator,
+                "centred": centred(law.expected_reward(r)),
+                "local baseline": local_baseline(lambda x, t, r=r: law.posterior_reward(x, t, schedule, r)),
+            }[name]
+            noise_of = np.array([float(one_draw(v, law, float(t), r=r)[1].mean()) for t in every_t])
+            ax.plot(every_t, noise_of / signal, color=plots.SERIES[i], marker=plots.MARKERS[i], markersize=4, label=name)
+        ax.axhline(1, color=plots.INK, linewidth=0.8, linestyle="--")
+        ax.set(yscale="log", xlabel="$t$", title=f"reward plus {c:g}")
+    axes[0].set_ylabel("variance / signal")
+    axes[0].legend(fontsize=9)
+plots.show(
+    fig,
+    "zero-of-the-reward",
+    "Relative variance against t of single sample, centred and local baseline, for the reward and for the reward plus ten: only the single sample's curve rises.",
+)
+model = {"mixture": plots.as_model(base), "rewards": {name: plots.as_model(parse_reward(name)) for name in NAMED_REWARDS}}
+plots.explorer("estimators", model, "zero-of-the-reward")
+
+# %% [markdown]
+# ```{glue:figure} zero-of-the-reward
+# :name: fig-estimators-zero
+#
+# Variance of one target in units of the signal; the constant changes no tilt. On the page, choose the reward, how far the tilt has come, the constant and the number of samples; the script computes the closed forms at eighty
+# noised samples for each $t$, and Rao–Blackwell from one dataset.
+# ```
+#
 # A baseline lowers the noise as {eq}`eq-relative-noise` says, and leaves it above the signal. The two others are below the signal at nearly all times. This comparison is not the whole story: a student *averages* the noise of single samples over thousands of draws.
 # The error of Rao–Blackwell and of the value's gradient is common to all draws of a tilt, since it comes from the dataset, and no averaging removes it. We come to the student below.
 #

@@ -27,14 +27,12 @@
 profile = "full"  # "smoke" trains a smaller base and tilts five times
 
 # %% tags=["remove-cell"]
-import json
 from dataclasses import replace
-from html import escape
 
 import numpy as np
 import pandas as pd
 import torch
-from IPython.display import HTML, Markdown, display
+from IPython.display import Markdown, display
 from scipy.stats import norm
 
 from itlib import plots
@@ -331,8 +329,6 @@ for step in iterative_tilting(network, blind, schedule, config, seed=0):
 points = np.stack([p for p, _ in frames])  # (N + 1, 300, 2)
 errors = np.array([e for _, e in frames])
 exact_means = np.array([path(k).mean.tolist() for k in range(N + 1)])
-rewards = paper(torch.from_numpy(points.reshape(-1, 2))).reshape(N + 1, -1).mean(1).numpy()
-exact_rewards = np.array([path(k).expected_reward(paper) for k in range(N + 1)])
 band = 2 * (0.5 / points.shape[1]) ** 0.5  # two standard errors of a mean of x_2 (variance 1/2 along the whole path)
 
 assert np.isfinite(points).all()
@@ -342,7 +338,7 @@ if full:
     moves = np.linalg.norm(np.diff(points, axis=0), axis=-1)
     assert np.median(moves) < 0.2  # a point can be followed: the exact law moves by 0.1 a tilt
 
-LEVELS, LIMITS = np.log([0.01, 0.1, 0.4, 0.8]), (-4.6, 4.6, -2.6, 4.4)
+LIMITS = (-4.6, 4.6, -2.6, 4.4)
 xs, ys = np.arange(-5, 5.01, 0.05), np.arange(-3, 5.01, 0.05)
 plane = torch.from_numpy(np.stack(np.meshgrid(xs, ys), -1).reshape(-1, 2))
 
@@ -350,22 +346,6 @@ plane = torch.from_numpy(np.stack(np.meshgrid(xs, ys), -1).reshape(-1, 2))
 def log_density(k):
     values = path(k).log_prob(plane).reshape(len(ys), len(xs)).numpy()
     return values - values.max()
-
-
-def contour_path(k, levels):
-    """Contours of p^k as one SVG path, in hundredths; steps relative, to be short."""
-    with plots.house_style() as plt:
-        fig, ax = plt.subplots()
-        segments = [
-            line for level in ax.contour(xs, ys, log_density(k), levels=levels).allsegs for line in level if len(line) > 2
-        ]
-        plt.close(fig)
-    parts = []
-    for line in segments:
-        line = np.round(100 * line[:-1:4]).astype(int)  # a fine grid for the places, a quarter of them for the file
-        steps = np.diff(line, axis=0).ravel()
-        parts.append(f"M{line[0, 0]} {line[0, 1]}l{' '.join(map(str, steps))}z".replace(" -", "-"))
-    return "".join(parts)
 
 
 # %% tags=["remove-input"]
@@ -393,222 +373,13 @@ plots.show(
     f"to 2. The mean height of the samples ends at {points[N, :, 1].mean():.2f} and the error of the network grows from {errors[0]:.2f} to {errors[N]:.2f}.",
 )
 
-# %% tags=["remove-cell"]
-STYLE = """
-div.text_html:has(#tilt-picture-style) { background: none !important; color: inherit !important; padding: 0 !important; overflow: visible; }
-#tilt-picture { display: flex; flex-wrap: wrap; gap: .6rem 1.4rem; padding: 3px; font-size: .9rem; line-height: 1.4; }
-#tilt-picture[hidden] { display: none; }
-#tilt-picture .tp-picture { flex: 1 1 19rem; min-width: 0; max-width: 34rem; }
-#tilt-picture .tp-panel { flex: 1 1 14rem; min-width: 0; max-width: 34rem; }
-#tilt-picture .tp-panel svg { max-width: 19rem; }
-#tilt-picture svg { display: block; width: 100%; height: auto; color: inherit; }
-#tilt-picture svg text { fill: currentColor; font-size: 14px; }
-#tilt-picture-dots { stroke-linecap: round; }
-#tilt-picture p { margin: .3rem 0; }
-#tilt-picture .tp-row { display: flex; align-items: center; gap: .6rem; flex-wrap: wrap; }
-#tilt-picture input { flex: 1 1 6rem; min-width: 0; margin: 0; min-height: 1.9rem; accent-color: LEARNED; }
-#tilt-picture output { flex: none; text-align: right; font-variant-numeric: tabular-nums; }
-#tilt-picture button { font: inherit; color: inherit; background: none; border: 1px solid currentColor; border-radius: 4px;
-  padding: .1rem .55rem; min-width: 4rem; min-height: 1.9rem; cursor: pointer; }
-#tilt-picture .tp-status { min-height: 4.2em; font-variant-numeric: tabular-nums; }
-#tilt-picture .tp-key { font-size: .88em; }
-@media screen { .tp-still { display: none; } }
-@media print { #tilt-picture { display: none; } }
-""".replace("LEARNED", plots.COLORS["learned"])
-
-SCRIPT = r"""
-(() => {
-  "use strict";
-  const id = "tilt-picture", root = document.getElementById(id), find = name => document.getElementById(id + "-" + name);
-  const data = JSON.parse(root.dataset.run), last = data.points.length - 1, count = data.points[0].length / 2;
-  const slider = find("k"), button = find("play"), status = find("status");
-  const still = matchMedia("(prefers-reduced-motion: reduce)"), pace = 350; // milliseconds a tilt
-  const show = (v, digits) => v.toFixed(digits).replace(/^-(?=0\.?0*$)/, "").replace("-", "\u2212");
-  let at = 0, frame = 0; // the tilt shown, a fraction while playing; the pending animation frame
-
-  // The samples at tilt `at`: dots, drawn as very short strokes with round ends; between two tilts, on the line that joins them.
-  function place(a, i) {
-    const k = Math.min(Math.floor(a), last - 1), f = a - k, from = data.points[k], to = data.points[k + 1];
-    return Math.round(from[i] + f * (to[i] - from[i]));
-  }
-  function dots() {
-    let path = "";
-    for (let i = 0; i < 2 * count; i += 2) path += "M" + place(at, i) + " " + place(at, i + 1) + "h.1";
-    return path;
-  }
-  // The paths of some of the samples, broken where one changed sides.
-  function trails() {
-    let path = "";
-    for (let i = 0; i < 2 * count; i += 2 * data.every) {
-      for (let k = 0; k <= Math.ceil(at); k++) {
-        const a = Math.min(k, at), x = place(a, i), jump = k && Math.abs(x - data.points[k - 1][i]) > 100;
-        path += (k && !jump ? "L" : "M") + x + " " + place(a, i + 1);
-      }
-    }
-    return path;
-  }
-  // A curve of a chart up to tilt k, and a disc at its end; the chart says how a value becomes a height.
-  function trace(name, values, k) {
-    const chart = find(name), X = j => 34 + 226 * j / last, Y = v => 112 - 84 * v / Number(chart.dataset.top);
-    chart.querySelector(".tp-now").setAttribute("d", "M" + values.slice(0, k + 1).map((v, j) => X(j) + " " + Y(v)).join("L"));
-    chart.querySelector("circle").setAttribute("cx", X(k));
-    chart.querySelector("circle").setAttribute("cy", Y(values[k]));
-  }
-
-  function draw() {
-    const k = Math.round(at), near = Math.min(Math.floor(at), last), next = Math.min(near + 1, last), f = at - near;
-    const shift = d => f * (data.exact[next][d] - data.exact[near][d]); // between two tilts the contours move with the exact mean
-    find("dots").setAttribute("d", dots());
-    find("trails").setAttribute("d", trails());
-    find("exact").setAttribute("d", data.contours[near]);
-    find("exact").setAttribute("transform", "translate(" + 100 * shift(0) + " " + 100 * shift(1) + ")");
-    trace("mean", data.mean, k);
-    trace("error", data.error, k);
-    slider.value = k;
-    slider.setAttribute("aria-valuetext", "tilt " + k + " of " + last);
-    find("value").value = k + " of " + last;
-    const text = (k === 0 ? "Before the first tilt" : "After tilt " + k + " of " + last) + ": mean of x\u2082 " + show(data.mean[k], 2)
-      + " (exact " + show(data.exact[k][1], 2) + "), mean reward " + show(data.reward[k], 2) + " (exact "
-      + show(data.exactReward[k], 2) + "), error of the network " + show(data.error[k], 3) + ".";
-    if (status.textContent !== text) status.textContent = text;
-    root.dataset.at = at;
-  }
-
-  function stop() {
-    cancelAnimationFrame(frame);
-    frame = 0;
-    at = Math.round(at);
-    button.textContent = still.matches ? "Next tilt" : "Play";
-    status.setAttribute("aria-live", "polite");
-    draw();
-  }
-  function play() {
-    if (at >= last) at = 0;
-    const start = performance.now(), from = at;
-    button.textContent = "Pause";
-    status.setAttribute("aria-live", "off"); // one report at the end, not one a tilt
-    const tick = now => {
-      at = Math.min(last, from + Math.max(0, now - start) / pace);
-      if (at >= last) return stop();
-      draw();
-      frame = requestAnimationFrame(tick);
-    };
-    frame = requestAnimationFrame(tick);
-  }
-
-  button.addEventListener("click", () => {
-    if (frame) return stop();
-    if (!still.matches) return play();
-    at = at >= last ? 0 : at + 1; // who asked for less motion gets one tilt for each press
-    draw();
-  });
-  slider.addEventListener("input", () => {
-    const k = Number(slider.value);
-    if (frame) stop();
-    at = k;
-    draw();
-  });
-  still.addEventListener("change", stop);
-  // On a page of the book this picture takes the place of the still one, above its caption; on paper it is the other way round.
-  function settle() {
-    const figure = document.querySelector('figure [data-itlib-figure="tilts"]');
-    if (!figure) return;
-    figure.parentElement.classList.add("tp-still");
-    figure.parentElement.before(root);
-  }
-  root.hidden = false;
-  stop();
-  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", settle);
-  else settle();
-})();
-"""
-assert len(SCRIPT.strip().splitlines()) < 150
-
-
-def minus(v):
-    return f"{v:g}".replace("-", "−")
-
-
-def frame_of_axes():
-    """The picture without its moving parts: 1 unit is 44 wide, and paths are in hundredths of a unit."""
-    x0, x1, y0, y1 = LIMITS
-
-    def X(x):
-        return 28 + (x - x0) * 44
-
-    def Y(y):
-        return 6 + (y1 - y) * 44
-
-    ticks = "".join(f'<path d="M{X(x):g} {Y(y0):g}v5"/>' for x in range(-4, 5, 2))
-    ticks += "".join(f'<path d="M{X(x0):g} {Y(y):g}h-5"/>' for y in range(-2, 5, 2))
-    text = "".join(f'<text x="{X(x):g}" y="{Y(y0) + 20:g}" text-anchor="middle">{minus(x)}</text>' for x in range(-4, 5, 2))
-    text += "".join(f'<text x="{X(x0) - 8:g}" y="{Y(y) + 5:g}" text-anchor="end">{minus(y)}</text>' for y in range(-2, 5, 2))
-    width, height = X(x1) + 6, Y(y0) + 26
-    label = "Samples of the network over contours of the exact density after the same number of tilts; the text beside the slider says what is shown."
-    return f"""<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{label}">
-<defs><clipPath id="tilt-picture-clip"><rect x="{X(x0):g}" y="{Y(y1):g}" width="{X(x1) - X(x0):g}" height="{Y(y0) - Y(y1):g}"/></clipPath></defs>
-<g clip-path="url(#tilt-picture-clip)"><g transform="translate({X(0):g} {Y(0):g}) scale(.44 -.44)" fill="none" stroke-linejoin="round">
-<path d="{contour_path(N, LEVELS[1:2])}" stroke="none" fill="{plots.COLORS["target"]}" fill-opacity=".22"/>
-<path d="{contour_path(0, LEVELS[1:2])}" stroke="{plots.COLORS["base"]}" stroke-width="3.6" stroke-dasharray="11 9"/>
-<path id="tilt-picture-exact" stroke="currentColor" stroke-width="2.2"/>
-<path id="tilt-picture-trails" stroke="{plots.COLORS["learned"]}" stroke-width="2" stroke-opacity=".8"/>
-<path id="tilt-picture-dots" stroke="{plots.COLORS["learned"]}" stroke-width="10" stroke-opacity=".75"/></g></g>
-<g fill="none" stroke="currentColor" stroke-width=".8"><path d="M{X(x0):g} {Y(y1):g}V{Y(y0):g}H{X(x1):g}"/>{ticks}</g><g>{text}</g></svg>"""
-
-
-def chart(name, title, values, top, label, exact=None):
-    """A small chart with the whole curve drawn faintly; the script draws it strongly up to the tilt shown."""
-
-    def curve(v):
-        return "M" + "L".join(f"{34 + 226 * k / N:.1f} {112 - 84 * a / top:.1f}" for k, a in enumerate(v))
-
-    def tick(v):
-        return f'<text x="28" y="{117 - 84 * v / top:.1f}" text-anchor="end">{v:g}</text><path d="M34 {112 - 84 * v / top:.1f}h-4" stroke="currentColor" stroke-width=".8"/>'
-
-    color = plots.COLORS["learned"]
-    line = (
-        ""
-        if exact is None
-        else f'<path d="{curve(exact)}" stroke="{plots.COLORS["target"]}" stroke-width="2" stroke-dasharray="5 4"/>'
-    )
-    return f"""<svg id="tilt-picture-{name}" data-top="{top:g}" viewBox="0 0 270 132" role="img" aria-label="{label}">
-<g fill="none"><path d="M34 24V112H262" stroke="currentColor" stroke-width=".8"/>{tick(0)}{tick(top / 2)}{tick(top)}
-{line}<path d="{curve(values)}" stroke="{color}" stroke-width="1" stroke-opacity=".45"/><path class="tp-now" stroke="{color}" stroke-width="2.4"/></g>
-<circle r="4.5" fill="{color}"/><text x="40" y="14">{title}</text><text x="34" y="129" text-anchor="middle">0</text><text x="260" y="129" text-anchor="end">k = {N}</text></svg>"""
-
-
-def picture():
-    run = {
-        "points": np.round(100 * points).astype(int).reshape(N + 1, -1).tolist(),
-        "contours": [contour_path(k, LEVELS) for k in range(N + 1)],
-        "exact": exact_means.round(4).tolist(),
-        "mean": points[:, :, 1].mean(1).round(3).tolist(),
-        "reward": rewards.round(3).tolist(),
-        "exactReward": exact_rewards.round(3).tolist(),
-        "error": errors.round(3).tolist(),
-        "every": 20,
-    }
-    text = json.dumps(run, separators=(",", ":"))
-    assert len(text) < 150_000
-    top = np.ceil(10 * errors.max()) / 10
-    mean_label = "Mean of x 2 against the number of tilts, learned and exact."
-    error_label = "Root mean square error of the network's prediction of the noise, against the number of tilts."
-    return f"""<style id="tilt-picture-style">{STYLE}</style>
-<div id="tilt-picture" role="group" aria-label="From the base to the target, tilt by tilt" data-run="{escape(text, quote=True)}" hidden>
-<div class="tp-picture">{frame_of_axes()}
-<p class="tp-key">Dots: samples of the network, some with the path they took (broken where one changed sides). Lines: exact density after the same tilt. Dashed, blue: base. Filled, green: target.</p></div>
-<div class="tp-panel"><div class="tp-row"><button type="button" id="tilt-picture-play">Play</button>
-<input type="range" id="tilt-picture-k" aria-label="tilt k" min="0" max="{N}" step="1" value="0">
-<output id="tilt-picture-value" for="tilt-picture-k" aria-live="off">0 of {N}</output></div>
-<p class="tp-status" id="tilt-picture-status" role="status"></p>
-{chart("mean", "mean of x₂; dashed: exact", points[:, :, 1].mean(1), 2, mean_label, exact_means[:, 1])}
-{chart("error", "error of the network", errors, float(top), error_label)}</div>
-</div>
-<script>{SCRIPT}</script>"""
-
-
 # %% tags=["remove-input"]
-display(HTML(picture()))
+frames = [
+    {"k": k, "points": np.round(100 * points[k]).astype(int).ravel().tolist(), "error": round(float(errors[k]), 4)}
+    for k in range(N + 1)
+]
+model = {"mixture": plots.as_model(base), "reward": plots.as_model(paper), "runs": [{"N": N, "frames": frames}]}
+plots.explorer("tilts", model, "tilts")
 
 # %% [markdown]
 # ```{glue:figure} tilts

@@ -129,6 +129,44 @@ plots.show(
 # two modes into one, each at its own pace. On the way the linear one shrinks the picture.
 # ```
 #
+# Where on the schedule is the noise that counts? Move $t$, and watch for the moment when the two modes become one.
+
+# %% tags=["remove-input"]
+with plots.house_style() as plt:
+    fig, axes = plt.subplots(1, 3, figsize=(7.2, 2.6))
+    for ax, (name, schedule) in zip(axes, schedules.items(), strict=False):
+        alpha, sigma = at(schedule, 0.25)
+        density = base.noised(schedule, 0.25).log_prob(plane).reshape(len(ys), len(xs))
+        points = alpha * x_0 + sigma * x_1
+        plots.samples(
+            ax,
+            points.numpy(),
+            density=(xs.numpy(), ys.numpy(), density.numpy()),
+            color=plots.COLORS["base"],
+            title=f"{name}, $t = 0.25$",
+            limits=(-4.6, 4.6, -3.4, 3.4),
+        )
+    for i, (name, schedule) in enumerate(schedules.items()):
+        for values, line in zip(at(schedule, every_t), ("-", "--"), strict=True):
+            axes[2].plot(every_t, values, line, color=plots.SERIES[i], label=name if line == "-" else None)
+    axes[2].axvline(0.25, color=plots.INK, linewidth=0.7)
+    axes[2].set(xlabel="$t$", title=r"$\alpha_t$ (solid), $\sigma_t$ (dashed)")
+    axes[2].legend(fontsize=9)
+plots.show(
+    fig,
+    "noise-level",
+    "Samples at t = 0.25 under the cosine and the linear schedule, with contours of their law, and both schedules as functions of t.",
+)
+plots.explorer("noise", {"mixture": plots.as_model(base)}, "noise-level")
+
+# %% [markdown]
+# ```{glue:figure} noise-level
+# :name: fig-forward-noise
+#
+# Where $t$ lies on the schedule, and what $X_t$ looks like there. On the page, choose a schedule and move $t$; the script mixes draws by {eq}`eq-2-1` and
+# computes their law {eq}`eq-noised-mixture`.
+# ```
+#
 # ## The kernel, and the law of a noised mixture
 #
 # Given $X_0 = x_0$, only the noise is random. So the *kernel* is Gaussian:

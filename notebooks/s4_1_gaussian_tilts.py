@@ -26,13 +26,11 @@
 profile = "full"  # "smoke" uses fewer random problems and coarser pictures
 
 # %% tags=["remove-cell"]
-import json
-from html import escape
 
 import numpy as np
 import pandas as pd
 import torch
-from IPython.display import HTML, Markdown, display
+from IPython.display import Markdown, display
 from torch.distributions import MultivariateNormal
 
 from itlib import plots
@@ -507,272 +505,45 @@ plots.show(
 #
 # ## A tilt explorer
 #
-# Now it is your turn. The reward is $r(x) = \frac12 (A_{11} x_1^2 + A_{22} x_2^2) + b_1 x_1 + b_2 x_2$, the base is {eq}`eq-4-11`.
-# Start from `quadratic`, and raise $\lambda$ past $\lambda^\star$, until there is nothing left to draw.
+# Now it is your turn. The reward is $r(x) = \frac12 x^\top A x + b^\top x$, the base is {eq}`eq-4-11`. Start from `quadratic`, and raise $\lambda$ past $\lambda^\star$, until there
+# is nothing left to draw. With $A_{12}$ the tilted modes turn.
 
-# %% tags=["hide-input"]
-covariances = base.covariances
-assert torch.equal(covariances, torch.diag_embed(covariances.diagonal(dim1=1, dim2=2)))  # the script takes diagonals
-
-SLIDERS = {  # id: label, spoken name, from, to, step
-    "lam": ("λ", "tilt strength lambda", 0, 2.5, 0.01),
-    "b1": ("b<sub>1</sub>", "linear part b 1", -5, 5, 0.1),
-    "b2": ("b<sub>2</sub>", "linear part b 2", -5, 5, 0.1),
-    "a1": ("A<sub>11</sub>", "curvature A 1 1", -3, 3, 0.05),
-    "a2": ("A<sub>22</sub>", "curvature A 2 2", -3, 3, 0.05),
-}
-
-
-def settings_of(reward, lam=1.0):
-    return [lam, *reward.b.tolist(), *reward.A.diagonal().tolist()]
-
-
-def expected(setting):
-    """What itlib says for one position of the sliders; None where it refuses."""
-    lam, *rest = setting
-    reward = QuadraticReward(torch.tensor(rest[:2]), torch.diag(torch.tensor(rest[2:])))
-    try:
-        target = base.tilted(reward, lam)
-    except NotNormalisableError:
-        return None
-    variances = target.covariances.diagonal(dim1=1, dim2=2)
-    parts = torch.cat([target.weights, target.means.flatten(), variances.flatten()]).tolist()
-    return [base.log_normaliser(reward, lam), base.tilt_kl(reward, lam), *parts]
+# %% tags=["remove-input"]
+with plots.house_style() as plt:
+    fig, axes = plt.subplots(1, 4, figsize=(7.2, 2.5), sharey=True)
+    for ax, lam in zip(axes, (0.5, 1.0, 1.5, edge), strict=True):
+        if lam < edge:
+            values = density(base.tilted(quadratic, lam))
+            ax.contour(xs, ys, values, levels=levels, colors=[plots.COLORS["target"]], linewidths=0.9, linestyles="solid")
+        else:
+            ax.text(0, 1, "no tilted\ndensity", ha="center", color=plots.COLORS["learned"])
+        ax.contour(xs, ys, density(base), levels=levels, colors=[plots.COLORS["base"]], linewidths=0.9, linestyles="dashed")
+        ax.set(title=f"$\\lambda = {lam:g}$", xlabel="$x_1$", aspect="equal", xlim=(-5, 5), ylim=(-3.5, 5.5))
+        ax.locator_params(nbins=5)
+    axes[0].set_ylabel("$x_2$")
+plots.show(
+    fig,
+    "stretch",
+    "The reward quadratic at four strengths: the tilted modes stretch upward as lambda grows, and at lambda star the picture has no tilted density.",
+)
 
 
-presets = {name: settings_of(parse_reward(name)) for name in NAMED_REWARDS}
-low, high = (torch.tensor([s[k] for s in SLIDERS.values()], dtype=torch.float64) for k in (2, 3))
-tries = [*presets.values(), settings_of(quadratic, 0.0), [1.0, 0.0, 0.0, 0.0, 2.0], [1.5, 0.0, 0.0, 3.0, 0.0]]
-tries += (low + (high - low) * torch.rand(20, 5, generator=generator)).tolist()
-checks = [[setting, expected(setting)] for setting in tries]
-assert {answer is None for _, answer in checks} == {True, False}  # both outcomes are tried
-
-mixture = [
-    {"weight": float(w), "mean": m.tolist(), "variance": S.diagonal().tolist()}
-    for w, m, S in zip(base.weights, base.means, covariances, strict=True)
-]
-data = {"mixture": mixture, "presets": presets, "checks": checks}
-
-STYLE = """
-div.text_html:has(#tilt-explorer) { background: none !important; color: inherit !important; padding: 0 !important; }
-#tilt-explorer { display: flex; flex-wrap: wrap; gap: .8rem 1.4rem; padding: 3px; font-size: .9rem; line-height: 1.4; }
-#tilt-explorer .te-picture { flex: 1 1 20rem; min-width: 0; max-width: 34rem; }
-#tilt-explorer .te-panel { flex: 1 1 15rem; min-width: 0; }
-#tilt-explorer svg { display: block; width: 100%; height: auto; color: inherit; }
-#tilt-explorer svg text { fill: currentColor; font-size: 14px; }
-#tilt-explorer p { margin: .3rem 0; }
-#tilt-explorer .te-row { display: grid; grid-template-columns: 2rem 1fr 3.2rem; align-items: center; gap: .6rem; min-height: 1.9rem; }
-#tilt-explorer input { width: 100%; min-width: 0; margin: 0; accent-color: TARGET; }
-#tilt-explorer output { text-align: right; font-variant-numeric: tabular-nums; }
-#tilt-explorer .te-presets { display: flex; flex-wrap: wrap; gap: .35rem; margin-bottom: .5rem; }
-#tilt-explorer button { font: inherit; color: inherit; background: none; border: 1px solid currentColor; border-radius: 4px;
-  padding: .1rem .55rem; min-height: 1.75rem; cursor: pointer; }
-#tilt-explorer button[aria-pressed=true] { box-shadow: inset 0 0 0 1px currentColor; font-weight: 600; }
-#tilt-explorer table { min-width: 0; width: 100%; font-size: .95em; }
-#tilt-explorer table th, #tilt-explorer table td { padding: .2rem .3rem; text-align: right; }
-#tilt-explorer table th:first-child { text-align: left; font-weight: 400; }
-#tilt-explorer .te-status { min-height: 2.8em; }
-#tilt-explorer.te-none .te-status { font-weight: 600; }
-#tilt-explorer .te-key { font-size: .88em; }
-""".replace("TARGET", plots.COLORS["target"])
-
-SCRIPT = r"""
-(() => {
-  "use strict";
-  const id = "tilt-explorer", root = document.getElementById(id);
-  const find = name => document.getElementById(id + "-" + name);
-  const {mixture, presets, checks} = JSON.parse(root.dataset.model);
-  const names = ["lam", "b1", "b2", "a1", "a2"], inputs = names.map(find), axes = [0, 1];
-  const sum = values => values.reduce((total, v) => total + v, 0);
-  const show = (v, digits) => v.toFixed(digits).replace(/^-(?=0\.?0*$)/, "").replace("-", "\u2212");
-
-  // Smallest eigenvalue of Sigma_i^-1 - lambda A, all matrices diagonal.
-  const smallest = (lam, a) => Math.min(...mixture.flatMap(g => axes.map(d => 1 / g.variance[d] - lam * a[d])));
-
-  // (4.10), with log Z and KL; null where the tilt cannot be normalised.
-  function tilt([lam, b1, b2, a1, a2]) {
-    const b = [b1, b2], a = [a1, a2];
-    if (!(smallest(lam, a) > 1e-12)) return null;
-    const parts = mixture.map(g => {
-      const variance = axes.map(d => 1 / (1 / g.variance[d] - lam * a[d]));
-      const mean = axes.map(d => variance[d] * (g.mean[d] / g.variance[d] + lam * b[d]));
-      const log = Math.log(g.weight) + sum(axes.map(d => 0.5 * (Math.log(variance[d] / g.variance[d])
-        + mean[d] ** 2 / variance[d] - g.mean[d] ** 2 / g.variance[d])));
-      return {mean, variance, log};
-    });
-    const top = Math.max(...parts.map(p => p.log)), logZ = top + Math.log(sum(parts.map(p => Math.exp(p.log - top))));
-    parts.forEach(p => { p.weight = Math.exp(p.log - logZ); });
-    const value = sum(parts.map(p => p.weight * sum(axes.map(
-      d => b[d] * p.mean[d] + 0.5 * a[d] * (p.mean[d] ** 2 + p.variance[d])))));
-    return {parts, logZ, kl: Math.max(0, lam * value - logZ)};
-  }
-
-  function density(parts, x, y) {
-    return sum(parts.map(p => p.weight / Math.sqrt(p.variance[0] * p.variance[1])
-      * Math.exp(-0.5 * ((x - p.mean[0]) ** 2 / p.variance[0] + (y - p.mean[1]) ** 2 / p.variance[1]))));
-  }
-
-  // The picture: x from -6 to 6, y from -4.5 to 5.5, contours by marching squares on a grid a little larger.
-  const X = x => 30 + (x + 6) * 37, Y = y => 8 + (5.5 - y) * 37, step = 0.1, nx = 127, ny = 107;
-  const gridX = i => -6.3 + i * step, gridY = j => -4.8 + j * step;
-  const CASES = ["", "03", "10", "13", "21", "0321", "20", "23", "32", "02", "1032", "12", "31", "01", "30", ""];
-
-  function contours(parts) {
-    const values = new Float64Array(nx * ny).fill(-1e3); // the rim stays low, so that every line closes
-    const bells = parts.map(p => [gridX, gridY].map((at, d) => Float64Array.from({length: d ? ny : nx}, // a product
-      (_, i) => Math.exp(-0.5 * (at(i) - p.mean[d]) ** 2 / p.variance[d]) / Math.sqrt(p.variance[d]))));
-    for (let j = 1; j < ny - 1; j++) for (let i = 1; i < nx - 1; i++) {
-      let total = 1e-300;
-      for (let k = 0; k < parts.length; k++) total += parts[k].weight * bells[k][0][i] * bells[k][1][j];
-      values[j * nx + i] = Math.log(total);
-    }
-    const peak = Math.log(Math.max(...parts.map(p => density(parts, ...p.mean))));
-    return [0.01, 0.1, 0.4, 0.8].map(share => outline(values, peak + Math.log(share)));
-  }
-
-  function outline(values, level) {
-    const next = new Map(), places = new Map();
-    for (let j = 0; j < ny - 1; j++) for (let i = 0; i < nx - 1; i++) {
-      const at = j * nx + i, above = at + nx, lines = CASES[(values[at] > level) + 2 * (values[at + 1] > level)
-        + 4 * (values[above + 1] > level) + 8 * (values[above] > level)];
-      if (!lines) continue;
-      const edges = [[at, at + 1], [at + 1, at + nx + 1], [at + nx, at + nx + 1], [at, at + nx]];
-      const cross = k => { // where the level crosses edge k of the cell; its key is shared with the neighbour
-        const [p, q] = edges[k], key = 2 * p + (k % 2), f = (level - values[p]) / (values[q] - values[p]);
-        const px = p % nx, py = Math.floor(p / nx);
-        places.set(key, X(gridX(px + (k % 2 ? 0 : f))).toFixed(1) + " " + Y(gridY(py + (k % 2 ? f : 0))).toFixed(1));
-        return key;
-      };
-      for (let k = 0; k < lines.length; k += 2) next.set(cross(+lines[k]), cross(+lines[k + 1]));
-    }
-    let path = "";
-    while (next.size) {
-      const start = next.keys().next().value, loop = [];
-      for (let key = start; next.has(key);) {
-        const following = next.get(key);
-        loop.push(places.get(key));
-        next.delete(key);
-        key = following;
-      }
-      path += "M" + loop.join("L") + "Z";
-    }
-    return path;
-  }
-
-  function draw() {
-    const setting = inputs.map(input => Number(input.value)), [lam, , , a1, a2] = setting;
-    const tilted = tilt(setting), parts = tilted ? tilted.parts : [];
-    inputs.forEach((input, k) => { find(names[k] + "-value").value = show(setting[k], 2); });
-    root.querySelectorAll("button").forEach(button => {
-      button.setAttribute("aria-pressed", presets[button.value].every((v, k) => Math.abs(v - setting[k]) < 1e-9));
-    });
-    const paths = tilted ? contours(parts) : [];
-    root.querySelectorAll(".te-target path").forEach((path, k) => path.setAttribute("d", paths[k] || ""));
-    root.querySelectorAll(".te-move").forEach((line, k) => line.setAttribute("d", parts[k]
-      ? "M" + X(mixture[k].mean[0]) + " " + Y(mixture[k].mean[1]) + "L" + X(parts[k].mean[0]) + " " + Y(parts[k].mean[1]) : ""));
-    root.querySelectorAll(".te-cell").forEach(cell => {
-      const p = parts[cell.dataset.k], d = cell.dataset.d;
-      cell.textContent = !p ? "\u2013" : cell.dataset.of === "weight" ? (p.weight && p.weight < 1e-4
-        ? p.weight.toExponential(1).replace("-", "\u2212") : show(p.weight, 4)) : show(p[cell.dataset.of][d], 2);
-    });
-    find("logz").textContent = tilted ? show(tilted.logZ, 3) : "\u2013";
-    find("kl").textContent = tilted ? show(tilted.kl, 3) : "\u2013";
-    const widest = Math.max(...mixture.flatMap(g => [g.variance[0] * a1, g.variance[1] * a2]));
-    const bound = widest > 0 ? "\u03bb must stay below " + show(1 / widest, 3) + "." : "Every \u03bb is allowed.";
-    const outside = parts.some(p => p.weight > 0.01 && (X(p.mean[0]) + 37 * Math.sqrt(p.variance[0]) > 474
-      || X(p.mean[0]) - 37 * Math.sqrt(p.variance[0]) < 30 || Y(p.mean[1]) - 37 * Math.sqrt(p.variance[1]) < 8
-      || Y(p.mean[1]) + 37 * Math.sqrt(p.variance[1]) > 378));
-    find("status").textContent = (tilted ? "" : "This tilt cannot be normalised: the smallest eigenvalue of "
-      + "\u03a3\u207b\u00b9 \u2212 \u03bbA is " + show(smallest(lam, [a1, a2]), 2) + ". ") + bound
-      + (outside ? " A good part of the tilted density lies outside the picture." : "");
-    root.classList.toggle("te-none", !tilted);
-  }
-
-  const worst = Math.max(...checks.map(([setting, answer]) => { // the script against itlib, in this very browser
-    const own = tilt(setting);
-    if (!own || !answer) return own || answer ? Infinity : 0;
-    const mine = [own.logZ, own.kl, ...["weight", "mean", "variance"].flatMap(key => own.parts.flatMap(p => p[key]))];
-    return Math.max(...answer.map((v, k) => Math.abs(v - mine[k]) / (1 + Math.abs(v))));
-  }));
-  find("check").textContent = worst < 1e-9 ? "Checked in your browser against itlib at " + checks.length
-    + " settings: largest relative difference " + worst.toExponential(0).replace("-", "\u2212") + "."
-    : "This script disagrees with itlib. Do not trust its numbers.";
-  root.dataset.worst = worst;
-  const still = contours(mixture);
-  root.querySelectorAll(".te-base path").forEach((path, k) => path.setAttribute("d", still[k]));
-  inputs.forEach(input => input.addEventListener("input", draw));
-  root.querySelectorAll("button").forEach(button => button.addEventListener("click", () => {
-    presets[button.value].forEach((v, k) => { inputs[k].value = v; });
-    draw();
-  }));
-  draw();
-})();
-"""
-assert len(SCRIPT.strip().splitlines()) < 150
+def setting(reward, lam=1.0):
+    """One position of the sliders: lambda, b, and A row by row."""
+    (xx, xy), (_, yy) = reward.A.tolist()
+    return [lam, *reward.b.tolist(), xx, xy, yy]
 
 
-def frame():
-    """Axes of the picture, and empty paths that the script fills."""
-    ticks = [f'<path d="M{30 + (x + 6) * 37} 378v5"/>' for x in range(-6, 7, 2)]
-    ticks += [f'<path d="M30 {8 + (5.5 - y) * 37}h-5"/>' for y in range(-4, 6, 2)]
-
-    def minus(v):
-        return str(v).replace("-", "−")
-
-    text = [f'<text x="{30 + (x + 6) * 37}" y="399" text-anchor="middle">{minus(x)}</text>' for x in range(-6, 7, 2)]
-    text += [f'<text x="22" y="{13 + (5.5 - y) * 37}" text-anchor="end">{minus(y)}</text>' for y in range(-4, 6, 2)]
-    label = "Contours: dashed, the base density; filled, the tilted density; lines join old means to new ones."
-    return f"""<svg viewBox="0 0 482 406" role="img" aria-label="{label}">
-<defs><clipPath id="tilt-explorer-clip"><rect x="30" y="8" width="444" height="370"/></clipPath>
-<marker id="tilt-explorer-tip" viewBox="-8 -5 10 10" markerWidth="8" markerHeight="8" orient="auto" refX="0">
-<path d="M-7 -4L0 0L-7 4" fill="none" stroke="currentColor" stroke-width="1.4"/></marker></defs>
-<g clip-path="url(#tilt-explorer-clip)">
-<g class="te-target" fill="{plots.COLORS["target"]}" fill-opacity=".2" fill-rule="evenodd" stroke="{plots.COLORS["target"]}" stroke-width="1.3">{"<path/>" * 4}</g>
-<g class="te-base" fill="none" stroke="{plots.COLORS["base"]}" stroke-width="1.6" stroke-dasharray="5 4">{"<path/>" * 4}</g>
-<g fill="none" stroke="currentColor" stroke-width="1.3">{'<path class="te-move" marker-end="url(#tilt-explorer-tip)"/>' * len(mixture)}</g></g>
-<g fill="none" stroke="currentColor" stroke-width=".8"><path d="M30 8V378H474"/>{"".join(ticks)}</g><g>{"".join(text)}</g></svg>"""
-
-
-def explorer():
-    first = presets["unequal"]
-    rows = "".join(
-        f'<div class="te-row"><label for="tilt-explorer-{k}" aria-label="{spoken}">{label}</label>'
-        f'<input type="range" id="tilt-explorer-{k}" aria-label="{spoken}" min="{a}" max="{b}" step="{s}" value="{v:g}">'
-        f'<output id="tilt-explorer-{k}-value" for="tilt-explorer-{k}" aria-live="off">{v:g}</output></div>'
-        for (k, (label, spoken, a, b, s)), v in zip(SLIDERS.items(), first, strict=True)
-    )
-    buttons = "".join(f'<button type="button" value="{name}" aria-pressed="false">{name}</button>' for name in presets)
-
-    def cell(of, k, d=0):
-        return f'<span class="te-cell" data-of="{of}" data-k="{k}" data-d="{d}"></span>'
-
-    heads = "".join(f'<th scope="col">mode {k + 1}</th>' for k in range(len(mixture)))
-    kinds = {"weight": "weight ω′", "mean": "mean μ′", "variance": "variances Σ′"}
-    body = ""
-    for of, title in kinds.items():
-        entry = (
-            (lambda k, of=of: cell(of, k)) if of == "weight" else (lambda k, of=of: f"{cell(of, k, 0)}, {cell(of, k, 1)}")
-        )
-        body += f'<tr><th scope="row">{title}</th>' + "".join(f"<td>{entry(k)}</td>" for k in range(len(mixture))) + "</tr>"
-    return f"""<style>{STYLE}</style>
-<div id="tilt-explorer" role="group" aria-label="Tilt explorer" data-model="{escape(json.dumps(data), quote=True)}">
-<div class="te-picture">{frame()}
-<p class="te-key">Dashed, blue: base. Filled, green: tilted. Arrows: old mean to new mean.</p></div>
-<div class="te-panel"><div class="te-presets" role="group" aria-label="Named rewards">{buttons}</div>
-{rows}
-<p class="te-status" id="tilt-explorer-status" role="status"></p>
-<table><thead><tr><th scope="col"><span aria-hidden="true">&nbsp;</span></th>{heads}</tr></thead><tbody>{body}</tbody></table>
-<p>log Z = <span id="tilt-explorer-logz"></span>, KL = <span id="tilt-explorer-kl"></span> nats</p></div>
-<p class="te-key" id="tilt-explorer-check">This explorer needs JavaScript. It makes no request to any server.</p>
-</div>
-<script>{SCRIPT}</script>"""
-
-
-display(HTML(explorer()))
+presets = {name: setting(parse_reward(name)) for name in NAMED_REWARDS}
+plots.explorer("tilt", {"mixture": plots.as_model(base), "presets": presets, "first": "unequal"}, "stretch")
 
 # %% [markdown]
-# The script is part of the page: it draws and computes {eq}`eq-4-10` by itself, offline, from the mixture that `itlib` wrote into it.
-# When it loads it repeats a list of settings for which `itlib` gave the answers, refusals included, and says how they compare.
+# ```{glue:figure} stretch
+# :name: fig-gaussian-tilts-explorer
+#
+# The reward `quadratic` on the way to its $\lambda^\star$: base (dashed, blue) and tilted density (green). On the page, choose $A$, $b$ and $\lambda$; the script computes {eq}`eq-4-10`,
+# {eq}`eq-lambda-star` and {eq}`eq-tilt-kl` by itself, and the book's tests compare it with `itlib`.
+# ```
 #
 # ## Try this
 #

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
+from browsing import chromium
 from hypothesis import settings
 
 from itlib.gaussian_mixture import GaussianMixture, paper_mixture
@@ -26,6 +30,13 @@ def paper() -> GaussianMixture:
 def cosine() -> Cosine:
     """The schedule of Section 4.2."""
     return Cosine()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A headless Chromium; tests that ask for it are skipped on a machine without one."""
+    with chromium() as chrome:
+        yield chrome
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 
 import psutil
+import small_book
 
 from itlib.records import content_hash
 
@@ -210,6 +211,15 @@ def finished() -> Path:
     result = batch(root, "--N", "2", "3", *SMALL)
     assert result.returncode == 0, result.stderr
     return root
+
+
+@cache
+def site() -> Path:
+    """The real book, built from that batch: the folder of its pages."""
+    root = Path(shutil.copytree(finished(), folder() / "site"))
+    result = small_book.build(root)
+    assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
+    return root / "_build" / "html"
 
 
 #: What stands in for base and template where the work has to be real and the time short: the true training, tilts and

@@ -69,7 +69,7 @@ ONLY = {
     "distributed": {"reproduce"},
 }
 #: How a distribution is called where its import is not.
-IMPORT_NAMES = {"pot": "ot"}
+IMPORT_NAMES = {"pot": "ot", "pillow": "pil"}
 
 
 def tree(name: str) -> ast.Module:

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from bs4 import BeautifulSoup
 
 from itlib import plots
+from itlib.gaussian_mixture import paper_mixture
+from itlib.rewards import parse_reward
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "book" / "_ext")]
 
 import small_book  # noqa: E402
 from api_modules import module_names, section  # noqa: E402
+from browsing import complaints, requests, visit  # noqa: E402
 from inline_svg import strip_prolog  # noqa: E402
-from offline_site import add_scope, label_cells, mathjax_file  # noqa: E402
+from offline_site import add_scope, label_cells, mathjax_file, mend_lists  # noqa: E402
 from paper_equations import split_tag  # noqa: E402
 from site_checks import check_site  # noqa: E402
 
@@ -63,6 +65,14 @@ def test_label_cells() -> None:
     labelled = html.replace("<td>1", '<td data-label="a">1').replace("<td class", '<td data-label="b" class')
     plain = html.replace("cards ", "")
     assert label_cells(html + plain + html) == labelled + plain + labelled
+
+
+def test_mend_lists() -> None:
+    signature = "<dl>\n<dd><em>x</em>,</dd>\n<dd>y</dd>\n</dl>"
+    assert mend_lists(signature) == '<ul class="sig-parameters">\n<li><em>x</em>,</li>\n<li>y</li>\n</ul>'
+    terms = "<dl>\n<dt>a</dt>\n<dd>b</dd>\n</dl>"
+    assert mend_lists(terms + signature).startswith(terms)
+    assert mend_lists('<div role="doc-biblioentry">') == '<div role="listitem">'
 
 
 def test_strip_prolog() -> None:
@@ -154,6 +164,43 @@ def test_scatter_is_an_image_inside_the_svg() -> None:
     assert len(source) < 200_000
 
 
+def test_a_lighter_drawing_looks_the_same() -> None:
+    t = np.linspace(0, 2 * np.pi, 400)
+    curve = np.stack([200 + 90 * np.cos(t), 150 + 60 * np.sin(3 * t)], 1)
+    path = "M " + " L ".join(f"{x:.6f} {y:.6f}" for x, y in curve) + " z"
+    letter = "M 1.234567 2 Q 3 4 5.678901 6"
+    source = f'<svg>\n<path id="used" d="{path}"/>\n<path id="unused" d="{letter}"/>\n<use href="#used"/></svg>'
+    light = plots.lighter(source)
+    assert len(light) < len(source) / 3
+    assert 'id="used"' in light
+    assert "unused" not in light
+    assert letter in light
+    short = np.array(re.findall(r"-?[\d.]+", re.findall(r'd="([^"]*) z"', light)[0]), dtype=float).reshape(-1, 2)
+    ends, steps = short[:-1], np.diff(short, axis=0)
+    along = ((curve[:, None] - ends) * steps).sum(-1) / (steps**2).sum(-1).clip(1e-9)
+    nearest = ends + along.clip(0, 1)[..., None] * steps
+    # A tenth of a point for the vertices that went, and half of one for rounding those that stayed.
+    assert np.linalg.norm(curve[:, None] - nearest, axis=-1).min(1).max() < 0.1 + 0.05 * 2**0.5
+
+
+def test_an_explorer_carries_its_model() -> None:
+    model = {
+        "mixture": plots.as_model(paper_mixture()),
+        "reward": plots.as_model(parse_reward("b=1,2 A=3,4;4,5 c=6")),
+        "a": "<&'\"",
+    }
+    html = plots.explorer_html("tilt", model, "still")
+    tag = BeautifulSoup(html, "html.parser").div
+    assert tag is not None
+    assert (tag["data-explorer"], tag["data-figure"]) == ("tilt", "still")
+    found = json.loads(str(tag["data-model"]))
+    assert found == model
+    assert found["reward"] == {"A": [3, 4, 5], "b": [1, 2], "c": 6}
+    assert found["mixture"][1] == {"weight": 0.5, "mean": [2, 0], "cov": [0.5, 0, 0.5]}
+    with pytest.raises(ValueError, match="JSON"):
+        plots.explorer_html("tilt", {"a": float("nan")}, "still")
+
+
 def test_small_plots_draw_their_data() -> None:
     with plots.house_style():
         figure, (left, right) = plots.plt.subplots(1, 2)
@@ -225,35 +272,6 @@ def test_custom_style_is_loaded_once(site: Path) -> None:
     assert "thebe" not in html
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    driver = shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("no chromium with chromedriver on this machine")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    with webdriver.Chrome(options=options, service=webdriver.ChromeService(driver)) as chrome:
-        yield chrome
-
-
-def visit(browser: Any, site: Path, page: str, width: int = 1280, scheme: str = "light") -> None:
-    """Open a page from its file, at a width and in a colour scheme, and wait for the maths."""
-    size = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 600}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-    browser.get((site / page).as_uri() if ".html" in page else (site / f"{page}.html").as_uri())
-    browser.execute_async_script(
-        "const done = arguments[0]; (window.MathJax?.startup?.promise ?? Promise.resolve()).then(done)"
-    )
-
-
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_reads_well(browser: Any, site: Path, page: str) -> None:
     visit(browser, site, page, width=390)
@@ -261,9 +279,8 @@ def test_a_page_reads_well(browser: Any, site: Path, page: str) -> None:
     assert browser.execute_script("return document.querySelectorAll('mjx-merror, [data-mjx-error]').length") == 0
     if page != "book/reproduce":
         assert browser.execute_script("return document.querySelectorAll('mjx-container svg').length") > 0
-    assert [m["message"] for m in browser.get_log("browser") if m["level"] not in ("INFO", "DEBUG")] == []
-    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    urls = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+    assert complaints(browser) == []
+    urls = requests(browser)
     assert urls
     assert [url for url in urls if not url.startswith(("file:", "data:", "blob:"))] == []
 
@@ -342,7 +359,6 @@ def test_a_dark_page_prints_dark_on_white(browser: Any, site: Path) -> None:
     selectors = ["article p", "article td", "figcaption .caption-text", "div.cell_input pre", ".figure-svg > svg"]
     ratios = dict(browser.execute_script(CONTRAST, selectors))
     background = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
     assert background == "rgb(255, 255, 255)"
     assert {s: r for s, r in ratios.items() if r is None or r < 7} == {}
 

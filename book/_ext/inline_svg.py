@@ -3,21 +3,16 @@
 A figure drawn by ``itlib.plots`` uses ``currentColor`` for its ink. As a separate image it could not see
 the page's light or dark text colour; inlined it does. A notebook shows a figure where it is computed
 and pastes it with a caption (``{glue:figure}``); the book keeps the captioned copy only.
-
-``{hero}`` inlines a picture from the static folder and leaves nothing behind while there is none.
 """
 
 from __future__ import annotations
 
-from html import escape
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from docutils import nodes
-from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from sphinx.transforms.post_transforms import SphinxPostTransform
-from sphinx.util.docutils import SphinxDirective
 
 MARK = "data-itlib-figure="  # written by itlib.plots
 
@@ -63,29 +58,7 @@ def _remove_with_empty_parents(node: nodes.Element) -> None:
         _remove_with_empty_parents(parent)
 
 
-class Hero(SphinxDirective):
-    """``{hero} picture.svg`` with ``:alt:``: an inlined picture, or nothing while the file is missing."""
-
-    required_arguments = 1
-    option_spec: ClassVar = {"alt": directives.unchanged_required}
-
-    def run(self) -> list[nodes.Node]:
-        """Return the picture's node, if any."""
-        path = Path(self.env.srcdir, "book", "_static", self.arguments[0])
-        self.env.note_dependency(str(path))
-        if not path.is_file():
-            return []
-        if not (alt := self.options.get("alt")):
-            raise self.error("a picture needs :alt:")
-        figure = nodes.container(classes=["hero"])
-        svg = strip_prolog(path.read_text("utf-8"))
-        html = f'<div role="img" aria-label="{escape(alt)}">{svg}</div>'
-        figure += nodes.raw("", html, format="html")
-        return [figure]
-
-
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the extension."""
     app.add_post_transform(InlineFigures)
-    app.add_directive("hero", Hero)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -4,6 +4,8 @@
 - Thebe (live code) is switched off: it would load its code from the network, and declares its
   configuration twice.
 - Table headers get the ``scope`` that docutils and pandas leave out.
+- What accessibility checkers find in the markup of docutils and Sphinx is mended: an entry of the bibliography is a list
+  item, a signature of several lines a list without terms.
 - In a table of the class ``cards`` each cell gets the name of its column: on a phone its rows become cards (custom.css).
 """
 
@@ -62,6 +64,17 @@ def label_cells(html: str) -> str:
     return re.sub(r'<table [^>]*class="[^"]*\bcards\b.*?</table>', labelled, html, flags=re.DOTALL)
 
 
+def mend_lists(html: str) -> str:
+    """Give lists the elements that they may have."""
+    html = html.replace('role="doc-biblioentry"', 'role="listitem"')  # its parent has the role of a list
+
+    def parameters(found: re.Match[str]) -> str:
+        items = found[1].replace("<dd>", "<li>").replace("</dd>", "</li>")
+        return f'<ul class="sig-parameters">{items}</ul>'
+
+    return re.sub(r"<dl>((?:\s*<dd>(?:(?!<d[dlt]\b).)*?</dd>)+\s*)</dl>", parameters, html, flags=re.DOTALL)
+
+
 def finish_page(
     app: Sphinx,
     pagename: str,
@@ -71,7 +84,7 @@ def finish_page(
 ) -> None:
     """Touch up the body of one page."""
     if body := context.get("body"):
-        context["body"] = label_cells(add_scope(body))
+        context["body"] = mend_lists(label_cells(add_scope(body)))
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
