@@ -12,9 +12,14 @@ import nbformat
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "book" / "_ext"))
+
+import pytest
 import small_batch
 import small_book
+from bs4 import BeautifulSoup
 from pairs import problems
+from run_it import WORDS_PER_MINUTE, words
 from site_checks import check_site
 
 from itlib.records import read_record
@@ -102,12 +107,27 @@ def test_plain_papermill_runs_the_paired_notebook(tmp_path: Path) -> None:
         assert one[part] == two[part]
 
 
-def test_the_real_book_builds_from_a_small_batch(tmp_path: Path) -> None:
-    root = Path(shutil.copytree(small_batch.finished(), tmp_path / "root"))
+@pytest.fixture(scope="module")
+def real_book(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkout of a small batch with the book that was built from it."""
+    root = Path(shutil.copytree(small_batch.finished(), tmp_path_factory.mktemp("real") / "root"))
     result = small_book.build(root)
     assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
-    site = root / "_build" / "html"
+    return root
+
+
+def test_the_real_book_builds_from_a_small_batch(real_book: Path) -> None:
+    root, site = real_book, real_book / "_build" / "html"
     assert check_site(site) == []
     shown = {path.relative_to(site).with_suffix("").as_posix() for path in site.rglob("*.html")}
     made = {path.relative_to(root).with_suffix("").as_posix() for path in (root / "book").rglob("*.ipynb")}
     assert made <= shown
+
+
+def test_a_page_takes_twelve_minutes_at_most(real_book: Path) -> None:
+    """Of its text; the documentation of the library is to look things up in."""
+    site = real_book / "_build" / "html"
+    pages = [path for path in (site / "book").rglob("*.html") if path.stem not in ("api", "bibliography")]
+    articles = {path.stem: BeautifulSoup(path.read_text("utf-8"), "html.parser").select_one("article") for path in pages}
+    assert len(articles) > 20
+    assert {name: count for name, text in articles.items() if (count := words(str(text))) > 12 * WORDS_PER_MINUTE} == {}
