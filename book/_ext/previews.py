@@ -1,7 +1,7 @@
 """What a link leads to, for the reader who only wants a look: equations, terms of the glossary, entries of the bibliography.
 
-A page opened from a file cannot fetch another page. So what can be looked at is taken from the finished pages and written into
-one script, which ``previews.js`` loads when such a link is first hovered or focused.
+A page opened from a file cannot fetch another page. So what can be looked at is taken from the finished pages and written
+into one script, which ``previews.js`` loads when such a link is first hovered or focused.
 """
 
 from __future__ import annotations
