@@ -69,8 +69,7 @@ full = profile == "full"
 #   & \le \log Z_{\lambda r}, \quad \text{with equality for } q = p_0^{\lambda r}.
 #   \end{aligned}$$ (eq-introduction-trade)
 #
-# For the first line, put $\log p_0^{\lambda r} = \lambda r + \log p_0^b - \log Z_{\lambda r}$ into the divergence on the right.
-# {doc}`s2_2_fine_tuning` looks at the methods that start from here.
+# {doc}`s2_2_fine_tuning` proves this and looks at the methods that start from here.
 #
 # ## A reward that has no useful gradient
 #
@@ -665,14 +664,7 @@ display(
 # The paper notes that a submission made at the same time {cite:p}`anonymous2025tilt`, since posted as {cite:t}`tiltmatching2025`, has essentially the same method. The
 # difference it names is in the derivation: continuous time and stochastic interpolants there, diffusion and discrete time here.
 #
-# ## How to read this book
-#
-# *Read it.* The chapters follow the paper's sections and keep its equation numbers. If you know diffusion models, skip {doc}`s2_1_1_forward` to {doc}`s2_1_4_sde` and start with
-# {doc}`s3_1_tilted_score`. {doc}`../notation` connects symbols with names in the code.
-#
-# *Run it.* Every chapter is a notebook. Download it at the top of the page, or open all of them with `make lab`. Each ends with questions: change one line, guess, run.
-#
-# *Reproduce it.* `make book` repeats the paper's experiment and builds these pages from its records; {doc}`../reproduce` says what to expect, and how to change it.
+# If you know diffusion models, skip {doc}`s2_1_1_forward` to {doc}`s2_1_4_sde` and go on with {doc}`s3_1_tilted_score`.
 #
 # ## Try this
 #

@@ -416,7 +416,7 @@ display(Markdown(f"Largest difference of the two sides of {{eq}}`eq-lost`, as ma
 # ## What the chain loses, without Monte Carlo
 #
 # For one Gaussian, $p_0 = \mathcal N(\mu, v)$, the means are linear: with $V_t = \alpha_t^2 v+\sigma_t^2$,
-# $\hat x_0 = \mu + \alpha_t v\,(x_t-\alpha_t\mu)/V_t$ and $\hat x_1 = \sigma_t\,(x_t-\alpha_t\mu)/V_t$. So $x_t$ stays Gaussian, and the
+# $\hat x_0 = \mu + \alpha_t v\,(x_t-\alpha_t\mu)/V_t$ and $\hat x_1 = \sigma_t\,(x_t-\alpha_t\mu)/V_t$. So $x_t$ stays Gaussian, and
 # its mean $m_t$ and its variance $w_t$ obey
 #
 # $$\begin{aligned}

@@ -361,8 +361,8 @@ with plots.house_style() as plt:
 plots.show(
     fig,
     "noise",
-    "Left: the covariance is smaller than the noise of one sample at all times. Right: samples needed for ten per cent, hundreds "
-    "in the middle, far more toward t = 0, and about ten times as many at the last tilt unless the reward is centred.",
+    "Left: the covariance is smaller than the noise of one sample at all times. Right: samples needed for ten per cent, fewest "
+    "in the middle, far more toward t = 0, and many more at the last tilt unless the reward is centred.",
 )
 
 # %% [markdown]

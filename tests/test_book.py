@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -187,6 +188,52 @@ def test_api_lists_every_public_module_once() -> None:
 def some_figure() -> Any:
     curves = {n: np.linspace(0.2, 0.9, n) for n in (5, 10)}
     return plots.figure_2(curves, bands={5: (np.arange(1, 6) / 5, np.full(5, 0.1), np.full(5, 1.0))})
+
+
+#: From linear RGB to what somebody sees who lacks one kind of cone: Machado, Oliveira and Fernandes (2009), severity 1.
+SIGHT = {
+    "all cones": np.eye(3),
+    "no long": np.array([[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]),
+    "no medium": np.array([[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]]),
+    "no short": np.array([[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]]),
+}
+
+
+def linear_rgb(color: str) -> Any:
+    value = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+
+
+def lab(linear: Any) -> Any:
+    """CIE 1976 L*a*b* of a colour in linear RGB."""
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    x, y, z = np.cbrt(to_xyz @ np.clip(linear, 1e-9, 1) / np.array([0.9505, 1, 1.089]))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+def test_colours_stay_apart_for_every_kind_of_sight(sight: str) -> None:
+    seen = [lab(SIGHT[sight] @ linear_rgb(color)) for color in plots.SERIES]
+    apart = [np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)]
+    assert min(apart) > 15
+
+
+def test_colours_are_seen_on_white_and_on_black() -> None:
+    """3 to 1, which WCAG 1.4.11 asks of graphics, against the page in both modes."""
+    css = (small_book.ROOT / "book" / "_static" / "custom.css").read_text("utf-8")
+    grounds = re.findall(r"--pst-color-background: (#[0-9a-f]{6})", css)
+    assert len(grounds) == 2
+    for color, ground in itertools.product(plots.SERIES, grounds):
+        low, high = sorted(float(np.dot([0.2126, 0.7152, 0.0722], linear_rgb(c))) for c in (color, ground))
+        assert (high + 0.05) / (low + 0.05) > 3, (color, ground)
+
+
+def test_without_colour_markers_and_lines_tell_curves_apart() -> None:
+    assert len(set(plots.MARKERS)) == len(set(plots.LINES)) == len(plots.SERIES)
+    figure = plots.figure_2({n: np.linspace(0.1, 1, n) for n in (2, 3, 4, 5)})
+    looks = [(line.get_marker(), line.get_linestyle()) for line in figure.axes[0].lines]
+    assert len({marker for marker, _ in looks}) == len({style for _, style in looks}) == 4
+    plots.plt.close(figure)
 
 
 def test_a_figure_is_the_same_bytes_twice() -> None:
