@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import shutil
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,9 @@ from docutils import nodes
 
 from itlib import plots
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "book" / "_ext")]
+sys.path[:0] = [str(Path(__file__).parent), *(str(Path(__file__).parents[1] / "book" / name) for name in (".", "_ext"))]
 
+import publish  # noqa: E402
 import small_book  # noqa: E402
 from api_modules import module_names, section  # noqa: E402
 from glossary_links import pattern  # noqa: E402
@@ -166,6 +169,26 @@ def test_a_page_is_described_by_its_first_sentences() -> None:
     assert found.startswith("The base is tilted. More words.")
     assert len(found) <= 200
     assert found.endswith("…")
+
+
+def test_an_archive_of_the_same_pages_is_the_same_bytes(tmp_path: Path) -> None:
+    site, pdf = tmp_path / "html", tmp_path / "book.pdf"
+    (site / "book").mkdir(parents=True)
+    pdf.write_bytes(b"%PDF")
+    archives = []
+    for order in (("index.html", "book/a.html"), ("book/a.html", "index.html")):
+        for name in order:
+            (site / name).unlink(missing_ok=True)
+            (site / name).write_text(name)
+            os.utime(site / name, (1e9 + len(archives), 1e9))
+        (site / ".buildinfo").write_text(str(order))  # says how it was built, and means nothing to a reader
+        publish.pack(site, pdf, tmp_path / "site.zip")
+        archives.append((tmp_path / "site.zip").read_bytes())
+    assert archives[0] == archives[1]
+    with zipfile.ZipFile(tmp_path / "site.zip") as archive:
+        names = [f"iterative-tilting/{name}" for name in ("book.pdf", "book/a.html", "index.html")]
+        assert archive.namelist() == names
+        assert archive.read(names[1]) == b"book/a.html"
 
 
 def test_mathjax_is_installed() -> None:

@@ -1,7 +1,7 @@
 """Copies of the book for readers who build nothing: one PDF, and one archive with the site and the PDF in it.
 
-    python book/site.py pdf    _build/iterative-tilting.pdf, printed by Chromium from a build of all pages in one
-    python book/site.py zip    _build/site.zip, the same bytes for the same pages
+    python book/publish.py pdf    _build/iterative-tilting.pdf, printed by Chromium from a build of all pages in one
+    python book/publish.py zip    _build/site.zip, the same bytes for the same pages
 
 Run by `make pdf` and `make site.zip`, which build the pages first.
 """
@@ -29,7 +29,13 @@ PAPER = {
     "marginRight": 0.85,
 }
 FOOTER = '<div style="width: 100%; text-align: center; font: 9px serif"><span class="pageNumber"></span></div>'
-READY = "const done = arguments[0]; MathJax.startup.promise.then(() => document.fonts.ready).then(() => done())"
+#: Answers are printed, the code behind them and behind figures is not; then wait for formulas and fonts.
+READY = """
+const done = arguments[0];
+document.documentElement.classList.add("whole-book");
+for (const fold of document.querySelectorAll("details.hide")) fold.open = fold.textContent.includes("Show the answer");
+MathJax.startup.promise.then(() => document.fonts.ready).then(() => done());
+"""
 
 
 def one_page() -> Path:
@@ -39,7 +45,8 @@ def one_page() -> Path:
     page = BUILD / "singlehtml" / "book" / "index.html"
     if done.returncode or not page.is_file():
         sys.exit(f"the pages could not be put into one:\n{done.stdout}{done.stderr}")
-    return page
+    # Its links to styles and scripts are written for a page at the root.
+    return Path(shutil.copy(page, BUILD / "singlehtml" / "all.html"))
 
 
 def print_pdf(page: Path, pdf: Path) -> None:
@@ -100,7 +107,7 @@ def main() -> None:
         pack(BUILD / "html", PDF, ARCHIVE)
         print(f"The site and the PDF: {ARCHIVE}")
     else:
-        sys.exit("say what to make: python book/site.py pdf, or python book/site.py zip")
+        sys.exit("say what to make: python book/publish.py pdf, or python book/publish.py zip")
 
 
 if __name__ == "__main__":
