@@ -70,7 +70,7 @@ def notebook(
 ) -> nbformat.NotebookNode:
     """An executed notebook: cells, with tags, that show the figures, then the text."""
     title, rest = text.split("\n\n", 1)
-    cells = [new_markdown_cell(title + "\n\nWhat this page shows.")]
+    cells = [new_markdown_cell(title + "\n\nWhat this page shows.\n\n**You will see** a page.")]
     for figure, name, alt in figures:
         data, metadata = plots.bundle(figure, name, alt)
         output = new_output("display_data", data=data, metadata=metadata)

@@ -392,6 +392,7 @@ def test_what_needs_an_address_is_absent_without_one(site: Path) -> None:
     for absent in ("mybinder", "colab", "og:", 'rel="canonical"', "source-repository-button"):
         assert absent not in html
     assert '<meta name="description"' in html
+    assert '<p class="you-will-see"><strong>You will see</strong>' in html
     assert not (site / "sitemap.xml").exists()
 
 

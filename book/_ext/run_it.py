@@ -99,8 +99,9 @@ def show_repository(app: Sphinx, config: Config) -> None:
 def mark_learn(app: Sphinx, doctree: nodes.document) -> None:
     """Give the paragraph that says what a page teaches a class of its own."""
     for strong in doctree.findall(nodes.strong):
-        if strong.astext() == LEARN and isinstance(strong.parent, nodes.paragraph) and strong.parent[0] is strong:
-            strong.parent["classes"].append("you-will-see")
+        paragraph = strong.parent
+        if strong.astext() == LEARN and isinstance(paragraph, nodes.paragraph) and paragraph.astext().startswith(LEARN):
+            paragraph["classes"].append("you-will-see")
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
