@@ -97,8 +97,11 @@ x, values = x.detach(), values.detach()
 assert float(values.std()) > 0.5  # and yet the rewards differ
 
 # %% [markdown]
-# Zero, at every sample. A method that follows the gradient of this reward does not move, and gives no warning. (Written with a comparison,
-# `x[:, 1] > 1`, the rule would at least raise an error.)
+# ```{margin}
+# Written with a comparison, `x[:, 1] > 1`, the rule would at least raise an error.
+# ```
+#
+# Zero, at every sample. A method that follows the gradient of this reward does not move, and gives no warning.
 #
 # Yet the tilt is clear. Take $\lambda = 1$. The height $x_2$ is $\mathcal N(0, 1/2)$ and independent of $x_1$. The rule cuts it into five slices, so the
 # tilt only changes the weights of the slices: slice $j$ gets its old probability times $e^{j}$, divided by the sum of these. That is exact. As a check,

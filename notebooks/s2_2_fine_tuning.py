@@ -60,8 +60,11 @@ def seeded(seed):
 #
 # $$p_0^{\lambda r}(x) = Z_{\lambda r}^{-1} \exp(\lambda r(x))\, p_0^b(x). \tag{2.14}$$ (eq-2-14)
 #
-# It is what you get if you want a large reward *and* a model that stays close to the base. (The paper asks for a positive
-# reward; only $Z_{\lambda r} < \infty$ is needed.) For any density $q$,
+# ```{margin}
+# The paper asks for a positive reward. Only $Z_{\lambda r} < \infty$ is needed.
+# ```
+#
+# It is what you get if you want a large reward *and* a model that stays close to the base. For any density $q$,
 #
 # $$\mathbb E_q[\lambda r] - \mathrm{KL}(q \,\|\, p_0^b) = \log Z_{\lambda r} - \mathrm{KL}(q \,\|\, p_0^{\lambda r}).$$ (eq-gibbs)
 #

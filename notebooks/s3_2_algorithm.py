@@ -57,7 +57,11 @@ full = profile == "full"
 # $$L_{\mathrm{IT}}(\theta) = \int_0^1\!\!\int w(t)\, \Big\| s_\theta - \Big(s^{k-1} + \frac{\lambda}{N}\, C_{k-1}\Big)\Big\|^2(x_t, t)\;
 #   p_t^{k-1}(x_t)\, dx_t\, dt . \tag{3.12}$$ (eq-3-12)
 #
-# (The paper writes this for tilt $k+1$. We count as {eq}`eq-3-10` and Algorithm 2 do.) The integrand is zero where the two agree and
+# ```{margin}
+# The paper writes this for tilt $k+1$. We count as {eq}`eq-3-10` and Algorithm 2 do.
+# ```
+#
+# The integrand is zero where the two agree and
 # positive elsewhere, so the inner bracket is the minimiser, for *any* weight $w > 0$ and any density that is positive everywhere. A
 # student that can represent it does not care about either. A student of finite size, trained for a finite time, is more
 # accurate where $w(t)\,p_t^{k-1}(x_t)$ is large: under the *old* law, not where the new one is headed.
@@ -538,8 +542,12 @@ display(Markdown(table.to_markdown(disable_numparse=True)))
 # $$ L_{\mathrm{prac}} = \sum_{i=1}^{S} \sigma_t^2\,\Big\| s_\theta(X_t^i, t) - \underbrace{\sigma_t^2}_{\text{not on } s_\theta}\Big(s^{k-1}
 #   + \delta\,\underbrace{r(X_0^i)\,\big(g^i - s^{k-1}\big)}_{\text{both are in } g^i \text{ already}}\Big)\Big\|^2 . \tag{3.13}$$ (eq-3-13)
 #
-# (Its sum runs to $N$, the letter of the tilts.) So the reward and the subtraction occur twice, and $\sigma_t^2$ scales the target
-# but not the student. What Algorithm 2 minimises, and what is meant, is
+# ```{margin}
+# The printed sum runs to $N$, the letter of the tilts.
+# ```
+#
+# So the reward and the subtraction occur twice, and $\sigma_t^2$ scales the target but not the student. What Algorithm 2
+# minimises, and what is meant, is
 #
 # $$ L_{\mathrm{prac}} = \sum_{i=1}^{S} \Big\| \sigma_t^2\, \Big(s_\theta(X_t^i, t) - \big(s^{k-1}(X_t^i, t) + \delta\, g^i\big)\Big)\Big\|^2 .
 #   \tag{3.13, corrected}$$ (eq-3-13-corrected)
