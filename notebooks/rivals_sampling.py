@@ -286,7 +286,7 @@ with plots.house_style() as plt:
     left.fill_between(
         r_grid, tilt_law(1.0), color=plots.COLORS["target"], alpha=0.3, linewidth=0, label="tilt, $\\lambda = 1$"
     )
-    left.plot(r_grid, density, color=plots.COLORS["band"], label="base")
+    left.plot(r_grid, density, color=plots.COLORS["band"], linestyle=":", label="base")
     left.plot(r_grid, best_law(16), color=plots.COLORS["base"], linestyle="--", label="best of 16")
     left.plot(r_grid, best_law(n_same), color=plots.COLORS["learned"], label=f"best of {n_same}")
     left.set(xlim=(-10, 17), yticks=[], xlabel="reward", title="law of the reward", ylim=(0, 0.42))

@@ -352,7 +352,13 @@ assert abs((deviation / signal) ** 2 - (16 * (0.5 * 4.5 + 0.75) - 4) / 4) < 0.1
 # %% tags=["hide-input"]
 with plots.house_style() as plt:
     fig, axes = plt.subplots(1, 2, figsize=(7.2, 3.5), sharex=True)
-    axes[0].plot(every_t, curves["first tilt"][:, 0], color=plots.COLORS["target"], label="$\\sigma_t C$, at every tilt")
+    axes[0].plot(
+        every_t,
+        curves["first tilt"][:, 0],
+        color=plots.COLORS["target"],
+        linestyle=":",
+        label="$\\sigma_t C$, at every tilt",
+    )
     for name, label, color, line_style in (
         ("first tilt", "noise, first tilt; also last tilt, reward centred", plots.COLORS["base"], "-"),
         ("last tilt", "noise, last tilt", plots.COLORS["learned"], "--"),
