@@ -131,7 +131,7 @@ def show(fig: Figure, name: str, alt: str) -> None:
     which numbers it; ``{numref}`fig-score-error``` refers to it from any page (``:name:`` is unique in the
     book, ``name`` on the page). The first paragraph is the caption, and takes maths, references and
     citations; further paragraphs become a legend. Tag the code cell ``remove-input`` or ``hide-input`` to
-    keep its code out of the way.
+    keep its code out of the way: the book folds it under the caption.
 
     Args:
         fig: the figure, drawn inside :func:`house_style`.
