@@ -21,10 +21,10 @@ UV_TORCH := $(if $(UV_FIND_LINKS),,--torch-backend=auto)
 # Without bytecode every kernel would compile torch again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: book test test-faults browser lab bench lint audit lock reference clean help
+.PHONY: book pdf site.zip test test-faults browser lab bench lint audit lock reference clean help
 
 help:  ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+	@grep -hE '^[a-z.-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z.-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 	@echo
 	@echo '  make book N="10 30" SEEDS="0 1"    other numbers of tilts, several seeds'
 	@echo '  make book PROFILE=smoke            a first look in a few minutes; its figures mean nothing'
@@ -42,6 +42,12 @@ book: $(VENV)/.ready  ## Run what is out of date, then build the book
 	@$(BIN)/jupyter-book build . --all -W --keep-going -q >_build/book.log 2>&1 || { cat _build/book.log; exit 1; }
 	@echo "The book is built. Open: $(CURDIR)/_build/html/index.html"
 
+pdf: book  ## The whole book in one file, printed by Chromium
+	@$(BIN)/python book/publish.py pdf
+
+site.zip: pdf  ## Site and PDF in one archive, for readers who build nothing
+	@$(BIN)/python book/publish.py zip
+
 test: $(VENV)/.ready  ## Run all tests, a small batch and a build of the book among them
 	@$(BIN)/python -m pytest
 
@@ -51,8 +57,8 @@ browser:  ## Install Debian's Chromium, in which the tests read the book; withou
 	@{ command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null && command -v chromedriver >/dev/null || \
 	  { $(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -qq -y --no-install-recommends chromium chromium-driver >/dev/null; }
 
-lab: $(VENV)/.ready  ## Open the notebooks in JupyterLab
-	@$(BIN)/jupyter lab notebooks
+lab: $(VENV)/.ready  ## Open the notebooks in JupyterLab, or one: CHAPTER=s3_2_algorithm
+	@$(BIN)/jupyter lab notebooks$(if $(CHAPTER),/$(CHAPTER).ipynb)
 
 bench: $(VENV)/.ready  ## Measure speed against floors of the same machine, as ratios
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/speed.py

@@ -3,9 +3,11 @@
 Run by `make reference`; `--check` only says whether all is up to date.
 """
 
+import io
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,8 +27,8 @@ PAPER = {20: ("6.48", "1.67"), 50: ("6.94", "2.20"), 100: ("7.23", "2.16"), 200:
 MARKS = "<!-- results: written by book/showcase.py -->\n", "<!-- end of results -->\n"
 
 
-def readme_picture() -> str:
-    """Base, half way, all tilts, target. Its samples are those of one reference run."""
+def draw(axes: Any) -> None:
+    """Base, half way, all tilts, target, each on its own axes. The samples of the model are those of one reference run."""
     base, reward = paper_mixture(), parse_reward("paper")
     kept = safetensors.torch.load_file(REFERENCE / "hero.safetensors")
     exact = [m.sample(1000, torch.Generator().manual_seed(0)).numpy() for m in (base, base.tilted(reward))]
@@ -38,19 +40,24 @@ def readme_picture() -> str:
     ]
     xs, ys = np.linspace(-5, 5, 120), np.linspace(-3, 5, 96)
     plane = torch.from_numpy(np.stack(np.meshgrid(xs, ys), -1).reshape(-1, 2))
+    for ax, (points, share, color, title) in zip(axes, panels, strict=True):
+        density = base.tilted(reward, share).log_prob(plane).reshape(len(ys), len(xs)).numpy()
+        plots.samples(
+            ax,
+            points,
+            density=(xs, ys, density),
+            color=plots.COLORS[color],
+            title=title,
+            limits=(-4.6, 4.6, -2.6, 4.6),
+        )
+        ax.set_axis_off()
+
+
+def readme_picture() -> str:
+    """Base, half way, all tilts, target. Its samples are those of one reference run."""
     with plots.house_style() as plt:
         fig, axes = plt.subplots(1, 4, figsize=(9.6, 2.35), sharey=True)
-        for ax, (points, share, color, title) in zip(axes, panels, strict=True):
-            density = base.tilted(reward, share).log_prob(plane).reshape(len(ys), len(xs)).numpy()
-            plots.samples(
-                ax,
-                points,
-                density=(xs, ys, density),
-                color=plots.COLORS[color],
-                title=title,
-                limits=(-4.6, 4.6, -2.6, 4.6),
-            )
-            ax.set_axis_off()
+        draw(axes)
         alt = (
             "Four panels: samples of the two-mode base density, of the model after half of the tilts, of the model after "
             "all tilts, and of the exact tilted density, which lies above the base."
@@ -97,6 +104,25 @@ def landing_picture() -> str:
         return plots.svg(fig, "landing", alt)
 
 
+def preview() -> bytes:
+    """What other sites show of a link to ours, 1200 by 630 pixels."""
+    with plots.house_style() as plt:
+        fig = plt.figure(figsize=(12, 6.3), dpi=100, facecolor="white", layout="none")
+        fig.text(0.06, 0.80, "Iterative Tilting, reproduced", fontsize=46)
+        fig.text(0.06, 0.70, "A density is moved toward a reward in small steps that use its values only.", fontsize=22)
+        draw(
+            fig.subplots(
+                1, 4, sharey=True, gridspec_kw={"left": 0.04, "right": 0.96, "bottom": 0.06, "top": 0.56, "wspace": 0.05}
+            )
+        )
+        for ax in fig.axes:
+            ax.title.set_fontsize(22)
+        out = io.BytesIO()
+        fig.savefig(out, format="png", dpi=100, facecolor="white", metadata={"Software": None})
+        plt.close(fig)
+    return out.getvalue()
+
+
 def table() -> str:
     """The result table of README and landing page."""
     records = read_records(REFERENCE / "paper", "N*.json")
@@ -132,12 +158,13 @@ def between_marks(page: Path, text: str) -> str:
 def main() -> int:
     """Write all, or check them."""
     static, pages = ROOT / "book" / "_static", (ROOT / "README.md", ROOT / "book" / "index.md")
-    made = {static / "hero-readme.svg": readme_picture(), static / "landing.svg": landing_picture()}
-    made |= {page: between_marks(page, table()) for page in pages}
-    stale = [path for path, text in made.items() if not path.exists() or path.read_text() != text]
+    made = {static / "hero-readme.svg": readme_picture().encode(), static / "landing.svg": landing_picture().encode()}
+    made |= {static / "preview.png": preview()}
+    made |= {page: between_marks(page, table()).encode() for page in pages}
+    stale = [path for path, content in made.items() if not path.exists() or path.read_bytes() != content]
     if "--check" not in sys.argv:
         for path in stale:
-            path.write_text(made[path])
+            path.write_bytes(made[path])
         return 0
     for path in stale:
         print(f"{path.relative_to(ROOT)} does not show the committed runs: python book/showcase.py")

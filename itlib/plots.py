@@ -1,8 +1,10 @@
 r"""Figures: the only module that imports matplotlib.
 
 Plot functions take arrays and Axes, and never compute. A colour means the same thing everywhere
-(:data:`COLORS`): the base model, the learned model, the exact target, the paper's printed values. The hues
-are Okabe and Ito's, which stay apart for colour-blind readers, and are legible on white and on black.
+(:data:`COLORS`): the base model, the learned model, the exact target, the paper's printed values. The first three hues
+are Okabe and Ito's. The others were chosen to stay apart from them, and from one another, for readers who miss one kind
+of cone, and to have a contrast of 3 to 1 on white and on black. That leaves little room in lightness: in grey, markers
+(:data:`MARKERS`) and line styles (:data:`LINES`) tell curves apart.
 
 :func:`show` puts a figure on a page. Its ink is drawn in one odd colour, which becomes ``currentColor``, so
 that a figure follows the page into dark mode; everything else about the file is fixed, so that the same
@@ -40,11 +42,12 @@ COLORS = {
     "base": "#0072B2",
     "learned": "#D55E00",
     "target": "#009E73",
-    "paper": "#B45C93",
+    "paper": "#B57FB0",
     "band": "#8A8F98",
 }
-SERIES = (COLORS["base"], COLORS["target"], COLORS["learned"], COLORS["paper"], "#8C7A00", "#5E7C93")
+SERIES = (COLORS["base"], COLORS["target"], COLORS["learned"], COLORS["paper"], "#8C5B33", "#6B6874")
 MARKERS = "os^Dvp"  # colour is never the only sign
+LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 2, 1, 2, 1, 2)), (0, (8, 3)))
 
 STYLE: Any = {
     "font.family": "STIXGeneral",  # shipped with matplotlib: the same on every machine
@@ -176,7 +179,7 @@ def show(fig: Figure, name: str, alt: str) -> None:
     which numbers it; ``{numref}`fig-score-error``` refers to it from any page (``:name:`` is unique in the
     book, ``name`` on the page). The first paragraph is the caption, and takes maths, references and
     citations; further paragraphs become a legend. Tag the code cell ``remove-input`` or ``hide-input`` to
-    keep its code out of the way.
+    keep its code out of the way: the book folds it under the caption.
 
     Args:
         fig: the figure, drawn inside :func:`house_style`.
@@ -291,8 +294,8 @@ def figure_2(
         for i, (n, rmse) in enumerate(sorted(curves.items())):
             color, scale = SERIES[i % len(SERIES)], 1 if normalise else n
             x = np.arange(1, len(rmse) + 1) * (scale / n)
-            marker = MARKERS[i % len(MARKERS)]
-            ax.plot(x, rmse, color=color, marker=marker, markevery=[-1], label=f"$N = {n}$", linewidth=1.3)
+            look: dict[str, Any] = {"marker": MARKERS[i % len(MARKERS)], "linestyle": LINES[i % len(LINES)]}
+            ax.plot(x, rmse, color=color, markevery=[-1], label=f"$N = {n}$", linewidth=1.3, **look)
             if bands and n in bands:
                 at, low, high = bands[n]
                 ax.fill_between(at * scale, low, high, color=color, alpha=0.18, linewidth=0)

@@ -426,7 +426,7 @@ with plots.house_style() as plt:
         curve, middle = against_t((d, 1000), "Rao–Blackwell", edges), 0.5 * (edges[1:] + edges[:-1])
         axes[2].plot(middle, curve, color=plots.SERIES[i], marker=plots.MARKERS[i], markersize=4)
         top = curve.argmax()
-        axes[2].text(middle[top], curve[top] + 0.05, f"$d = {d}$", ha="right" if i else "left", color=plots.SERIES[i])
+        axes[2].text(middle[top], curve[top] + 0.05, f"$d = {d}$", ha="right" if i else "left")
         axes[2].axvline(collapse(d, 1000), color=plots.SERIES[i], linewidth=0.8, linestyle=":")
     axes[2].axhline(1, color=plots.INK, linewidth=0.8, linestyle="--")
     axes[0].set(xlabel="samples $S$", ylabel="relative error", title="$d = 2$")
@@ -664,7 +664,7 @@ plots.show(
     fig,
     "weighed",
     "Four panels against the number of steps: the weighed samples' mode weight, mean and variance lie on the dotted lines of the tilt of the base's sampler, which reach the exact "
-    "target as steps grow; the drifted model's do not. The effective share rises from a third to nearly nine tenths.",
+    "target as steps grow; the drifted model's do not. The effective share rises with the number of steps.",
 )
 
 # %% [markdown]

@@ -307,8 +307,8 @@ with plots.house_style() as plt:
 plots.show(
     fig,
     "steps",
-    "Steps against strength for three tasks: constant on the paper's, growing by half on one-mode, and from a few hundredths to a "
-    "half on nine, as the standard deviation of the reward falls.",
+    "Steps against strength for three tasks: constant on the paper's, growing a little on one-mode, and growing most on "
+    "nine, as the standard deviation of the reward falls.",
 )
 
 # %% [markdown]

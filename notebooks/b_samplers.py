@@ -233,8 +233,8 @@ with plots.house_style() as plt:
 plots.show(
     fig,
     "evaluations",
-    "Error against evaluations on logarithmic axes. Algorithm 1 in all three forms falls slowly and needs about two hundred evaluations to come near the level of exact samples. The solvers of higher "
-    "order fall steeply and reach the level of the paper's 200 steps, marked by a star, at 20 to 40.",
+    "Error against evaluations on logarithmic axes. Algorithm 1 in all three forms falls slowly towards the level of exact samples. The solvers of higher order fall steeply and reach the "
+    "level of the paper's 200 steps, marked by a star, with a fraction of the evaluations.",
 )
 
 # %% [markdown]
@@ -242,6 +242,7 @@ plots.show(
 # :name: fig-samplers-evaluations
 #
 # Sliced Wasserstein distance to the exact law against evaluations of the exact denoiser, mean and range over seeds. Star and dashed line: the paper's 200 steps of DDPM. Dotted: exact samples.
+# The higher orders get there with a fraction of the evaluations.
 # ```
 
 # %% tags=["hide-input"]
@@ -282,7 +283,7 @@ if full:
 # - **Algorithm 1** is of first order, with noise and without, and what it lacks is variance. Putting the variance back helps at few steps. It is exact for one isotropic Gaussian. Here the posterior is wide where $x_t$ lies between the modes and narrow elsewhere, so the average gives a sample inside a mode too much,
 #   and what is left is again of first order.
 # - **Two evaluations a step** (Heun) and **one evaluation with a memory** (DPM-Solver++) come out alike: second order is what counts.
-# - **The stochastic solver** is the best of all below ten evaluations, and then gets worse before it gets better, since its variance crosses the right value from below and comes back from above. A low error at such a crossing is luck, and we do not count it.
+# - **The stochastic solver** is the best of all at very few evaluations, and then gets worse before it gets better, since its variance crosses the right value from below and comes back from above. A low error at such a crossing is luck, and we do not count it.
 # - **An adaptive solver** needs a tolerance instead of a number, and its early steps are spent on finding out.
 #
 # ## Not too close to the start

@@ -67,8 +67,7 @@ full = profile == "full"
 #   & \le \log Z_{\lambda r}, \quad \text{with equality for } q = p_0^{\lambda r}.
 #   \end{aligned}$$ (eq-introduction-trade)
 #
-# For the first line, put $\log p_0^{\lambda r} = \lambda r + \log p_0^b - \log Z_{\lambda r}$ into the divergence on the right.
-# {doc}`s2_2_fine_tuning` looks at the methods that start from here.
+# {doc}`s2_2_fine_tuning` proves this and looks at the methods that start from here.
 #
 # ## A reward that has no useful gradient
 #
@@ -96,8 +95,11 @@ x, values = x.detach(), values.detach()
 assert float(values.std()) > 0.5  # and yet the rewards differ
 
 # %% [markdown]
-# Zero, at every sample. A method that follows the gradient of this reward does not move, and gives no warning. (Written with a comparison,
-# `x[:, 1] > 1`, the rule would at least raise an error.)
+# ```{margin}
+# Written with a comparison, `x[:, 1] > 1`, the rule would at least raise an error.
+# ```
+#
+# Zero, at every sample. A method that follows the gradient of this reward does not move, and gives no warning.
 #
 # Yet the tilt is clear. Take $\lambda = 1$. The height $x_2$ is $\mathcal N(0, 1/2)$ and independent of $x_1$. The rule cuts it into five slices, so the
 # tilt only changes the weights of the slices: slice $j$ gets its old probability times $e^{j}$, divided by the sum of these. That is exact. As a check,
@@ -436,14 +438,7 @@ display(
 # The paper notes that a submission made at the same time {cite:p}`anonymous2025tilt`, since posted as {cite:t}`tiltmatching2025`, has essentially the same method. The
 # difference it names is in the derivation: continuous time and stochastic interpolants there, diffusion and discrete time here.
 #
-# ## How to read this book
-#
-# *Read it.* The chapters follow the paper's sections and keep its equation numbers. If you know diffusion models, skip {doc}`s2_1_1_forward` to {doc}`s2_1_4_sde` and start with
-# {doc}`s3_1_tilted_score`. {doc}`../notation` connects symbols with names in the code.
-#
-# *Run it.* Every chapter is a notebook. Download it at the top of the page, or open all of them with `make lab`. Each ends with questions: change one line, guess, run.
-#
-# *Reproduce it.* `make book` repeats the paper's experiment and builds these pages from its records; {doc}`../reproduce` says what to expect, and how to change it.
+# If you know diffusion models, skip {doc}`s2_1_1_forward` to {doc}`s2_1_4_sde` and go on with {doc}`s3_1_tilted_score`.
 #
 # ## Try this
 #

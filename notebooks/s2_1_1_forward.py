@@ -293,9 +293,10 @@ with plots.house_style() as plt:
     fig, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.1))
     for i, (name, schedule) in enumerate(schedules.items()):
         alpha, sigma = at(schedule, inner)
-        left.plot(inner, alpha, color=plots.SERIES[i], label=name)
-        left.plot(inner, sigma, color=plots.SERIES[i], linestyle="--")
-        right.plot(inner, 2 * np.log(alpha / sigma), color=plots.SERIES[i])
+        look = {"color": plots.SERIES[i], "marker": plots.MARKERS[i], "markersize": 4, "markevery": (60 + 60 * i, 120)}
+        left.plot(inner, alpha, label=name, **look)
+        left.plot(inner, sigma, linestyle="--", **look)
+        right.plot(inner, 2 * np.log(alpha / sigma), color=plots.SERIES[i], linestyle=plots.LINES[i])
         right.plot(merge[name], np.log(2 / 7), plots.MARKERS[i], color=plots.SERIES[i], markersize=6)
     right.axhline(np.log(2 / 7), color=plots.INK, linewidth=0.7, linestyle=":")
     right.text(0.03, np.log(2 / 7) - 0.4, "modes merge", va="top", fontsize=10)

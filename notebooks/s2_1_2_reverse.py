@@ -416,7 +416,7 @@ display(Markdown(f"Largest difference of the two sides of {{eq}}`eq-lost`, as ma
 # ## What the chain loses, without Monte Carlo
 #
 # For one Gaussian, $p_0 = \mathcal N(\mu, v)$, the means are linear: with $V_t = \alpha_t^2 v+\sigma_t^2$,
-# $\hat x_0 = \mu + \alpha_t v\,(x_t-\alpha_t\mu)/V_t$ and $\hat x_1 = \sigma_t\,(x_t-\alpha_t\mu)/V_t$. So $x_t$ stays Gaussian, and the
+# $\hat x_0 = \mu + \alpha_t v\,(x_t-\alpha_t\mu)/V_t$ and $\hat x_1 = \sigma_t\,(x_t-\alpha_t\mu)/V_t$. So $x_t$ stays Gaussian, and
 # its mean $m_t$ and its variance $w_t$ obey
 #
 # $$\begin{aligned}
@@ -578,8 +578,9 @@ with plots.house_style() as plt:
     for i, e in ((0, 0.0), (2, 1.0)):
         _, made, left = chain(alpha, sigma, e)
         arrival = np.linspace(0, 1, 201)[:-1]
-        where.plot(arrival, 200 * made, color=plots.SERIES[i], linewidth=0.9, linestyle="--", label=f"made, $e = {e:g}$")
-        where.plot(arrival, 200 * left, color=plots.SERIES[i], label=f"left at the end, $e = {e:g}$")
+        look = {"color": plots.SERIES[i], "marker": plots.MARKERS[i], "markersize": 4, "markevery": 25}
+        where.plot(arrival, 200 * made, linewidth=0.9, linestyle="--", label=f"made, $e = {e:g}$", **look)
+        where.plot(arrival, 200 * left, label=f"left at the end, $e = {e:g}$", **look)
     where.set(xlabel="$t$", ylabel="loss per unit of time", title="200 steps", xlim=(1, 0))
     where.legend(fontsize=9)
 plots.show(

@@ -549,10 +549,14 @@ for predict in ("x1", "x0"):
     assert torch.allclose(theirs(batch[0], batch[1]).detach(), probe, rtol=0, atol=1e-4)  # the same step, to rounding
 
 # %% [markdown]
-# Now train on both losses with the same budget: the paper's network at half its width, few epochs, the same data, initial weights,
-# times and noises. Three seeds show how much is chance. After each epoch we note the loss on held-out samples, which is all that one
-# would have in practice, and the gap of {eq}`eq-score-pythagoras`, which one has only here. (The library scores a moving average of the
-# weights. We turn that off, so that loss and gap belong to the same network.)
+# ```{margin}
+# The library scores a moving average of the weights. That is turned off here, so that loss and gap belong to
+# the same network.
+# ```
+#
+# Now train on both losses with the same budget: the paper's network at half its width, few epochs, the same data, initial
+# weights, times and noises. Three seeds show how much is chance. After each epoch we note the loss on held-out samples,
+# which is all that one would have in practice, and the gap of {eq}`eq-score-pythagoras`, which one has only here.
 
 # %%
 budget = {"samples": 20_000, "epochs": 20, "width": 128} if full else {"samples": 2000, "epochs": 6, "width": 64}

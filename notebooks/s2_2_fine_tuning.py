@@ -19,9 +19,9 @@
 # A pretrained model draws from $p_0^b$; a reward says what we would rather have. Section 2.2 of the paper recalls two ways to get there
 # that differentiate the reward: through the sampler (DRaFT), and along a path (stochastic optimal control, Adjoint Matching).
 #
-# **You will see** which objective has the tilted density as its optimum, and that DRaFT's has not: it runs away. You will see what a
-# control can and cannot reach, why the noise of the sampler decides about that, and what a model learns from the wrong sign in (2.19). At
-# the end all methods take one step on the same toy, and we count what each asks of the reward and of the memory.
+# **You will see** which objective has the tilted density as its optimum, and that DRaFT's has not: it runs away; what a
+# control can and cannot reach, and why the sampler's noise decides about that; what a model learns from the wrong sign in
+# (2.19); and what one step of each method asks of the reward and of the memory.
 
 # %% tags=["parameters", "remove-cell"]
 profile = "full"  # "smoke" uses fewer samples and steps
@@ -60,19 +60,21 @@ def seeded(seed):
 #
 # $$p_0^{\lambda r}(x) = Z_{\lambda r}^{-1} \exp(\lambda r(x))\, p_0^b(x). \tag{2.14}$$ (eq-2-14)
 #
-# The paper asks for a positive reward; only $Z_{\lambda r} < \infty$ is needed ({doc}`errata`). Why should one want this density, and
-# not simply a large reward? Because it is what you get if you want a large reward *and* a model that stays close to the base. For any
-# density $q$,
+# ```{margin}
+# The paper asks for a positive reward. Only $Z_{\lambda r} < \infty$ is needed.
+# ```
+#
+# It is what you get if you want a large reward *and* a model that stays close to the base. For any density $q$,
 #
 # $$\mathbb E_q[\lambda r] - \mathrm{KL}(q \,\|\, p_0^b) = \log Z_{\lambda r} - \mathrm{KL}(q \,\|\, p_0^{\lambda r}).$$ (eq-gibbs)
 #
 # *Proof.* Take the logarithm of {eq}`eq-2-14`, $\lambda r = \log Z_{\lambda r} + \log p_0^{\lambda r} - \log p_0^b$, and average it under $q$.
 # Subtract $\mathbb E_q[\log q - \log p_0^b]$ on both sides. $\square$
 #
-# The last term is the only one on the right that depends on $q$, and it vanishes for $q = p_0^{\lambda r}$ alone. So the tilted density is the
-# one and only maximum, and its value is $\log Z_{\lambda r}$. This is **Gibbs' variational principle**. Here are both sides, by quadrature,
-# for the paper's mixture and six choices of $q$. We take the paper's reward $4x_2$ and, everywhere in this chapter, $\lambda = \frac12$: a
-# factor $\lambda$ that gets lost on the way would not be seen at $\lambda = 1$.
+# The last term vanishes for $q = p_0^{\lambda r}$ alone. So the tilted density is the only maximum, and its value is
+# $\log Z_{\lambda r}$: **Gibbs' variational principle**. Here are both sides, by quadrature, for six choices of $q$. The
+# reward is the paper's $4x_2$ and, everywhere in this chapter, $\lambda = \frac12$: a lost factor $\lambda$ would not be
+# seen at $\lambda = 1$.
 
 # %%
 lam = 0.5
@@ -117,7 +119,7 @@ assert abs(differences.max() - log_z) < 1e-8
 assert (np.sort(differences)[:-1] < log_z - 0.1).all()  # reached once
 
 # %% [markdown]
-# Maximising the first column alone would lead to the last row, and beyond. This sorts the methods of the section:
+# The first column alone would lead to the last row, and beyond. This sorts the methods:
 #
 # | method | ends at the tilt | needs $\nabla r$ | optimises | a step keeps |
 # |:--|:--|:--|:--|:--|
@@ -127,7 +129,7 @@ assert (np.sort(differences)[:-1] < log_z - 0.1).all()  # reached once
 # | Adjoint Matching {eq}`eq-2-18`, {eq}`eq-2-19` | if memoryless, with the sign mended | at the end of each path | the same, as a regression | states of a path, activations of one step |
 # | iterative tilting {eq}`eq-3-10` | up to $O(1/N)$ | no | $N$ regressions | a dataset, activations of one evaluation |
 #
-# The rest of the chapter gives the reasons. Those for $O(1/N)$ are in {doc}`s3_1_tilted_score`.
+# The reasons follow; those for $O(1/N)$ are in {doc}`s3_1_tilted_score`.
 #
 # ## DRaFT: differentiate the sampler
 #
@@ -141,8 +143,8 @@ assert (np.sort(differences)[:-1] < log_z - 0.1).all()  # reached once
 # $$\nabla_\theta J(\theta) = \mathbb E_\xi\Big[\Big(\frac{\partial \psi_0(\theta, \xi)}{\partial \theta}\Big)^{\!\top} \nabla_x r(\psi_0(\theta, \xi))\Big].
 #   \tag{2.16}$$ (eq-2-16)
 #
-# To test this without a network we give the *exact* denoiser a parameter, a constant shift: $\hat x_1^\theta = \hat x_1 + \theta$. The sampler has
-# ten stochastic steps. The library's sampler does not track gradients, so we spell its loop out.
+# To test this without a network we give the *exact* denoiser a parameter, a constant shift: $\hat x_1^\theta = \hat x_1 +
+# \theta$. The library's sampler does not track gradients, so its loop is spelled out.
 
 # %%
 exact = ExactDenoiser(base, schedule)
@@ -177,9 +179,8 @@ assert torch.allclose(
 )
 
 # %% [markdown]
-# (The assert says that this is the library's sampler: the same noises give the same samples.) Now {eq}`eq-2-16` as it is printed, with the
-# Jacobian by forward differentiation and $\nabla r$ written out, against central differences of $J$ with the same noises. The reward is
-# `quadratic`, so that $\nabla r = Ax + b$ is different at every sample.
+# Now {eq}`eq-2-16` as it is printed, against central differences of $J$ with the same noises. The reward is `quadratic`,
+# whose gradient differs from sample to sample.
 
 # %%
 quadratic = parse_reward("quadratic")
@@ -208,10 +209,10 @@ display(
 # %% [markdown]
 # ### Truncated gradients
 #
-# Differentiating all steps keeps the activations of all of them. DRaFT-$K$ differentiates the last $K$ only. The paper says that DRaFT-LV
-# "refines $K = 1$ with a control-variate correction for lower variance while remaining unbiased". That is not so ({doc}`errata`,
-# {ref}`item 15 <err-draft>`). DRaFT-LV takes the finished sample, noises it again to the time of the last step, denoises it,
-# differentiates this one step, and averages over several such noisings.
+# Differentiating all steps keeps the activations of all of them. DRaFT-$K$ differentiates the last $K$ only. DRaFT-LV
+# takes the finished sample, noises it again to the time of the last step, differentiates that step, and averages over
+# several such noisings. It is not what the paper says of it, a control variate that remains unbiased ({ref}`item 15
+# <err-draft>`).
 
 # %%
 t_1, a_1, b_1, _ = steps[-1]
@@ -258,25 +259,24 @@ assert ((short.mean(0) - lv.mean(0)).abs() < 4 * standard_error).all()  # the sa
 assert float(lv.mean(0) @ whole / whole.square().sum()) < 0.1  # ... which is not the full one
 
 # %% [markdown]
-# The share is the component of the mean gradient along the full one. Averaging lowers the spread, by little here: most of it comes from
-# which $x_0$ was drawn, not from the last noise. The mean stays where DRaFT-1 has it, a small share of the full gradient. Nothing is
-# subtracted anywhere, so it is no control variate. (A truncated gradient can still serve better: the full one is large and noisy.)
+# *Share*: the component of the mean gradient along the full one. Averaging lowers the spread by little, since most of it
+# comes from which $x_0$ was drawn. The mean stays a small share of the full gradient. Nothing is subtracted anywhere, so
+# it is no control variate.
 #
 # ### Where it ends
 #
-# $\lambda$ does not occur in {eq}`eq-2-15`. The tilted density cannot be its optimum, then, for it depends on $\lambda$. To see what the
-# optimum is, look at the second coordinate of the toy. It is one Gaussian, $N(0, \frac12)$, independent of the first, and its exact
-# denoiser is linear. Give step $k$ a correction with a shift $\theta_k$ and a slope $\vartheta_k$:
-# $\hat x_1^\theta = \hat x_1 + \theta_k + \vartheta_k x_2$. All states stay Gaussian, so $J$ is a function of a mean and a variance: no
-# sampling, no noise in the gradient.
+# $\lambda$ does not occur in {eq}`eq-2-15`, so the tilted density cannot be its optimum. What is? Look at the second
+# coordinate of the toy: one Gaussian, $N(0, \frac12)$, whose exact denoiser is linear. Give step $k$ a correction with a
+# shift $\theta_k$ and a slope $\vartheta_k$: $\hat x_1^\theta = \hat x_1 + \theta_k + \vartheta_k x_2$. All states stay
+# Gaussian, so $J$ is a function of a mean and a variance: no sampling, no noise in the gradient.
 #
 # What DRaFT lacks is a price for leaving the base. The step of Algorithm 1 from $t_{k+1}$ to $t_k$ is Gaussian with a mean $m_\theta$
 # and the standard deviation $\eta_k$. So the KL divergence between the laws of fine-tuned and base *paths* is a sum over steps,
 #
 # $$\mathrm{KL}_{\mathrm{path}} = \sum_k \mathbb E\,\frac{\|m_\theta(x_{t_{k+1}}) - m_{\mathrm{base}}(x_{t_{k+1}})\|^2}{2\eta_k^2},$$ (eq-path-kl)
 #
-# and the new objective is $\mathbb E[\lambda r(\psi_0)] - \mathrm{KL}_{\mathrm{path}}$. The last step is noiseless; there the correction has to be zero.
-# We take two rewards: the paper's $4x_2$, which has no maximum, and $-(x_2 - 2)^2$, which has one.
+# and the new objective is $\mathbb E[\lambda r(\psi_0)] - \mathrm{KL}_{\mathrm{path}}$. The last step is noiseless; there
+# the correction has to be zero. Of the two rewards below, $4x_2$ has no maximum, and $-(x_2 - 2)^2$ has one.
 
 
 # %%
@@ -306,7 +306,7 @@ def objective(theta, steps, r, with_price):
 
 
 # %% [markdown]
-# Does the closed form describe the sampler? We draw with corrections picked at random, and compare mean, variance and $J$.
+# First a check on the sampler itself, with corrections picked at random.
 
 # %% tags=["hide-input"]
 steps = reverse_steps(20)
@@ -444,29 +444,27 @@ plots.show(
 # :name: fig-fine-tuning-runaway
 #
 # DRaFT on the second coordinate of the toy, in closed form, 20 reverse steps. Left: a reward without a maximum; the mean never stops. Right: a
-# reward with a maximum at 2; the density (from pale to full colour: after a tenth, three tenths and all of the optimiser steps) contracts
-# to a point there. With the path KL both end at the tilt.
+# reward with a maximum at 2; the density (from pale to full colour, as the optimiser goes on) contracts to a point. With the path KL both end at the tilt.
 # ```
 
 # %% tags=["hide-input"]
 display(
     Markdown(
-        f"After {iterations} steps of Adam the mean of DRaFT is {ends['linear', False][0]:.1e} for the linear reward, and its variance is "
-        f"{ends['bounded', False][1]:.3f} for the bounded one. With the path KL the linear reward ends at mean {best_linear[0]:.4f} and variance "
-        f"{best_linear[1]:.4f}; the tilt has {tilt_of(v_sampler, linear)[0]:.4f} and {tilt_of(v_sampler, linear)[1]:.4f}. For the bounded reward the mean is "
-        f"that of the tilt, and the variance is {gaps[few]:.1%} too large with {few} reverse steps, {gaps[many]:.1%} with {many}: the corrections cannot "
-        f"narrow a transition. (The tilt here is that of what the *sampler* draws, $N(0, {v_sampler:.3f})$. It is narrower than the base because its steps are few.)"
+        f"After {iterations} steps of Adam DRaFT's mean is {ends['linear', False][0]:.1e} (linear reward), its variance {ends['bounded', False][1]:.3f} "
+        f"(bounded). With the path KL the linear reward ends at mean {best_linear[0]:.4f}, variance {best_linear[1]:.4f}; the tilt of what the "
+        f"*sampler* draws has {tilt_of(v_sampler, linear)[0]:.4f} and {tilt_of(v_sampler, linear)[1]:.4f}. For the bounded reward the variance is "
+        f"{gaps[few]:.1%} too large with {few} reverse steps, {gaps[many]:.1%} with {many}: the corrections cannot narrow a transition."
     )
 )
 
 # %% [markdown]
-# Why does a KL of paths do the work of a KL of samples? By the chain rule of KL divergences the first is the second, plus the KL of the
-# paths given their end. The optimum can make the rest vanish, unless the *start* of the path stands in its way. More on this below.
+# A KL of paths does the work of a KL of samples: by the chain rule it is that, plus the KL of the paths given their end.
+# The optimum can make the rest vanish, unless the *start* of the path stands in its way, as we shall see.
 #
 # ## Stochastic optimal control
 #
-# **Clock.** Here, and only here, the paper's time runs from noise to data: its $X_0$ is noise and its $X_1$ is the sample. In this book $t = 0$ is
-# data. We write $\tau = 1 - t$ for the paper's time of this section, and $Y_\tau = X_{1-\tau}$. So $Y_0$ is noise and $Y_1$ is data.
+# **Clock.** Here, and only here, the paper's time runs from noise to data. We write $\tau = 1 - t$ for it, and $Y_\tau =
+# X_{1-\tau}$. So $Y_0$ is noise and $Y_1$ is data.
 #
 # To the generative process, with drift $b$ and diffusion coefficient $g$, add a drift $g u$,
 #
@@ -483,11 +481,10 @@ display(
 #   \mathrm{KL}(P^u \,\|\, P) &= \mathbb E\Big[\tfrac12\int_0^1 \|u_\tau\|^2\, d\tau\Big],
 #   \end{aligned}$$ (eq-girsanov)
 #
-# with the Brownian motion $W$ of the controlled process. So {eq}`eq-2-17` is the path KL of {eq}`eq-path-kl` in continuous time, minus
-# the reward. We check this on two modes in one dimension, at $\pm2$ with variance $\frac12$, and $r(x) = x$. The base process is
-# {eq}`eq-reverse-sde`, the corrected {eq}`eq-2-12`; its time steps are even in $\log\frac{t}{1-t}$, because $\beta$ has a pole at the
-# noise end. The optimal control is the difference of two scores, $u^* = g\,(\nabla\log p_t^{\lambda r} - \nabla\log p_t^b)$, where
-# $p_t^{\lambda r}$ is the noised tilted density: the next section says why.
+# with the Brownian motion $W$ of the controlled process. So {eq}`eq-2-17` is the path KL of {eq}`eq-path-kl` in
+# continuous time, minus the reward. The check takes two modes in one dimension, at $\pm2$ with variance $\frac12$, $r(x)
+# = x$, and {eq}`eq-reverse-sde` for the base process. The optimal control is the difference of two scores, $u^* =
+# g\,(\nabla\log p_t^{\lambda r} - \nabla\log p_t^b)$: the next section says why.
 
 
 # %%
@@ -533,8 +530,8 @@ def u_star(y, t, law=tilted_pair):
 
 
 # %% [markdown]
-# First Girsanov, with an arbitrary control, $u = \sin y$. The left side of {eq}`eq-girsanov` is computed for each path from nothing but the Gaussian
-# densities of its steps, with and without control. Its mean has to be the control cost, within four standard errors.
+# First Girsanov, with $u = \sin y$. The left side of {eq}`eq-girsanov` follows from the Gaussian densities of a path's
+# steps, with and without control. Its mean has to be the control cost.
 
 # %%
 times = clock(280 if full else 140)
@@ -562,8 +559,8 @@ display(
 )
 
 # %% [markdown]
-# Then the objective. By Gibbs' principle, applied to paths, no control costs less than $-\log Z_{\lambda r}$. The optimal one reaches it
-# here, because this process forgets its start (next section). And more is true: under the optimal control
+# Then the objective. By Gibbs' principle for paths, no control costs less than $-\log Z_{\lambda r}$. The optimal one
+# reaches it here, because this process forgets its start. More is true:
 #
 # $$\lambda r(Y_1) - \int_0^1 u^*\cdot dW - \tfrac12\int_0^1 \|u^*\|^2\, d\tau = \log Z_{\lambda r} \qquad \text{on every single path},$$ (eq-one-path)
 #
@@ -612,11 +609,10 @@ display(
 # $$p^*(y_0, y_1) = p^{\mathrm{base}}(y_0)\, \frac{p^{\mathrm{base}}(y_1 \mid y_0)\, e^{\lambda r(y_1)}}{\mathbb E[e^{\lambda r(Y_1)} \mid Y_0 = y_0]}
 #   = p^{\mathrm{base}}(y_0, y_1)\, e^{\lambda r(y_1) + V(y_0, 0)} .$$ (eq-value-bias)
 #
-# (The paper prints the last form and leaves $V$ undefined; its sign is the one above.) The second marginal is the tilted density if
-# $V(\cdot, 0)$ is constant, which holds for every reward only if $Y_1$ does not depend on $Y_0$: if the process is **memoryless**. For the
-# time reversal of {eq}`eq-2-11`, $Y_\tau$ given $Y_1$ is the noising kernel, so
-# $\mathbb E[e^{\lambda r(Y_1)} \mid Y_\tau = y] = Z_{\lambda r}\, p_t^{\lambda r}(y) / p_t^b(y)$, and $u^* = -g\,\nabla V$ is the difference of
-# scores used above.
+# The second marginal is the tilted density if $V(\cdot, 0)$ is constant, which holds for every reward only if $Y_1$ does
+# not depend on $Y_0$: if the process is **memoryless**. For the time reversal of {eq}`eq-2-11`, $Y_\tau$ given $Y_1$ is
+# the noising kernel, so $\mathbb E[e^{\lambda r(Y_1)} \mid Y_\tau = y] = Z_{\lambda r}\, p_t^{\lambda r}(y) / p_t^b(y)$,
+# and $u^* = -g\,\nabla V$ is the difference of scores used above.
 #
 # One Gaussian and a linear reward make this explicit. Take $p_0^b = N(0, v_0)$, $v_0 = \frac12$, and $\lambda r(x) = \ell x$ with $\ell = 2$: the second coordinate
 # of the toy. There is a base process for every noise level $g \ge 0$, and all have the same marginals $p_t$:
@@ -636,9 +632,9 @@ display(
 #
 # $$\text{share of the tilt that is reached} = \frac{\ell S_0}{\ell v_0} = 1 - \rho^2 .$$ (eq-share)
 #
-# For $g^2 = \gamma\beta$ the integral is elementary, $A = \alpha_t^{\gamma}\,(v_0 / v_t)^{(1+\gamma)/2}$. First the equation {eq}`eq-hjb`, at random points and for
-# several $\gamma$; then {eq}`eq-share`, for $\gamma$ and for a constant $g$, three ways: by the formula, by adding up what the control does
-# along the way, $\int A_\tau\, g u^*\, d\tau$, and by summing {eq}`eq-value-bias` over a grid.
+# For $g^2 = \gamma\beta$ the integral is elementary, $A = \alpha_t^{\gamma}\,(v_0 / v_t)^{(1+\gamma)/2}$. Checked are
+# {eq}`eq-hjb` at random points, and {eq}`eq-share` in three ways: by the formula, as $\int A_\tau\, g u^*\, d\tau$, and
+# by summing {eq}`eq-value-bias` over a grid.
 
 # %%
 v_0, ell = 0.5, 4 * lam
@@ -743,14 +739,13 @@ plots.show(
 # :name: fig-fine-tuning-memory
 #
 # The value-function bias in closed form. Left: where the optimal control of {eq}`eq-2-17` ends, by noise level. Only the memoryless one,
-# $g^2 = \beta$, covers the tilt. Right: the share of the tilt that is reached, for constant noise and for noise in proportion to $\beta$; a little of
-# the second kind is enough.
+# $g^2 = \beta$, covers the tilt. Right: the share of the tilt that is reached, for constant noise and for noise in proportion to $\beta$.
 # ```
 #
-# Without noise there is nothing to steer with, and the flow stays where it is: (2.17) with $g = 0$ does not fine-tune at all. Noise in
-# proportion to $\beta$ forgets at any level $\gamma > 0$: $\rho^2 \propto \alpha_t^{2\gamma}$ for a start at $t$, and $\alpha_t \to 0$ as $t \to 1$. At
-# $\gamma = 1$, $\rho$ is the correlation of {eq}`eq-2-1`. A constant $g$ never forgets entirely. The other way out is to tilt the
-# start too, by $e^{-V(\cdot, 0)}$, as {cite:t}`uehara2024finetuning` and {cite:t}`tang2024finetuning` do; an assert above checks that this restores the target for every $g$.
+# Without noise there is nothing to steer with: (2.17) with $g = 0$ does not fine-tune at all. Noise in proportion to
+# $\beta$ forgets at any level $\gamma > 0$: $\rho^2 \propto \alpha_t^{2\gamma}$ for a start at $t$, and $\alpha_t \to 0$
+# as $t \to 1$. A constant $g$ never forgets entirely. The other way out is to tilt the start too, by $e^{-V(\cdot, 0)}$
+# {cite}`uehara2024finetuning,tang2024finetuning`: that restores the target for every $g$.
 #
 # ## Adjoint Matching
 #
@@ -760,10 +755,9 @@ plots.show(
 #
 # $$\frac{d}{d\tau} \tilde a_\tau = -\big[\nabla_x b(Y_\tau, \tau)\big]^{\!\top}\, \tilde a_\tau, \qquad \tilde a_1 = \lambda\, \nabla_x r(Y_1). \tag{2.18}$$ (eq-2-18)
 #
-# So $\tilde a_\tau = \nabla_{Y_\tau}\, \lambda r(Y_1)$, and {eq}`eq-2-18` is backpropagation in continuous time. For a flow this can be tested to many
-# digits: solve the flow of the paper's mixture from $t = 0.6$ to $t = 0.001$, with `quadratic` as the reward, and differentiate through the solver. Then solve
-# {eq}`eq-2-18` backwards beside the path. Since $b$ is a gradient, its Jacobian is symmetric, and a forgotten transpose would not show;
-# so we add a rotation to the drift for this test.
+# So $\tilde a_\tau = \nabla_{Y_\tau}\, \lambda r(Y_1)$, and {eq}`eq-2-18` is backpropagation in continuous time. To test
+# it to many digits, differentiate through a solver of the paper's flow, and solve {eq}`eq-2-18` backwards beside the
+# path. A rotation is added to the drift: without one its Jacobian is symmetric, and a forgotten transpose would not show.
 
 # %%
 turn = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
@@ -811,12 +805,13 @@ display(
 #
 # over paths of the *optimal* process, with the drift $b$ of the *base* in {eq}`eq-2-18`.
 #
-# *Why.* $u^* = -g\,\nabla V = g\, \nabla_y \log \mathbb E_{\mathrm{base}}[e^{\lambda r(Y_1)} \mid Y_\tau = y]$. Differentiate inside the expectation, with the noise held fixed: this gives
-# $\mathbb E_{\mathrm{base}}[e^{\lambda r(Y_1)}\, \tilde a_\tau \mid y]$ over the normaliser, and weighting base paths by $e^{\lambda r(Y_1)}$ makes them optimal ones. $\square$
+# *Why.* Differentiate $u^* = g\, \nabla_y \log \mathbb E_{\mathrm{base}}[e^{\lambda r(Y_1)} \mid Y_\tau = y]$ inside the
+# expectation, with the noise held fixed: this gives $\mathbb E_{\mathrm{base}}[e^{\lambda r(Y_1)}\, \tilde a_\tau \mid
+# y]$ over the normaliser, and the weight $e^{\lambda r(Y_1)}$ makes base paths optimal ones. $\square$
 #
-# {doc}`errata` ({ref}`item 19 <err-adjoint>`) tests this in bins at one time. Here the conditional mean is taken at all times, by a least-squares fit on a few fixed
-# functions of $y$. Three variants: as it should be; over paths of the base; and with the *controlled* drift in {eq}`eq-2-18`. The distance is
-# the root mean square of $u - u^*$ over optimal paths and all times, divided by that of $u^*$.
+# Here the conditional mean is taken at all times, by a least-squares fit on a few fixed functions of $y$, in three
+# variants: as it should be; over paths of the base; and with the *controlled* drift in {eq}`eq-2-18`. *Distance*: root
+# mean square of $u - u^*$ over optimal paths and all times, divided by that of $u^*$.
 
 
 # %%
@@ -884,7 +879,7 @@ assert errors[0] < (0.15 if full else 0.25)  # noise of the fit, and the time st
 assert min(errors[1:]) > errors[0] + 0.08
 
 # %% [markdown]
-# What is left in the first row is the noise of the fit and the time step. The two others estimate something else.
+# The first row is left with the noise of the fit and the time step. The others estimate something else.
 #
 # ### The sign of (2.19)
 #
@@ -898,9 +893,10 @@ assert min(errors[1:]) > errors[0] + 0.08
 #
 # $$L_{\mathrm{AM}}(\phi) = \mathbb E\Big[\int_0^1 \big\|u_\phi(Y_\tau, \tau) - g(\tau)^\top \tilde a_\tau\big\|^2\, d\tau\Big],$$ (eq-am-corrected)
 #
-# or else the plus stays and the adjoint starts from $-\lambda\nabla r$ ({doc}`errata`, {ref}`item 5 <err-am-sign>`). The paths come from the current control $u_\phi$
-# and are not differentiated. For the Gaussian with a linear reward $\tilde a_\tau = \ell A_\tau$ is the same on every path, and $u^* = g\,\ell A_\tau$ by {eq}`eq-hjb`. So put
-# $u = c\, u^*$ into both losses and look for the best $c$; then see where the control leads.
+# or else the plus stays and the adjoint starts from $-\lambda\nabla r$ ({doc}`errata`, {ref}`item 5 <err-am-sign>`). The
+# paths come from the current control $u_\phi$ and are not differentiated. For the Gaussian with a linear reward $\tilde
+# a_\tau = \ell A_\tau$ is the same on every path, and $u^* = g\,\ell A_\tau$ by {eq}`eq-hjb`. So put $u = c\, u^*$ into
+# both losses and look for the best $c$.
 
 
 # %%
@@ -924,8 +920,8 @@ for name, sign in (("printed", 1.0), ("corrected", -1.0)):
 display(Markdown(pd.DataFrame(rows).to_markdown(index=False)))
 
 # %% [markdown]
-# For two modes the adjoint differs from path to path, and there is something to learn. Adjoint Matching takes one optimiser step on {eq}`eq-am-corrected`, then
-# draws new paths. With a control that is linear in fixed functions we can take the minimiser itself in each round: simulate with the current control,
+# For two modes the adjoint differs from path to path. Where Adjoint Matching takes one optimiser step on
+# {eq}`eq-am-corrected` a round, we take the minimiser itself, with a control that is linear in fixed functions: simulate,
 # solve {eq}`eq-2-18` along the *base* drift, fit.
 
 # %%
@@ -983,9 +979,10 @@ assert offline[0] < (0.2 if full else 0.35)
 assert abs(offline[1] - 2) < 0.2
 
 # %% [markdown]
-# (The last two entries of the second row are taken over the optimal paths for $-r$, where that control goes.) With the corrected sign the
-# fit finds $u^*$. What does the printed sign learn? On fixed paths of the optimal process, $-u^*$: a relative error of 2 (asserted above). But the paths follow the control. A sign in front of $\tilde a$ is a sign in front of $r$, so the iteration settles on the optimal control
-# **of the reward $-r$**. That is not $-u^*$, except for a Gaussian with a linear reward. The model flees the reward as well as it can.
+# With the corrected sign the fit finds $u^*$. On fixed paths the printed sign would learn $-u^*$. But the paths follow
+# the control, and a sign in front of $\tilde a$ is a sign in front of $r$: the iteration settles on the optimal control
+# **of the reward $-r$** (over whose paths the last two entries of the second row are taken). The model flees the reward
+# as well as it can.
 
 # %% tags=["hide-input"]
 k_mid = int(np.argmin(np.abs(coarse - 0.5)))
@@ -1044,14 +1041,14 @@ plots.show(
 #
 # ### Sampling without noise
 #
-# "After training, the learned control is absorbed into the drift", and one may then sample with $g = 0$. This is true, with care. The
-# fine-tuned drift of the memoryless process is $\beta\,(\frac12 y + \nabla\log p_t^b + u / g)$, since $g^2 = \beta$. So the fine-tuned *score* is
+# Afterwards, the paper says, one may sample with $g = 0$. This is true, with care. The fine-tuned drift of the memoryless
+# process is $\beta\,(\frac12 y + \nabla\log p_t^b + u / g)$, so the fine-tuned *score* is
 #
 # $$s_\phi = \nabla\log p_t^b + \frac{u_\phi}{g},$$ (eq-absorbed)
 #
-# and any sampler can be built from it, with {eq}`eq-noise-levels` or Algorithm 1 at any $\eta$. To set $g = 0$ is to change the factor of the score too,
-# from $\beta$ to $\frac12\beta$. To drop the noise and keep the drift gives another law. In one dimension a flow is a monotone map, so it must
-# take quantiles of noise to quantiles of the target. This is a check without any sampling.
+# and any sampler can be built from it, with {eq}`eq-noise-levels` or Algorithm 1 at any $\eta$. To set $g = 0$ is to
+# change the factor of the score too, from $\beta$ to $\frac12\beta$; to drop the noise alone gives another law. In one
+# dimension a flow must take quantiles of noise to quantiles of the target, a check without any sampling.
 
 # %%
 normal = torch.distributions.Normal(0.0, 1.0)
@@ -1118,18 +1115,17 @@ assert min(base_gap, dropped_gap) > 0.5
 assert rows[3]["s.d."] < 0.1  # everything lands on one point
 
 # %% [markdown]
-# The distance is the mean over the quantiles. Without noise the law is the same, to the accuracy of the solver for the exact control, and
-# to that of the fit for the learned one, which changes with the seed. With the noise dropped and the drift kept, all quantiles land on one
-# point. In the Gaussian case this map multiplies by $A_0$ with $\gamma = 1$, the factor of a *memoryless* process: it forgets where it
-# started, and has no noise to make up for it.
+# *Distance*: mean over the quantiles. Without noise the law is the same, to the accuracy of the solver, or of the fit.
+# With the noise dropped and the drift kept, all quantiles land on one point: a memoryless drift forgets where it started,
+# and there is no noise to make up for it.
 #
 # ## What iterative tilting needs instead
 #
-# All methods above ask for $\nabla r$. We let each take one optimiser step on the same toy, with the network and the minibatch of Section 4.2
-# and as many reverse steps for each. We count the samples on which the reward is evaluated, those on which a gradient passes back through it,
-# and those on which the network is evaluated. The last column is the peak of what autograd keeps for the backward pass, without the weights.
-# Iterative tilting draws one dataset for all the steps of a tilt, so its counts are those of a tilt, divided by the number of its steps. Its
-# reward is wrapped in {py:class}`~itlib.rewards.ForwardOnly`, which raises an error if autograd so much as touches it.
+# All methods above ask for $\nabla r$. Let each take one optimiser step on the same toy, with the network and the
+# minibatch of Section 4.2 and equally many reverse steps. Counted are the samples on which the reward is evaluated, and
+# differentiated, those on which the network is evaluated, and the peak of what autograd keeps, without the weights. The
+# counts of iterative tilting are those of a tilt, divided by its number of steps. Its reward is wrapped in
+# {py:class}`~itlib.rewards.ForwardOnly`.
 
 
 # %% tags=["hide-input"]
@@ -1273,11 +1269,10 @@ assert abs(peaks["DRaFT"] / peaks["DRaFT-1"] - K) < 0.02 * K
 assert max(peak for name, peak in peaks.items() if name != "DRaFT") < 1.1 * peaks["DRaFT-1"]
 
 # %% [markdown]
-# DRaFT keeps the activations of all its steps; the others keep those of one evaluation. (DRaFT can trade memory for time by recomputing
-# activations on the way back.) Adjoint Matching pays in evaluations: base and fine-tuned network along each path, a derivative of the base on the way back, and
-# both again in the loss. (As written here the base is called four times for each state; stored outputs would save two.) Iterative tilting
-# reuses its dataset, so it is cheap per step, in values of the reward too. What the table does not show is how many steps each needs, and
-# how noisy they are: $N$ tilts of 100 steps for this one ({doc}`s4_2_results`), and a covariance from a single sample ({doc}`s3_2_algorithm`).
+# DRaFT keeps the activations of all its steps; the others keep those of one evaluation. Adjoint Matching pays in
+# evaluations: both networks along each path and again in the loss, and a derivative of the base on the way back.
+# Iterative tilting reuses its dataset, so it is cheap per step. The table does not show how many steps each needs, and
+# how noisy they are ({doc}`s4_2_results`, {doc}`s3_2_algorithm`).
 #
 # ## Try this
 #
@@ -1324,25 +1319,5 @@ display(
     Markdown(
         rf"No: $\rho^2 = {rho2:.2f}$, and that share of the tilt is out of reach. Memoryless means that $\alpha$ vanishes at the start; $g^2 = \beta$ alone "
         "does not do it. The same bias waits for whoever fine-tunes only the last steps of a sampler."
-    )
-)
-
-# %% [markdown]
-# - Add a constant to the reward, $r + 10$. The tilted density does not change. Which methods notice?
-
-# %% tags=["hide-cell"]
-paper_r = parse_reward("paper")
-spread, slopes = {}, []
-for c in (0.0, 10.0):
-    values = single_sample(TiltBatch(1, x_0, paper_r(x_0) + c, half.expand(m), z, x_t, exact(x_t, half)))[:, 1]
-    spread[c] = float(values.mean()), float(values.std())
-    (g,) = torch.autograd.grad(J(theta_0, noises, lambda x, c=c: paper_r(x) + c, ten), theta_0)
-    slopes.append(g)
-assert torch.allclose(slopes[0], slopes[1], rtol=0, atol=1e-12)
-assert spread[10.0][1] > 2 * spread[0.0][1]
-display(
-    Markdown(
-        "Those with a gradient do not: a constant has none. Iterative tilting needs only values, and pays for it here: the spread of its single samples "
-        f"grows from {spread[0.0][1]:.2f} to {spread[10.0][1]:.2f}, around a mean of {spread[0.0][0]:.2f}. Centre the reward first ({{doc}}`errata`, {{ref}}`item 17 <err-constant>`)."
     )
 )

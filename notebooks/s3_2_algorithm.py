@@ -57,7 +57,11 @@ full = profile == "full"
 # $$L_{\mathrm{IT}}(\theta) = \int_0^1\!\!\int w(t)\, \Big\| s_\theta - \Big(s^{k-1} + \frac{\lambda}{N}\, C_{k-1}\Big)\Big\|^2(x_t, t)\;
 #   p_t^{k-1}(x_t)\, dx_t\, dt . \tag{3.12}$$ (eq-3-12)
 #
-# (The paper writes this for tilt $k+1$. We count as {eq}`eq-3-10` and Algorithm 2 do.) The integrand is zero where the two agree and
+# ```{margin}
+# The paper writes this for tilt $k+1$. We count as {eq}`eq-3-10` and Algorithm 2 do.
+# ```
+#
+# The integrand is zero where the two agree and
 # positive elsewhere, so the inner bracket is the minimiser, for *any* weight $w > 0$ and any density that is positive everywhere. A
 # student that can represent it does not care about either. A student of finite size, trained for a finite time, is more
 # accurate where $w(t)\,p_t^{k-1}(x_t)$ is large: under the *old* law, not where the new one is headed.
@@ -348,7 +352,13 @@ assert abs((deviation / signal) ** 2 - (16 * (0.5 * 4.5 + 0.75) - 4) / 4) < 0.1
 # %% tags=["hide-input"]
 with plots.house_style() as plt:
     fig, axes = plt.subplots(1, 2, figsize=(7.2, 3.5), sharex=True)
-    axes[0].plot(every_t, curves["first tilt"][:, 0], color=plots.COLORS["target"], label="$\\sigma_t C$, at every tilt")
+    axes[0].plot(
+        every_t,
+        curves["first tilt"][:, 0],
+        color=plots.COLORS["target"],
+        linestyle=":",
+        label="$\\sigma_t C$, at every tilt",
+    )
     for name, label, color, line_style in (
         ("first tilt", "noise, first tilt; also last tilt, reward centred", plots.COLORS["base"], "-"),
         ("last tilt", "noise, last tilt", plots.COLORS["learned"], "--"),
@@ -361,8 +371,8 @@ with plots.house_style() as plt:
 plots.show(
     fig,
     "noise",
-    "Left: the covariance is smaller than the noise of one sample at all times. Right: samples needed for ten per cent, hundreds "
-    "in the middle, far more toward t = 0, and about ten times as many at the last tilt unless the reward is centred.",
+    "Left: the covariance is smaller than the noise of one sample at all times. Right: samples needed for ten per cent, fewest "
+    "in the middle, far more toward t = 0, and many more at the last tilt unless the reward is centred.",
 )
 
 # %% [markdown]
@@ -538,8 +548,12 @@ display(Markdown(table.to_markdown(disable_numparse=True)))
 # $$ L_{\mathrm{prac}} = \sum_{i=1}^{S} \sigma_t^2\,\Big\| s_\theta(X_t^i, t) - \underbrace{\sigma_t^2}_{\text{not on } s_\theta}\Big(s^{k-1}
 #   + \delta\,\underbrace{r(X_0^i)\,\big(g^i - s^{k-1}\big)}_{\text{both are in } g^i \text{ already}}\Big)\Big\|^2 . \tag{3.13}$$ (eq-3-13)
 #
-# (Its sum runs to $N$, the letter of the tilts.) So the reward and the subtraction occur twice, and $\sigma_t^2$ scales the target
-# but not the student. What Algorithm 2 minimises, and what is meant, is
+# ```{margin}
+# The printed sum runs to $N$, the letter of the tilts.
+# ```
+#
+# So the reward and the subtraction occur twice, and $\sigma_t^2$ scales the target but not the student. What Algorithm 2
+# minimises, and what is meant, is
 #
 # $$ L_{\mathrm{prac}} = \sum_{i=1}^{S} \Big\| \sigma_t^2\, \Big(s_\theta(X_t^i, t) - \big(s^{k-1}(X_t^i, t) + \delta\, g^i\big)\Big)\Big\|^2 .
 #   \tag{3.13, corrected}$$ (eq-3-13-corrected)
@@ -677,7 +691,12 @@ source += inspect.getsource(explicit) + inspect.getsource(TiltingConfig)
 library = inspect.getmodule(iterative_tilting)
 source += inspect.getsource(library._batches) + inspect.getsource(library._learn_regression)
 lines = [
-    ("1", r"$\delta \leftarrow \lambda/N$", "return self.lam / (self.N - self.settle)", "$\\lambda$ is not stated; (4.12) implies 1."),
+    (
+        "1",
+        r"$\delta \leftarrow \lambda/N$",
+        "return self.lam / (self.N - self.settle)",
+        "$\\lambda$ is not stated; (4.12) implies 1.",
+    ),
     (
         "2",
         r"for $k = 1$ to $N$",

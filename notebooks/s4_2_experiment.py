@@ -175,7 +175,7 @@ plots.show(
 # %% [markdown]
 # ```{glue:figure} samples
 #
-# Samples of the model after $N/2$ and $N$ tilts, and of the exact target: one row of the paper's Figure 1.
+# Samples of the model after $N/2$ and $N$ tilts, and of the exact target: one row of the paper's Figure 1. The middle should look like the right.
 # ```
 #
 # ## The error after each tilt
@@ -198,7 +198,7 @@ plots.show(
 # %% [markdown]
 # ```{glue:figure} score-error
 #
-# Score error {eq}`eq-4-13` after each tilt.
+# Score error {eq}`eq-4-13` after each tilt. Each starts from what the one before got wrong.
 # ```
 #
 # ## Scored twice

@@ -264,6 +264,7 @@ with plots.house_style() as plt:
         show_ref["nll_target"],
         show_ref["mean_mse_target"],
         s=18,
+        marker="s",
         color=plots.COLORS["target"],
         label=f"{who}, scored vs target",
     )

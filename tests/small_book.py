@@ -54,7 +54,9 @@ See {numref}`tab-metrics` and {numref}`tab-output`."""
 
 RUN = r"""# N = 20, seed 0
 
-## Samples
+## Samples of a denoiser
+
+All denoisers are learned, and a denoiser is a network.
 
 ```{glue:figure} samples
 :name: fig-samples-n020-seed0
@@ -63,14 +65,18 @@ Samples at $k = N/2$ and at the end, compare {numref}`fig-score-error` and {eq}`
 ```"""
 
 
-def notebook(text: str, *figures: tuple[Any, str, str], markdown: str = "") -> nbformat.NotebookNode:
-    """An executed notebook: cells that show the figures, then the text."""
+def notebook(
+    text: str, *figures: tuple[Any, str, str], markdown: str = "", tags: tuple[str, ...] = ()
+) -> nbformat.NotebookNode:
+    """An executed notebook: cells, with tags, that show the figures, then the text."""
     title, rest = text.split("\n\n", 1)
-    cells = [new_markdown_cell(title + "\n\nWhat this page shows.")]
+    cells = [new_markdown_cell(title + "\n\nWhat this page shows.\n\n**You will see** a page.")]
     for figure, name, alt in figures:
         data, metadata = plots.bundle(figure, name, alt)
         output = new_output("display_data", data=data, metadata=metadata)
-        cells.append(new_code_cell(f"show(fig, {name!r})", execution_count=1, outputs=[output]))
+        cells.append(
+            new_code_cell(f"show(fig, {name!r})", execution_count=1, outputs=[output], metadata={"tags": list(tags)})
+        )
     if markdown:
         output = new_output("display_data", data={"text/markdown": markdown, "text/plain": "table"})
         cells.append(new_code_cell("display(table)", execution_count=2, outputs=[output]))
@@ -115,7 +121,9 @@ def make(root: Path) -> Path:
             (plots.figure_2(error, bands=bands), "score-error", "Curves that rise with k."),
             markdown=table,
         ),
-        "book/runs/N020_seed0.ipynb": notebook(RUN, (plots.figure_1(rows), "samples", "Clouds of points.")),
+        "book/runs/N020_seed0.ipynb": notebook(
+            RUN, (plots.figure_1(rows), "samples", "Clouds of points."), tags=("remove-input",)
+        ),
     }
     # The other computed pages of the contents: a title and the equations that others refer to are enough.
     listed = re.findall(r"file: (book/pages/\S+)", (root / "_toc.yml").read_text("utf-8"))

@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import re
+import shutil
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import nbformat
 import numpy as np
 import pytest
 from bs4 import BeautifulSoup
+from docutils import nodes
 
 from itlib import plots
 from itlib.gaussian_mixture import paper_mixture
 from itlib.rewards import parse_reward
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "book" / "_ext")]
+sys.path[:0] = [str(Path(__file__).parent), *(str(Path(__file__).parents[1] / "book" / name) for name in (".", "_ext"))]
 
+import publish  # noqa: E402
 import small_book  # noqa: E402
 from api_modules import module_names, section  # noqa: E402
 from browsing import complaints, requests, visit  # noqa: E402
+from glossary_links import pattern  # noqa: E402
 from inline_svg import strip_prolog  # noqa: E402
 from offline_site import add_scope, label_cells, mathjax_file, mend_lists  # noqa: E402
 from paper_equations import split_tag  # noqa: E402
+from previews import targets  # noqa: E402
+from run_it import head, links, notebook_of, words  # noqa: E402
+from sharing import description  # noqa: E402
 from site_checks import check_site  # noqa: E402
 
 PAGES = ("book/index", "book/pages/s4_2_results", "book/runs/N020_seed0", "book/notation", "book/reproduce", "book/api")
@@ -90,6 +101,107 @@ def test_short_citations_differ() -> None:
     assert len(set(short)) == len(short) > 20
 
 
+def test_words_are_counted_without_code_formulas_and_numbers() -> None:
+    html = (
+        "<p>Two well-known words, isn\u2019t <code>this</code> 3.5 km?</p><pre>not these</pre>"
+        '<span class="math">\\(x y\\)</span><svg><text>nor this</text></svg>'
+        '<details class="hide"><summary>Show</summary>yes</details>'
+    )
+    assert words(html) == len(["Two", "well-known", "words", "isn't", "this", "km", "yes"])
+
+
+@pytest.mark.parametrize(
+    ("page", "notebook"),
+    [
+        ("book/pages/s3_1_tilted_score", "s3_1_tilted_score"),
+        ("book/runs/base_seed1", "s2_1_base_model"),
+        ("book/runs/N020_seed0", "s4_2_experiment"),
+        ("book/notation", None),
+        ("genindex", None),
+    ],
+)
+def test_a_computed_page_knows_its_notebook(page: str, notebook: str | None) -> None:
+    assert notebook_of(page) == notebook
+    assert notebook is None or (small_book.ROOT / "notebooks" / f"{notebook}.ipynb").is_file()
+
+
+def test_every_chapter_of_the_contents_has_a_notebook_to_open() -> None:
+    chapters = re.findall(r"file: book/pages/(\S+)", (small_book.ROOT / "_toc.yml").read_text("utf-8"))
+    assert len(chapters) > 15
+    assert [c for c in chapters if not (small_book.ROOT / "notebooks" / f"{c}.ipynb").is_file()] == []
+
+
+def test_services_open_the_paired_notebook() -> None:
+    assert links("s1", "", "main") == []
+    binder, colab = links("s1", "https://github.com/some-one/the.book.git", "dev")
+    assert binder[1] == "https://mybinder.org/v2/gh/some-one/the.book/dev?urlpath=lab/tree/notebooks/s1.ipynb"
+    assert colab == ("Colab", "https://colab.research.google.com/github/some-one/the.book/blob/dev/notebooks/s1.ipynb")
+    ((label, url),) = links("s1", "https://example.org/a/b", "main")  # Colab opens what is on GitHub
+    assert (label, url.split("?")[0]) == (
+        "JupyterLab on Binder",
+        "https://mybinder.org/v2/git/https%3A%2F%2Fexample.org%2Fa%2Fb/main",
+    )
+
+
+def test_colab_is_told_how_to_set_up() -> None:
+    assert "git clone" in head("s1", "x.ipynb", 3, "https://github.com/a/b", "main")
+    assert "git clone" not in head("s1", "x.ipynb", 3, "https://example.org/a/b", "main")
+
+
+def test_terms_are_whole_words_and_the_longest_wins() -> None:
+    found = [
+        m[0]
+        for m in pattern(["score", "score matching", "Rao–Blackwell"]).finditer(
+            "score-based scores, score matching, Rao–Blackwell"
+        )
+    ]
+    assert found == ["scores", "score matching", "Rao–Blackwell"]
+
+
+def test_previews_carry_neither_anchors_nor_links() -> None:
+    html = (
+        '<div class="math" id="equation-a"><span class="eqno">(1)<a class="headerlink" href="#a">#</a></span>\\[x\\]</div>'
+        '<dl class="glossary"><dt id="term-b">b</dt><dt id="term-c">c</dt><dd><p>a <a href="d.html">d</a></p></dd></dl>'
+        '<div class="citation" id="id1"><span class="label">[1]</span><p>Someone.</p></div>'
+    )
+    found = dict(targets(html))
+    assert list(found) == ["equation-a", "term-b", "term-c", "id1"]
+    assert found["equation-a"] == '<div class="math"><span class="eqno">(1)</span>\\[x\\]</div>'
+    assert found["term-c"] == "<strong>c</strong><div><p>a d</p></div>"
+    assert found["id1"] == "<p>Someone.</p>"
+
+
+def test_a_page_is_described_by_its_first_sentences() -> None:
+    text = nodes.paragraph(
+        "", "", nodes.Text("The base "), nodes.math("", "p_0"), nodes.Text("is tilted. " + "More words. " * 40)
+    )
+    page = nodes.section("", nodes.title("", "Title"), text)
+    found = description(nodes.document(None, None, "", page))  # type: ignore[arg-type]
+    assert found.startswith("The base is tilted. More words.")
+    assert len(found) <= 200
+    assert found.endswith("…")
+
+
+def test_an_archive_of_the_same_pages_is_the_same_bytes(tmp_path: Path) -> None:
+    site, pdf = tmp_path / "html", tmp_path / "book.pdf"
+    (site / "book").mkdir(parents=True)
+    pdf.write_bytes(b"%PDF")
+    archives = []
+    for order in (("index.html", "book/a.html"), ("book/a.html", "index.html")):
+        for name in order:
+            (site / name).unlink(missing_ok=True)
+            (site / name).write_text(name)
+            os.utime(site / name, (1e9 + len(archives), 1e9))
+        (site / ".buildinfo").write_text(str(order))  # says how it was built, and means nothing to a reader
+        publish.pack(site, pdf, tmp_path / "site.zip")
+        archives.append((tmp_path / "site.zip").read_bytes())
+    assert archives[0] == archives[1]
+    with zipfile.ZipFile(tmp_path / "site.zip") as archive:
+        names = [f"iterative-tilting/{name}" for name in ("book.pdf", "book/a.html", "index.html")]
+        assert archive.namelist() == names
+        assert archive.read(names[1]) == b"book/a.html"
+
+
 def test_mathjax_is_installed() -> None:
     assert mathjax_file().is_file()
 
@@ -110,6 +222,52 @@ def test_api_lists_every_public_module_once() -> None:
 def some_figure() -> Any:
     curves = {n: np.linspace(0.2, 0.9, n) for n in (5, 10)}
     return plots.figure_2(curves, bands={5: (np.arange(1, 6) / 5, np.full(5, 0.1), np.full(5, 1.0))})
+
+
+#: From linear RGB to what somebody sees who lacks one kind of cone: Machado, Oliveira and Fernandes (2009), severity 1.
+SIGHT = {
+    "all cones": np.eye(3),
+    "no long": np.array([[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]),
+    "no medium": np.array([[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]]),
+    "no short": np.array([[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]]),
+}
+
+
+def linear_rgb(color: str) -> Any:
+    value = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+
+
+def lab(linear: Any) -> Any:
+    """CIE 1976 L*a*b* of a colour in linear RGB."""
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    x, y, z = np.cbrt(to_xyz @ np.clip(linear, 1e-9, 1) / np.array([0.9505, 1, 1.089]))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+def test_colours_stay_apart_for_every_kind_of_sight(sight: str) -> None:
+    seen = [lab(SIGHT[sight] @ linear_rgb(color)) for color in plots.SERIES]
+    apart = [np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)]
+    assert min(apart) > 15
+
+
+def test_colours_are_seen_on_white_and_on_black() -> None:
+    """3 to 1, which WCAG 1.4.11 asks of graphics, against the page in both modes."""
+    css = (small_book.ROOT / "book" / "_static" / "custom.css").read_text("utf-8")
+    grounds = re.findall(r"--pst-color-background: (#[0-9a-f]{6})", css)
+    assert len(grounds) == 2
+    for color, ground in itertools.product(plots.SERIES, grounds):
+        low, high = sorted(float(np.dot([0.2126, 0.7152, 0.0722], linear_rgb(c))) for c in (color, ground))
+        assert (high + 0.05) / (low + 0.05) > 3, (color, ground)
+
+
+def test_without_colour_markers_and_lines_tell_curves_apart() -> None:
+    assert len(set(plots.MARKERS)) == len(set(plots.LINES)) == len(plots.SERIES)
+    figure = plots.figure_2({n: np.linspace(0.1, 1, n) for n in (2, 3, 4, 5)})
+    looks = [(line.get_marker(), line.get_linestyle()) for line in figure.axes[0].lines]
+    assert len({marker for marker, _ in looks}) == len({style for _, style in looks}) == 4
+    plots.plt.close(figure)
 
 
 def test_a_figure_is_the_same_bytes_twice() -> None:
@@ -259,6 +417,65 @@ def test_a_table_made_by_code_is_numbered_and_referenced(site: Path) -> None:
     assert re.search(r'href="#tab-output"><span class="std std-numref">Table \d+<', html)
 
 
+def test_the_code_of_a_figure_is_next_to_it(site: Path) -> None:
+    html = (site / "book" / "pages" / "s4_2_results.html").read_text("utf-8")  # whose code is in plain sight
+    assert 'id="code-of-fig-score-error"' in html
+    assert html.count('<a class="reference internal" href="#code-of-fig-score-error">The code of this figure</a>') == 1
+    html = (site / "book" / "runs" / "N020_seed0.html").read_text("utf-8")  # whose code asked to be left out
+    after = html[html.index("</figure>") :]
+    assert "Show the code of this figure" in after
+    assert after.index("Show the code of this figure") < after.index('<span class="n">show</span>')
+
+
+def test_a_term_is_linked_where_a_page_uses_it_first(site: Path) -> None:
+    html = (site / "book" / "runs" / "N020_seed0.html").read_text("utf-8")
+    assert len(re.findall(r'<a class="term[^"]*" href="\.\./glossary.html#term-denoiser">denoisers</a>', html)) == 1
+    assert html.count("denoiser") > 2  # the heading and the later use stay as they are
+    assert 'class="term' not in (site / "book" / "glossary.html").read_text("utf-8")
+
+
+def test_what_needs_an_address_is_absent_without_one(site: Path) -> None:
+    html = (site / "book" / "pages" / "s4_2_results.html").read_text("utf-8")
+    assert "make lab CHAPTER=s4_2_results" in html
+    for absent in ("mybinder", "colab", "og:", 'rel="canonical"', "source-repository-button"):
+        assert absent not in html
+    assert '<meta name="description"' in html
+    assert '<p class="you-will-see"><strong>You will see</strong>' in html
+    assert not (site / "sitemap.xml").exists()
+
+
+def test_one_setting_each_brings_buttons_and_tags(tmp_path: Path) -> None:
+    config = (small_book.ROOT / "_config.yml").read_text("utf-8")
+    config = config.replace('baseurl: ""', 'baseurl: "https://example.org/book"')
+    config = config.replace('  url: ""', '  url: "https://github.com/a/b"')
+    shutil.copytree(small_book.ROOT / "book" / "_ext", tmp_path / "book" / "_ext")
+    shutil.copytree(small_book.ROOT / "book" / "_static", tmp_path / "book" / "_static")
+    shutil.copy(small_book.ROOT / "book" / "references.bib", tmp_path / "book")
+    (tmp_path / "_config.yml").write_text(config)
+    (tmp_path / "_toc.yml").write_text(
+        "format: jb-book\nroot: book/index\nchapters:\n  - file: book/pages/s1_introduction\n"
+    )
+    (tmp_path / "book" / "index.md").write_text("# A book\n\nAbout tilts.\n")
+    (tmp_path / "book" / "pages").mkdir()
+    nbformat.write(small_book.notebook("# A chapter\n\nText."), tmp_path / "book" / "pages" / "s1_introduction.ipynb")
+    result = small_book.build(tmp_path)
+    assert result.returncode == 0, result.stderr[-4000:]
+    site = tmp_path / "_build" / "html"
+    assert check_site(site) == []  # an address in a tag is not a request
+    html = (site / "book" / "pages" / "s1_introduction.html").read_text("utf-8")
+    url = "https://example.org/book/book/pages/s1_introduction.html"
+    for present in (
+        "mybinder.org/v2/gh/a/b/main?urlpath=lab/tree/notebooks/s1_introduction.ipynb",
+        "colab.research.google.com/github/a/b/blob/main/notebooks/s1_introduction.ipynb",
+        f'<meta property="og:url" content="{url}">',
+        '<meta property="og:image" content="https://example.org/book/_static/preview.png">',
+        f'<link rel="canonical" href="{url}"',
+        "source-repository-button",
+    ):
+        assert present in html
+    assert f"<loc>{url}</loc>" in (site / "sitemap.xml").read_text("utf-8")
+
+
 def test_only_the_contents_are_pages(site: Path) -> None:
     pages = {p.relative_to(site).with_suffix("").as_posix() for p in site.rglob("*.html") if "_static" not in p.parts}
     listed = set(re.findall(r"(?:root|file): (book/\S+)", (small_book.ROOT / "_toc.yml").read_text("utf-8")))
@@ -314,6 +531,28 @@ def test_equations_carry_the_papers_numbers(browser: Any, site: Path) -> None:
     }
     every = browser.execute_script("return [...document.querySelectorAll('.eqno')].map(e => e.firstChild.textContent)")
     assert "(9.9)" in every
+
+
+def test_an_equation_can_be_looked_at_without_leaving_the_page(browser: Any, site: Path) -> None:
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    visit(browser, site, "book/pages/s4_2_results")
+    link = "article a[href$='#equation-eq-3-10']"  # which is on another page
+    shown = (
+        "const card = document.getElementById('link-preview'); return card && !card.hidden && card.style.visibility === ''"
+    )
+    assert not browser.execute_script(shown)
+    browser.find_element("css selector", "body").send_keys(Keys.TAB)  # the keyboard is in use
+    browser.execute_script("document.querySelector(arguments[0]).focus()", link)
+    WebDriverWait(browser, 10).until(lambda b: b.execute_script(shown))
+    card = browser.find_element("id", "link-preview")
+    assert "(3.10)" in card.text
+    assert card.find_elements("css selector", "mjx-container svg")
+    assert browser.find_element("css selector", link).get_attribute("aria-describedby") == "link-preview"
+    browser.find_element("css selector", "body").send_keys(Keys.ESCAPE)
+    assert not browser.execute_script(shown)
+    assert [m["message"] for m in browser.get_log("browser") if m["level"] == "SEVERE"] == []
 
 
 CONTRAST = """

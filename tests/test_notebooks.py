@@ -12,8 +12,12 @@ import nbformat
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "book" / "_ext"))
+
 import small_batch
+from bs4 import BeautifulSoup
 from pairs import problems
+from run_it import WORDS_PER_MINUTE, words
 from site_checks import check_site
 
 from itlib.records import read_record
@@ -108,3 +112,12 @@ def test_the_real_book_builds_from_a_small_batch() -> None:
     shown = {path.relative_to(site).with_suffix("").as_posix() for path in site.rglob("*.html")}
     made = {path.relative_to(book.parent).with_suffix("").as_posix() for path in book.rglob("*.ipynb")}
     assert made <= shown
+
+
+def test_a_page_takes_twelve_minutes_at_most() -> None:
+    """Of its text; the documentation of the library is to look things up in."""
+    site = small_batch.site()
+    pages = [path for path in (site / "book").rglob("*.html") if path.stem not in ("api", "bibliography")]
+    articles = {path.stem: BeautifulSoup(path.read_text("utf-8"), "html.parser").select_one("article") for path in pages}
+    assert len(articles) > 20
+    assert {name: count for name, text in articles.items() if (count := words(str(text))) > 12 * WORDS_PER_MINUTE} == {}

@@ -2,11 +2,13 @@
 
 A figure drawn by ``itlib.plots`` uses ``currentColor`` for its ink. As a separate image it could not see
 the page's light or dark text colour; inlined it does. A notebook shows a figure where it is computed
-and pastes it with a caption (``{glue:figure}``); the book keeps the captioned copy only.
+and pastes it with a caption (``{glue:figure}``); the book keeps the captioned copy only, and folds the code that drew it
+under the caption, also where the notebook asks that this code be left out of the page.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,18 @@ def strip_prolog(svg: str) -> str:
     return svg[svg.index("<svg") :].strip()
 
 
+def keep_code(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Fold the code of a figure where the tag ``remove-input`` would drop it: a figure is never without its code."""
+    if MARK not in source[0] or not app.env.doc2path(docname).endswith(".ipynb"):
+        return
+    notebook = json.loads(source[0])
+    for cell in notebook["cells"]:
+        tags = cell["metadata"].get("tags", [])
+        if "remove-input" in tags and any("image/svg+xml" in output.get("data", {}) for output in cell.get("outputs", ())):
+            tags[tags.index("remove-input")] = "hide-input"
+    source[0] = json.dumps(notebook)
+
+
 class InlineFigures(SphinxPostTransform):
     """Replace images of our own figures by their source, once per page."""
 
@@ -31,24 +45,62 @@ class InlineFigures(SphinxPostTransform):
     def run(self, **kwargs: Any) -> None:
         """Transform one page."""
         images = [i for i in self.document.findall(nodes.image) if i["uri"].endswith(".svg")]
-        captioned = {i["uri"] for i in images if _inside(i, nodes.figure)}
+        captioned = {i["uri"]: figure for i in images if (figure := _inside(i, nodes.figure))}
         for image in images:
             path = Path(self.app.srcdir, image["uri"])
             if not path.is_file() or MARK not in (svg := path.read_text("utf-8")):
                 continue
             if image["uri"] in captioned and not _inside(image, nodes.figure):
+                if cell := _inside(image, nodes.container, "cell_code"):
+                    _fold_code(captioned[image["uri"]], cell)
                 _remove_with_empty_parents(image)
             else:
                 html = f'<div class="figure-svg">{strip_prolog(svg)}</div>'
                 image.replace_self(nodes.raw("", html, format="html"))
 
 
-def _inside(node: nodes.Node, kind: type[nodes.Element]) -> bool:
+class NameFolds(SphinxPostTransform):
+    """Say what a folded cell holds: code, or the answer to a question under "Try this"."""
+
+    default_priority = 7  # before the cells are folded (199)
+    formats = ("html",)
+
+    def run(self, **kwargs: Any) -> None:
+        """Transform one page."""
+        for cell in self.document.findall(lambda n: isinstance(n, nodes.container) and "hide_mode" in n):
+            section = _inside(cell, nodes.section)
+            answer = cell["hide_mode"] == "all" and section is not None and section[0].astext() == "Try this"
+            what = cell.get("holds") or ("the answer" if answer else "the code")
+            cell["prompt_show"], cell["prompt_hide"] = f"Show {what}", f"Hide {what}"
+
+
+def _fold_code(figure: nodes.Element, cell: nodes.Element) -> None:
+    """Move the folded code of a cell under the figure that it drew; code in plain sight stays, and is linked."""
+    code = next((c for c in cell.children if c.get("nb_element") == "cell_code_source"), None)
+    if code is None:
+        return
+    if cell.get("hide_mode") == "input":
+        folded = nodes.container("", **{k: v for k, v in cell.attributes.items() if k not in ("ids", "names")})
+        folded["classes"] = [*cell["classes"], "figure-code"]
+        folded["holds"] = "the code of this figure"
+        cell.remove(code)
+        folded += code
+        figure.parent.insert(figure.parent.index(figure) + 1, folded)
+    elif "hide_mode" not in cell:
+        anchor = f"code-of-{figure['ids'][0]}"
+        if not cell["ids"]:
+            cell["ids"] = [anchor]
+        link = nodes.reference("", "The code of this figure", refid=cell["ids"][0], internal=True)
+        figure.parent.insert(figure.parent.index(figure) + 1, nodes.paragraph("", "", link, classes=["figure-code"]))
+
+
+def _inside(node: nodes.Node, kind: type[nodes.Element], element: str | None = None) -> nodes.Element | None:
+    """The nearest ancestor of a kind; of a notebook's elements, if one is named."""
     while (parent := node.parent) is not None:
-        if isinstance(parent, kind):
-            return True
+        if isinstance(parent, kind) and (element is None or parent.get("nb_element") == element):
+            return parent
         node = parent
-    return False
+    return None
 
 
 def _remove_with_empty_parents(node: nodes.Element) -> None:
@@ -60,5 +112,7 @@ def _remove_with_empty_parents(node: nodes.Element) -> None:
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the extension."""
+    app.connect("source-read", keep_code)
     app.add_post_transform(InlineFigures)
+    app.add_post_transform(NameFolds)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,775 @@
+# ---
+# jupyter:
+#   jupytext:
+#     cell_metadata_filter: tags,mystnb,-all
+#     formats: py:percent,ipynb
+#     notebook_metadata_filter: itlib,-widgets
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # The rivals that train nothing
+#
+# The methods of {doc}`rivals_methods` end with a trained model. Those of this page leave the base alone. They weigh its samples, or add something to its
+# prediction while it samples. As there, everything but the method is exact.
+#
+# **You will see** that importance weights are exact and soon run out of samples; that the best of $n$ samples is no tilt; what sequential Monte Carlo
+# gains from a good potential, and that a good potential alone does not help; and that classifier-free guidance does not draw from the
+# density that it is named after. A table at the end says what each method of the comparison needs, with those that train.
+
+# %% tags=["parameters", "remove-cell"]
+profile = "full"  # "smoke" uses fewer samples and runs
+
+# %% tags=["remove-cell"]
+import math
+
+import numpy as np
+import pandas as pd
+import torch
+from IPython.display import Markdown, display
+from scipy.optimize import minimize_scalar
+from scipy.stats import linregress, wasserstein_distance
+
+from itlib import plots
+from itlib.baselines.common import Account
+from itlib.baselines.comparison import METHODS, Setting
+from itlib.baselines.guidance import classifier_free, exact_value, exactly_guided, guided, plug_in_value
+from itlib.baselines.monte_carlo import SMCConfig, best_of_n, effective_sample_size, importance, sequential_monte_carlo
+from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture, paper_mixture
+from itlib.network import Network
+from itlib.rewards import ForwardOnly, QuadraticReward, parse_reward
+from itlib.sampling import time_grid, transition
+from itlib.schedules import Cosine
+from itlib.tasks import Task
+
+torch.set_num_threads(1)
+full = profile == "full"
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def rms(v):
+    return float(v.square().sum(-1).mean().sqrt())
+
+
+def share(law, r, delta):
+    """Limit of ESS / n for the weights exp(delta r) under a law."""
+    return math.exp(2 * law.log_normaliser(r, delta) - law.log_normaliser(r, 2 * delta))
+
+
+# %% [markdown]
+# ## The same task, the same two questions
+#
+# Base and reward are those of {doc}`rivals_methods`: the paper's mixture, given exactly, and `one-mode`.
+
+# %%
+schedule, base, reward = Cosine(), paper_mixture(), parse_reward("one-mode")
+exact, target = ExactDenoiser(base, schedule), base.tilted(reward)
+
+
+# %% [markdown]
+# Does a method need the reward's gradient? Again each one runs for a moment on a tiny network, with a reward that raises an error as soon as
+# autograd touches it. Is the tilted density what it ends at? Each section below finds out.
+
+
+# %% tags=["hide-input"]
+class Forward(QuadraticReward):
+    def __call__(self, x):
+        return ForwardOnly(super().__call__)(x)
+
+
+network = Network(2, width=8, depth=1, embedding=4)
+tiny = Setting(network, Task(base, Forward(reward.b)), schedule, profile="smoke")
+
+
+needs_gradient = {}
+for name, method in METHODS.items():
+    if method.train:
+        continue  # has had its turn
+    try:
+        if drawn := method.draw(tiny, Account()).denoiser:
+            drawn(torch.zeros(1, 2), torch.tensor(0.5))
+        needs_gradient[name] = False
+    except RuntimeError as error:
+        if "forward-only" not in str(error):
+            raise
+        needs_gradient[name] = True
+
+# %% tags=["remove-cell"]
+torch.set_default_dtype(torch.float64)  # after the networks, which are single
+answered = set()
+
+
+def verdicts(found):
+    """A section's answers: name -> (is the exact tilt the optimum?, what was measured)."""
+    rows = []
+    for name, (optimum, measured) in found.items():
+        method = METHODS[name]
+        assert (needs_gradient[name], bool(optimum)) == (method.gradient, method.exact), name
+        rows.append([method.title, "yes" if method.gradient else "no", "yes" if optimum else "no", measured])
+    answered.update(found)
+    columns = ["method", r"needs $\nabla r$", "ends at the tilt", "found here"]
+    display(Markdown(pd.DataFrame(rows, columns=columns).to_markdown(index=False, disable_numparse=True)))
+
+
+# %% [markdown]
+# ## Weighted samples
+#
+# Draw from the base, and let weights or choices do the rest. What comes out is, at best, the tilt of what the base's *sampler* draws, and to judge it we must know that law.
+# In one dimension it can be computed without sampling: carry the masses of a grid from step to step, by quadrature with the Gaussian of {eq}`eq-2-7`. And one dimension is enough here, because the coordinates of the base
+# are independent, and the reward is a sum over them.
+
+# %%
+grid = torch.linspace(-8, 8, 801)
+h = float(grid[1] - grid[0])
+
+
+def normal(mean, std):
+    """Masses of N(mean, std^2) on the grid, one column for each mean."""
+    return torch.exp(-0.5 * ((grid[:, None] - mean) / std) ** 2) * h / (std * math.sqrt(2 * math.pi))
+
+
+def law_drawn(denoiser, J=100, eta=1.0):
+    """Points and masses of what Algorithm 1 draws in one dimension."""
+    times = time_grid(schedule, J)
+    points, mass = grid, normal(0.0, 1.0)[:, 0]
+    for t, s in zip(times[:0:-1], times[-2::-1], strict=True):
+        a, b, std = transition(schedule, s, t, eta)
+        points = a * points + b * denoiser(points[:, None], torch.tensor(t))[:, 0]
+        if std > 0:
+            points, mass = grid, normal(points, std) @ mass
+    return points, mass
+
+
+steps = 40
+pair = GaussianMixture(torch.ones(2), torch.tensor([[-2.0], [2.0]]), torch.full((2, 1, 1), 0.5))  # the first coordinate
+one = GaussianMixture(torch.ones(1), torch.zeros(1, 1), torch.full((1, 1, 1), 0.5))  # the second
+laws_drawn = [law_drawn(ExactDenoiser(law, schedule), steps) for law in (pair, one)]
+
+
+# %% tags=["hide-input"]
+def tilt_of_drawn(lam):
+    """Mean of the tilt of what the sampler draws, and which share of its samples counts when they are weighted."""
+    mean, counting = [], 1.0
+    for (points, mass), b in zip(laws_drawn, reward.b, strict=True):
+        w = torch.exp(lam * b * points)
+        mean.append(float((mass * w * points).sum() / (mass * w).sum()))
+        counting *= float((mass * w).sum() ** 2 / (mass * w**2).sum())
+    return torch.tensor(mean), counting
+
+
+assert all(abs(float(mass.sum()) - 1) < 1e-8 for _, mass in laws_drawn)
+mean_drawn, share_drawn = tilt_of_drawn(1.0)
+display(
+    Markdown(
+        f"The mean of the tilt is ({target.mean[0]:.3f}, {target.mean[1]:.3f}) for the exact base, and ({mean_drawn[0]:.3f}, {mean_drawn[1]:.3f}) for what its {steps}-step sampler draws. "
+        "This difference is the sampler's, and no method's fault."
+    )
+)
+
+# %% [markdown]
+# ### Importance resampling
+#
+# *Idea.* Draw $n$ samples from the base, weigh each by $w = e^{\lambda r(x)}$, and resample in proportion to the weights.
+#
+# It is exact as $n \to \infty$. But ESS$/n \to e^{-D_2}$, with the Rényi divergence $D_2 = \log\mathbb E_{\text{tilt}}[w / Z]$ of the tilted density from the base.
+
+# %%
+n = 20_000 if full else 2_000
+x, log_w = importance(exact, reward, schedule, n, J=steps, generator=seeded(7))
+counted = effective_sample_size(log_w) / len(x)
+
+w_half = torch.softmax(0.5 * log_w.double(), 0)  # the same samples, for lambda = 1/2
+half_mean = w_half @ x.double()
+half_error = ((w_half**2) @ (x.double() - half_mean) ** 2).sqrt()
+
+# %% tags=["hide-input"]
+half_exact, half_share = tilt_of_drawn(0.5)
+half_right = bool(((half_mean - half_exact).abs() < 4.5 * half_error).all())
+assert half_right
+assert max(share(base, reward, 1.0), share_drawn, counted) < 0.05
+display(
+    Markdown(
+        f"At $\\lambda = 1/2$, where {half_share:.0%} of the samples count, the weighted mean is ({half_mean[0]:.3f}, {half_mean[1]:.3f}) ± ({half_error[0]:.3f}, {half_error[1]:.3f}); it should be "
+        f"({half_exact[0]:.3f}, {half_exact[1]:.3f}). At $\\lambda = 1$ the limit of ESS$/n$ is {share_drawn:.2%} for the law of the sampler and {share(base, reward, 1.0):.2%} for the exact base. "
+        f"The {len(x):,} samples claim {counted:.2%}: such a measurement flatters, because the samples with the largest weights are seldom drawn."
+    )
+)
+
+# %% [markdown]
+# ### Best of n
+#
+# *Idea.* Draw $n$ candidates and keep the one with the highest reward.
+#
+# If $F$ is the distribution function of $r$ under the base, and continuous, the survivor has the density $n F(r(x))^{n-1} p_0^b(x)$. It is a tilt, but by $(n-1)\log F(r)$, not by $\lambda r$. Its KL
+# divergence to the base is
+#
+# $$\mathrm{KL} = \int_0^1 n F^{n-1} \log\big(n F^{n-1}\big)\, dF = \log n - \frac{n-1}{n},$$ (eq-rivals-best)
+#
+# whatever $r$ is. With ties it is less, and {eq}`eq-rivals-best` is a bound {cite:p}`beirami2024theoretical`. We measure it on the library's samples, as the mean of
+# $\log n + (n-1)\log F$ with $F$ from other samples of the same base; then for the reward rounded down to multiples of 4, with ties, from the shares of
+# its values.
+
+# %%
+candidates = 16
+best = best_of_n(exact, reward, schedule, n // 10, candidates=candidates, J=steps, generator=seeded(8))
+ranked = reward(x).sort().values
+F = torch.searchsorted(ranked, reward(best), right=True).clamp_min(1) / len(ranked)
+kl_each = math.log(candidates) + (candidates - 1) * F.log()
+
+# %% tags=["hide-input"]
+with_ties = 4 * torch.div(ranked, 4, rounding_mode="floor")
+_, counts = with_ties.unique(return_counts=True)
+before = counts / counts.sum()
+after = (before.cumsum(0) ** candidates).diff(prepend=torch.zeros(1))
+kl_ties = float((after * (after / before).log()).nan_to_num().sum())
+
+bound = math.log(candidates) - (candidates - 1) / candidates
+se = float(kl_each.std()) / len(kl_each) ** 0.5
+# F has its own error: in the top 1/16 it rests on a sixteenth of the ranked samples.
+assert abs(float(kl_each.mean()) - bound) < 4 * se + 4 * (candidates / len(ranked)) ** 0.5
+assert kl_ties < bound - 0.1
+display(
+    Markdown(
+        f"For $n = {candidates}$ the formula says {bound:.3f}. Measured: {float(kl_each.mean()):.3f} ± {se:.3f} over {len(best)} survivors. With ties: {kl_ties:.3f}."
+    )
+)
+
+# %% [markdown]
+# For a given KL to the base no density has a higher mean reward than a tilt: that is Gibbs' principle ({doc}`s2_2_fine_tuning`). How far behind is the best of $n$? Both curves are one-dimensional
+# integrals, since $r$ is itself a mixture of two Gaussians.
+
+# %% tags=["hide-input"]
+r_law = GaussianMixture(
+    base.weights, base.means @ reward.b[:, None], (reward.b @ base.covariances @ reward.b).view(-1, 1, 1)
+)
+r_grid = torch.linspace(-16, 24, 8001)
+density = r_law.log_prob(r_grid[:, None]).exp()
+F = torch.cumulative_trapezoid(density, r_grid)
+F = torch.cat([torch.zeros(1), F]).clamp_max(1.0)
+
+
+def best_law(n):
+    return n * F ** (n - 1) * density
+
+
+def tilt_law(lam):
+    return (lam * r_grid - base.log_normaliser(reward, lam)).exp() * density
+
+
+def mean_of(law):
+    return float(torch.trapezoid(law * r_grid, r_grid))
+
+
+lams, ns = np.linspace(0.02, 1.2, 60), np.unique(np.geomspace(2, 400, 40).round())
+tilts = np.array([(base.tilt_kl(reward, lam), mean_of(tilt_law(lam))) for lam in lams])
+bests = np.array([(np.log(n) - (n - 1) / n, mean_of(best_law(n))) for n in ns])
+
+# %% tags=["hide-input"]
+kl_target = base.tilt_kl(reward)
+n_same = round(float(np.interp(kl_target, bests[:, 0], ns)))
+below = np.interp(bests[:, 0], tilts[:, 0], tilts[:, 1]) - bests[:, 1]
+inside = bests[:, 0] < tilts[-1, 0]
+assert below[inside].min() > 0  # Gibbs
+same_kl = math.log(n_same) - (n_same - 1) / n_same
+loss = float(np.interp(same_kl, tilts[:, 0], tilts[:, 1])) - mean_of(best_law(n_same))
+with plots.house_style() as plt:
+    fig, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.5))
+    left.fill_between(
+        r_grid, tilt_law(1.0), color=plots.COLORS["target"], alpha=0.3, linewidth=0, label="tilt, $\\lambda = 1$"
+    )
+    left.plot(r_grid, density, color=plots.COLORS["band"], linestyle=":", label="base")
+    left.plot(r_grid, best_law(16), color=plots.COLORS["base"], linestyle="--", label="best of 16")
+    left.plot(r_grid, best_law(n_same), color=plots.COLORS["learned"], label=f"best of {n_same}")
+    left.set(xlim=(-10, 17), yticks=[], xlabel="reward", title="law of the reward", ylim=(0, 0.42))
+    left.legend(loc="upper left")
+    right.plot(*tilts.T, color=plots.COLORS["target"], linewidth=4, alpha=0.4, label="tilts")
+    right.plot(*bests.T, color=plots.COLORS["learned"], marker="s", markersize=3, linewidth=0.8, label="best of $n$")
+    right.plot(kl_target, mean_of(tilt_law(1.0)), "*", color=plots.INK, markersize=12, markerfacecolor="none")
+    right.annotate(
+        "$\\lambda = 1$", (kl_target, mean_of(tilt_law(1.0))), textcoords="offset points", xytext=(-8, 8), ha="right"
+    )
+    right.set(xlim=(0, 4.6), ylim=(0, 10.5), xlabel="KL to the base, nats", title="mean reward")
+    right.legend(loc="lower right")
+plots.show(
+    fig,
+    "best-of-n",
+    f"Left: the reward of the best of {n_same} has about the same mean as under the tilt, but a much narrower law. Right: mean reward against KL to the base; the best of n runs "
+    "just below the curve of the tilts.",
+)
+
+# %% [markdown]
+# ```{glue:figure} best-of-n
+# :name: fig-rivals-best
+#
+# Best of $n$ on `one-mode`. Left: the law of the reward. The number of candidates in the legend is the one whose KL to the base is that of the tilt; its law is another. Right: mean
+# reward against KL. The best of $n$ comes close to the curve of the tilts, which nothing can cross.
+# ```
+
+# %% tags=["hide-input"]
+apart = float(torch.trapezoid((best_law(n_same) - tilt_law(1.0)).abs(), r_grid)) / 2
+display(
+    Markdown(
+        f"At the KL of the tilt ($n = {n_same}$) the best of $n$ loses {loss:.2f} of a mean reward of {mean_of(tilt_law(1.0)):.2f}, and the two laws have a total variation distance of "
+        f"{apart:.2f}. As a way to a high reward it is nearly optimal. As a way to *this* density it is not; $\\lambda$ does not even occur in it."
+    )
+)
+
+# %% [markdown]
+# ### Sequential Monte Carlo
+#
+# *Idea.* Weigh and resample on the way, before the mistakes are complete.
+#
+# Choose a *potential* $\psi_t(x)$, a guess of the reward to come, with $\psi_0 = \lambda r$, and a proposal $q$ for the step from $t$ to $s$. A particle's weight changes by
+#
+# $$\log w \mathrel{+}= \psi_s(x_s) - \psi_t(x_t) + \log\frac{p_{\mathrm{base}}(x_s \mid x_t)}{q(x_s \mid x_t)},$$ (eq-rivals-smc)
+#
+# and when the effective sample size falls below $n/2$, the population is resampled. The sum telescopes to $\lambda r$ and a likelihood ratio, so any $\psi$ and $q$ give the tilt of the base
+# *sampler* as $n \to \infty$, with an error $O(n^{-1/2})$ {cite:p}`delmoral2006sequential`. Three choices:
+#
+# - **SMC, plug-in potential**: $\psi_t = \alpha_t^2\,\lambda r(\hat x_0(x, t))$, the reward of the predicted clean sample, tempered; $q$ is the base's step. Forward evaluations only; {cite:t}`kim2025testtime` temper
+#   in the same way.
+# - **Twisted**: the same potential, and $q$ moves along $\nabla\psi_t$ {cite:p}`wu2023practical`. Needs $\nabla r$.
+# - **The exact value** $\psi_t = V_t$ of the next section, which nobody has in practice, with and without the move.
+#
+# The error is measured against the exact mean of the tilt of the sampler's law, which we computed above.
+
+# %%
+value = exact_value(base, reward, schedule)
+variants = {
+    "no potential": ({"threshold": 0.0}, {"tempering": lambda t: 0.0}),  # importance sampling
+    "plug-in": ({}, {}),
+    "plug-in, twisted": ({"twisted": True}, {}),
+    "exact": ({}, {"potential": value}),
+    "exact, twisted": ({"twisted": True}, {"potential": value}),
+}
+
+
+def populations(name, n, seed):
+    knobs, more = variants[name]
+    config = SMCConfig(n=n, J=steps, **knobs)
+    return list(sequential_monte_carlo(exact, reward, schedule, config, generator=seeded(seed), dtype=torch.float64, **more))
+
+
+# %% tags=["hide-input"]
+def estimate(population):
+    return torch.softmax(population.log_w, 0) @ population.x
+
+
+sizes, repeats = ((50, 200, 800, 3200), 16) if full else ((50, 200), 3)
+middle, measured = sizes[-2], ("plug-in", "plug-in, twisted", "exact, twisted")
+runs = {
+    name: {n: [populations(name, n, seed) for seed in range(repeats)] for n in (sizes if name in measured else [middle])}
+    for name in variants
+}
+errors = {
+    name: {n: rms(torch.stack([estimate(run[-1]) for run in of_n[n]]) - mean_drawn) for n in of_n}
+    for name, of_n in runs.items()
+}
+
+looks = {
+    "no potential": (plots.COLORS["band"], "v", ":"),
+    "plug-in": (plots.SERIES[0], "o", "-"),
+    "plug-in, twisted": (plots.SERIES[2], "^", "-"),
+    "exact": (plots.SERIES[3], "D", "--"),
+    "exact, twisted": (plots.SERIES[1], "s", "-"),
+}
+with plots.house_style() as plt:
+    fig, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.8))
+    for name, (color, marker, line) in looks.items():
+        at = [population.t for population in runs[name][middle][0]]
+        along = np.mean([[population.ess / middle for population in run] for run in runs[name][middle]], 0)
+        style = {"color": color, "marker": marker, "linestyle": line, "markersize": 5}
+        left.plot(at, along, markevery=6, label=name, **style)
+        right.plot(*zip(*errors[name].items(), strict=True), **style)
+    guide = 0.6 * np.array(sizes, dtype=float) ** -0.5
+    right.plot(sizes, guide, color=plots.INK, linewidth=0.8)
+    right.text(sizes[1], 0.8 * guide[1], "slope $-1/2$", ha="right", va="top")
+    left.set(xlabel="$t$", xlim=(1, -0.01), ylim=(0, 1.05), title="effective sample size / $n$")
+    right.set(xscale="log", yscale="log", xlabel="particles, $n$", title="error of the mean")
+    right.set_xticks(sizes, [str(n) for n in sizes])
+    right.set_yticks([0.01, 0.03, 0.1, 0.3], ["0.01", "0.03", "0.1", "0.3"])
+    right.minorticks_off()
+    fig.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=3)
+plots.show(
+    fig,
+    "smc",
+    "Left: effective sample size along the way. Without a potential it stays at one and collapses at the end; with potentials it oscillates between one half and one; with exact "
+    "potential and twisted proposal it falls slowly and stays high. Right: errors fall with slope minus one half, least for twisted proposals.",
+)
+
+# %% [markdown]
+# ```{glue:figure} smc
+# :name: fig-rivals-smc
+#
+# Sequential Monte Carlo on `one-mode`, from noise ($t = 1$, left) to data. Left: effective sample size as a share of $n$, averaged over runs; a rise is a resampling. Right: root
+# mean square error of the weighted mean against the exact tilt of the sampler's law.
+# ```
+
+# %% tags=["hide-input"]
+rows, slopes = [], {name: linregress(*np.log(list(errors[name].items())).T).slope for name in measured}
+for name in variants:
+    last = [run[-1] for run in runs[name][middle]]
+    slope_of = f"{slopes[name]:.2f}" if name in slopes else "–"
+    often, kept = np.mean([p.resampled for p in last]), np.mean([p.ess for p in last]) / middle
+    rows.append([name, f"{often:.1f}", f"{kept:.2f}", f"{errors[name][middle]:.3f}", slope_of])
+columns = ["potential", "resampled", "ESS / n at the end", "error", "slope"]
+display(Markdown(pd.DataFrame(rows, columns=columns).to_markdown(index=False, disable_numparse=True)))
+display(Markdown(f"({repeats} runs of {middle} particles; slopes over $n = {sizes[0]}$ to {sizes[-1]}.)"))
+if full:
+    # 32 squares make an error. If they were Gaussian its logarithm would be known to 0.13 and the slope to 0.04; their tails are heavier.
+    assert all(abs(slope_of + 0.5) < 0.16 for slope_of in slopes.values())
+    assert errors["exact, twisted"][middle] < errors["plug-in"][middle] / 1.5
+    assert errors["no potential"][middle] > 1.5 * errors["plug-in"][middle]
+    assert all(errors[f"{name}, twisted"][middle] < errors[name][middle] for name in ("plug-in", "exact"))
+assert not any(population.resampled for run in runs["exact, twisted"][middle] for population in run)
+assert float(rows[3][1]) >= float(rows[1][1])  # the exact value without the move is resampled no less often than the plug-in
+
+# %% [markdown]
+# Read the table from the bottom. With the exact value *and* the move along its gradient, the weights hardly change: nothing has to be resampled. With the exact value and the base's own steps
+# the population is resampled no less often than with a crude guess: a better judge does not make better moves. With either potential the
+# move lowers the error. But moving needs a gradient.
+
+# %% tags=["hide-input"]
+falls = {name: errors[name][sizes[-1]] < 0.75 * errors[name][sizes[0]] for name in measured}
+verdicts(
+    {
+        "importance": (half_right, f"as $n \\to \\infty$; {share_drawn:.2%} of the samples count"),
+        "best": (apart < 0.05, f"another law, {apart:.2f} away in total variation"),
+        "smc": (falls["plug-in"], f"as $n \\to \\infty$; error {errors['plug-in'][middle]:.3f} with {middle} particles"),
+        "twisted": (falls["plug-in, twisted"], f"as $n \\to \\infty$; error {errors['plug-in, twisted'][middle]:.3f}"),
+    }
+)
+
+# %% [markdown]
+# ## Guidance
+#
+# *Idea.* Do not touch the network; add something to its prediction while sampling.
+#
+# By [Proposition 3.1](proposition-3-1) the right addition is the gradient of a *value*,
+#
+# $$\begin{aligned}
+#   \hat x_1^{\lambda r}(x, t) &= \hat x_1(x, t) - \sigma_t\,\nabla_x V_t(x), \\
+#   V_t(x) &= \log\mathbb E\big[e^{\lambda r(X_0)} \,\big|\, X_t = x\big].
+#   \end{aligned}$$ (eq-rivals-value)
+#
+# For a mixture $V_t$ is $\log p_t^{\lambda r} - \log p_t^b$ up to a constant, so **exact guidance** of the exact base gives the exact denoiser of the tilt. The comparison runs it on learned bases, as a reference:
+# it shows what a method could reach if only the base were to blame. The **plug-in value** $\lambda r(\hat x_0(x, t))$ {cite:p}`chung2023diffusion` is what one can have. It takes the exponential of a mean for the mean of an
+# exponential.
+
+# %%
+t = torch.tensor(0.5)
+x = target.noised(schedule, 0.5).sample(200, seeded(9))
+of_target = ExactDenoiser(target, schedule)(x, t)
+assert torch.allclose(guided(exact, value, schedule)(x, t), of_target, rtol=0, atol=1e-10)
+assert torch.allclose(exactly_guided(exact, base, target, schedule)(x, t), of_target, rtol=0, atol=1e-12)
+
+by_plug_in = guided(exact, plug_in_value(exact, reward, schedule), schedule)(x, t)
+one_explicit_tilt = exact(x, t) - schedule.sigma(t) * base.covariance(x, t, schedule, reward)
+assert torch.allclose(by_plug_in, one_explicit_tilt, rtol=0, atol=1e-10)
+
+paper = parse_reward("paper")
+by_plug_in = guided(exact, plug_in_value(exact, paper, schedule), schedule)(x, t)
+of_target = ExactDenoiser(base.tilted(paper), schedule)(x, t)
+assert torch.allclose(by_plug_in, of_target, rtol=0, atol=1e-10)
+
+# %% [markdown]
+# The last two asserts tell something. For a linear reward $r(\hat x_0) = \mathbb E[r(X_0) \mid x]$, and the gradient of this is the covariance $C$ of {eq}`eq-3-9`. So **plug-in guidance by a linear reward is
+# iterative tilting with $N = 1$**, at every $x$ and $t$, without training. And on the paper's own task it is therefore *exact*, as every $N$ is: the task cannot tell this method from a correct one. On `one-mode` it can.
+# The second coordinate is exact again; here is the first, without sampling.
+
+# %%
+pair_reward = QuadraticReward(reward.b[:1])
+pair_exact, pair_target = ExactDenoiser(pair, schedule), pair.tilted(pair_reward)
+drawn = {
+    "exact value": law_drawn(ExactDenoiser(pair_target, schedule), eta=0.0),
+    "plug-in value": law_drawn(guided(pair_exact, plug_in_value(pair_exact, pair_reward, schedule), schedule), eta=0.0),
+}
+
+# %% tags=["hide-input"]
+left_mass = {name: float(mass[points < 0].sum()) for name, (points, mass) in drawn.items()}
+means = {name: float((points * mass).sum()) for name, (points, mass) in drawn.items()}
+spreads = {name: float(((points - means[name]) ** 2 * mass).sum()) ** 0.5 for name, (points, mass) in drawn.items()}
+rows = [[name, means[name], spreads[name], left_mass[name]] for name in drawn]
+truth_left = float((pair_target.log_prob(grid[:, None]).exp() * h)[grid < 0].sum())
+truth_sd = float(pair_target.weights @ (pair_target.means[:, 0] ** 2 + 0.5) - pair_target.mean[0] ** 2) ** 0.5
+rows.append(["the tilt", float(pair_target.mean[0]), truth_sd, truth_left])
+display(
+    Markdown(
+        pd.DataFrame(rows, columns=["guided by", "mean of $x_1$", "s.d.", "mass below 0"]).to_markdown(
+            index=False, floatfmt=".3f"
+        )
+    )
+)
+assert abs(means["exact value"] - rows[2][1]) < 0.01
+assert abs(means["plug-in value"] - rows[2][1]) > 0.2
+
+# %% [markdown]
+# ### Classifier-free guidance
+#
+# *Idea.* Extrapolate from an unconditional to a conditional denoiser {cite:p}`ho2022classifier`. With the noised laws $p_t(x)$ and $p_t(x \mid c)$,
+#
+# $$\begin{aligned}
+#   \varepsilon_w &= (1 - w)\,\varepsilon_\varnothing + w\,\varepsilon_c \\
+#   &= \varepsilon_\varnothing - \sigma_t\,\nabla_x\big[w \log p_t(c \mid x)\big].
+#   \end{aligned}$$ (eq-rivals-cfg)
+#
+# The paper's introduction counts it among the means of control. It looks like the tilt by $r = \log p(c \mid x)$ with $\lambda = w$, that is, like sampling $p(x)\,p(c \mid x)^w$. Compare
+# {eq}`eq-rivals-value`: since $p_t(c \mid x) = \mathbb E[p(c \mid X_0) \mid X_t = x]$, the bracket is $w \log \mathbb E[p(c \mid X_0)]$, where $V_t = \log \mathbb E[p(c \mid X_0)^w]$ is needed. The *power of the mean* stands for the *mean
+# of the power*. They agree for $w = 0$ and $w = 1$, and else only where $X_t$ leaves no doubt about the class {cite:p}`bradley2024classifier`.
+#
+# A class with two modes shows what that does. The class $c$ has modes at 0 and 2; the rest of the data has one at $-2$. Both denoisers are exact, and no law below is sampled.
+
+# %%
+w, narrow = 3.0, torch.full((3, 1, 1), 0.25)
+everything = GaussianMixture(torch.tensor([0.5, 0.25, 0.25]), torch.tensor([[-2.0], [0.0], [2.0]]), narrow)
+of_class = GaussianMixture(torch.ones(2), torch.tensor([[0.0], [2.0]]), narrow[:2])
+free, conditional = ExactDenoiser(everything, schedule), ExactDenoiser(of_class, schedule)
+
+log_all = everything.log_prob(grid[:, None])
+log_c = of_class.log_prob(grid[:, None]) - log_all  # log p(c | x), up to a constant
+wanted = torch.softmax(log_all + w * log_c, 0)  # p(x) p(c | x)^w, as masses
+
+
+def true_value(x, t):
+    """log E[p(c | X_0)^w | X_t = x], by quadrature over X_0."""
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    log_posterior = log_all - 0.5 * ((x - alpha * grid) / sigma).square()
+    return torch.logsumexp(log_posterior + w * log_c, 1) - torch.logsumexp(log_posterior, 1)
+
+
+cfg = classifier_free(free, conditional, w)
+laws = {
+    "conditional model, w = 1": law_drawn(conditional, steps, eta=0.0),
+    "classifier-free, no noise": law_drawn(cfg, steps, eta=0.0),
+    "classifier-free, DDPM noise": law_drawn(cfg, steps, eta=1.0),
+    "guided by the true value": law_drawn(guided(free, true_value, schedule), steps, eta=0.0),
+}
+
+# %% [markdown]
+# ### Learned guidance weights
+#
+# *Idea.* Keep the form {eq}`eq-rivals-cfg`, but let the weight depend on the times $t$ and $s$ of a step, and learn it. {cite:t}`galashov2025learn` noise a sample to $s$, and noise it to $t > s$ and take it back to $s$ with one guided
+# step; they train $\omega(s, t)$ (and its dependence on $c$) to make the two agree. Their distance is an energy distance, or the mean square. (They condition both on the same clean sample, and write $1 + \omega$ for our weight.)
+#
+# With exact ingredients the laws themselves can be compared. For each step of a sampler without noise, minimise over one number
+#
+# $$\omega(s, t) = \arg\min_\omega\ D\big(\text{one guided step from } p_t^w \text{ to } s,\ \ p_s^w\big),$$ (eq-rivals-learned)
+#
+# where $D$ is the energy distance and $p_t^w$ the noised version of $p(x)\,p(c \mid x)^w$. This flatters the method: nobody has samples of the tilt to train on. (For a reward, they add it to the loss.)
+
+
+# %%
+def distribution_function(masses, t):
+    """Of the noised version of a law, given as masses, on the grid."""
+    alpha, sigma = schedule.alpha(torch.tensor(t)), schedule.sigma(torch.tensor(t))
+    noised = normal(alpha * grid, sigma) @ masses if t > 0 else masses
+    return (noised.cumsum(0) - noised / 2).numpy()
+
+
+def learned_weights(masses, J):
+    """Times and weights of the J steps that carry the noised versions of a law into each other."""
+    times, weights = time_grid(schedule, J), []
+    F = [distribution_function(masses, t) for t in times]
+    for k in range(1, J + 1):
+        a, b, _ = transition(schedule, times[k - 1], times[k], 0.0)
+        eps = [denoiser(grid[:, None], torch.tensor(times[k]))[:, 0] for denoiser in (free, conditional)]
+
+        def energy_distance(omega, k=k, a=a, b=b, eps=eps):
+            points, order = (a * grid + b * torch.lerp(*eps, omega)).sort()
+            return np.square(np.interp(grid, points, F[k][order]) - F[k - 1]).sum() * h  # in one dimension; times two
+
+        weights.append(minimize_scalar(energy_distance, bounds=(-2, 8), method="bounded").x)
+    return np.array(times[1:]), np.array(weights)
+
+
+at, omega = learned_weights(wanted, steps)
+
+
+def guided_by_learned_weights(x, t):
+    return torch.lerp(free(x, t), conditional(x, t), float(np.interp(float(t), at, omega)))
+
+
+laws["classifier-free, learned weights"] = law_drawn(guided_by_learned_weights, steps, eta=0.0)
+of_c = torch.softmax(log_all + log_c, 0)  # for w = 1 there is nothing to correct
+plain, coarse = learned_weights(of_c, steps), learned_weights(of_c, steps // 2)
+
+
+# %% tags=["hide-input"]
+def on_grid(law):
+    """A density on the grid, from points in increasing order and their masses."""
+    points, mass = (v.numpy() for v in law)
+    return np.interp(grid, points, mass / np.gradient(points), left=0, right=0)
+
+
+with plots.house_style() as plt:
+    fig, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.8), width_ratios=(1.5, 1))
+    left.fill_between(grid, wanted / h, color=plots.COLORS["target"], alpha=0.3, linewidth=0, label="$p(x)\\,p(c\\mid x)^3$")
+    for name, color, line, label in (
+        ("conditional model, w = 1", plots.COLORS["band"], "-", "$p(x\\mid c)$, $w = 1$"),
+        ("classifier-free, no noise", plots.COLORS["learned"], "-", "$w = 3$, no noise"),
+        ("classifier-free, DDPM noise", plots.COLORS["base"], "--", "$w = 3$, DDPM noise"),
+        ("classifier-free, learned weights", plots.COLORS["paper"], "-.", "learned weights"),
+    ):
+        left.plot(grid, on_grid(laws[name]), color=color, linestyle=line, label=label)
+    left.set(xlim=(-2.5, 4.2), ylim=(0, None), yticks=[], xlabel="$x$", title="what is drawn")
+    left.legend(loc="upper left")
+    right.axhline(w, color=plots.COLORS["learned"], label="constant")
+    right.plot(
+        at,
+        omega,
+        color=plots.COLORS["paper"],
+        linestyle="-.",
+        marker="D",
+        markersize=4,
+        markevery=4,
+        label="learned, for $w = 3$",
+    )
+    right.plot(
+        *plain, color=plots.COLORS["band"], marker="o", markersize=3.5, markevery=(2, 4), label="learned, for $w = 1$"
+    )
+    right.set(xlabel="$t$, from noise to data", xlim=(1, 0), ylim=(0, 4.4), title="weight")
+    right.legend(loc="upper left", fontsize=9)
+plots.show(
+    fig,
+    "guidance",
+    "Left: the wanted density has two modes, like the class. Classifier-free guidance with weight three and no noise draws one mode only, the outer one; with noise the inner mode is a fraction of what it "
+    "should be; with learned weights both modes are there. Right: the learned weights are near one at high noise and rise to almost two near the data.",
+)
+
+# %% [markdown]
+# ```{glue:figure} guidance
+# :name: fig-rivals-guidance
+#
+# Classifier-free guidance with exact denoisers, a class with modes at 0 and 2 and the rest of the data at $-2$. Left: at $w = 3$ the wanted density hardly differs from the class, since within the class $p(c \mid x)$ is nearly one. Guidance
+# with a constant weight draws something else, which depends on the sampler's noise. Right: weights that carry the wanted law from step to step.
+# ```
+
+
+# %% tags=["hide-input"]
+def summary(points, mass):
+    return [float((mass * points).sum()), float(mass[points < 1].sum())]
+
+
+goal_law = (grid, wanted)
+rows = [[name, *summary(*law), wasserstein_distance(law[0], grid, law[1], wanted)] for name, law in laws.items()]
+rows.append(["**wanted**, $w = 3$", *summary(*goal_law), 0.0])
+table = pd.DataFrame(rows, columns=["sampler", "mean", "mass below 1", "distance"])
+display(Markdown(table.to_markdown(index=False, floatfmt=".3f")))
+distance = dict(zip(laws, table["distance"], strict=False))
+points, mass = laws["conditional model, w = 1"]
+floor = wasserstein_distance(points, grid, mass, of_c)
+early, early_coarse = (np.abs(weights[times >= 0.5] - 1).max() for times, weights in (plain, coarse))
+# What the sampler costs by itself, against what the method adds.
+assert max(distance["guided by the true value"], distance["classifier-free, learned weights"]) < 2 * floor
+assert min(distance["classifier-free, no noise"], distance["classifier-free, DDPM noise"]) > 5 * floor
+assert early < 0.65 * early_coarse  # of first order in the step
+display(
+    Markdown(
+        f"(Distance: Wasserstein, to the wanted density. The {steps} steps alone cost {floor:.3f}: so far is what the conditional model draws from its own density.) For $w = 1$ the learned weights stay "
+        f"within {early:.3f} of one for $t \\ge 1/2$, and fall below it near the data, where they make up for coarse steps: an exact conditional model needs no guidance."
+    )
+)
+
+# %% [markdown]
+# A weight that depends on time alone cannot turn one direction field into another: the ratio of $\nabla V_t$ and $\nabla\log p_t(c \mid x)$ differs from $x$ to $x$. On this toy it is good enough all the same. Its curve says where a
+# constant weight goes wrong: at high noise, where hardly any extrapolation is right.
+#
+# Both need a conditional model, so neither is in the comparison.
+
+# %% tags=["hide-input"]
+plug_in_gap = abs(means["plug-in value"] - means["exact value"])
+verdicts(
+    {
+        "guided": (plug_in_gap < 0.05, f"mean of $x_1$ off by {plug_in_gap:.2f}; exact on the paper's task"),
+        "exact": (abs(means["exact value"] - float(pair_target.mean[0])) < 0.01, "the closed form"),
+    }
+)
+assert answered == set(needs_gradient)  # every method that trains nothing has had its turn
+
+# %% [markdown]
+# ## What each method needs
+#
+# *Ends at the tilt*: if nothing but the method is to blame. *Keeps*: what a training step, or a step of the sampler, remembers for a backward pass, in evaluations of the network ({doc}`s2_2_fine_tuning` measures it). *Left over*: the
+# error that stays when network, optimiser and number of samples are perfect.
+
+# %% tags=["hide-input"]
+keeps = dict.fromkeys(METHODS, "one")
+keeps |= {"draft": "all steps", "draft-kl": "all steps", "draft-5": "5 steps"}
+keeps |= dict.fromkeys(("importance", "best", "smc", "exact"), "nothing") | {
+    "twisted": "one, in $x$",
+    "guided": "one, in $x$",
+}
+left_over = {
+    "tilting": "$O(1/N)$",
+    "centred": "$O(1/N)$",
+    "implicit": "none",
+    "reweighted": "none",
+    "oneshot": "none; needs $n \\gg e^{D_2}$",
+    "ddpo": "runs away",
+    "dpok": "forgets later KLs",
+    "dpok-future": "sampler's steps",
+    "draft": "runs away",
+    "draft-5": "runs away",
+    "draft-lv": "runs away",
+    "draft-kl": "sampler's steps",
+    "adjoint": "sampler's steps",
+    "importance": "none; needs $n \\gg e^{D_2}$",
+    "best": "another law",
+    "smc": "none",
+    "twisted": "none",
+    "guided": "exp of a mean",
+    "exact": "none; needs $V_t$",
+}
+assert list(left_over) == list(METHODS)
+reaches = {name: "yes" if method.exact else "no" for name, method in METHODS.items()}
+reaches |= dict.fromkeys(("tilting", "centred"), "as $N \\to \\infty$")
+rows = [
+    [method.title, "yes" if method.gradient else "no", reaches[name], keeps[name], left_over[name]]
+    for name, method in METHODS.items()
+]
+columns = ["method", r"$\nabla r$", "ends at the tilt", "keeps", "left over"]
+display(Markdown(pd.DataFrame(rows, columns=columns).to_markdown(index=False, disable_numparse=True)))
+
+# %% [markdown]
+# Read by columns, without any network yet. Of the methods that train with values of $r$ alone, the implicit form and the iterated weighted regression leave nothing over, and of these the first is less noisy in small tilts. Of those with a gradient, Adjoint Matching shares its optimum with DRaFT and a path KL, and keeps one evaluation instead of all
+# steps. Weighted samples need no training, and pay with $n$. {doc}`rivals_comparison` asks what is left of this order when networks, budgets and samplers are finite.
+#
+# ## Try this
+#
+# - Double $\lambda$. Which of best of $n$ and importance resampling notices?
+
+# %% tags=["hide-cell"]
+doubled = QuadraticReward(2 * reward.b)
+again = best_of_n(exact, doubled, schedule, len(best), candidates=candidates, J=steps, generator=seeded(8))
+assert torch.equal(again, best)
+x, log_w = importance(exact, reward, schedule, n=2_000, lam=2.0, J=steps, generator=seeded(7))
+display(
+    Markdown(
+        f"Best of $n$ keeps the very same samples: it knows ranks only. Importance resampling has {effective_sample_size(log_w):.1f} samples left of {len(x):,}."
+    )
+)
+assert effective_sample_size(log_w) < 0.01 * len(x)
+
+# %% [markdown]
+# - Classifier-free guidance with $w = \frac12$: is it wrong there too?
+
+# %% tags=["hide-cell"]
+half = torch.softmax(log_all + 0.5 * log_c, 0)
+points, mass = law_drawn(classifier_free(free, conditional, 0.5), eta=0.0)
+off = wasserstein_distance(points, grid, mass, half)
+assert off > 0.1
+display(
+    Markdown(
+        f"Yes, the other way. The wanted density has a mass of {float(half[grid < -1].sum()):.2f} below $-1$, where the other class is; guidance draws {float(mass[points < -1].sum()):.2f}. (Distance {off:.2f}.) "
+        "For $w < 1$ Jensen's inequality turns around."
+    )
+)
