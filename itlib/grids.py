@@ -2,7 +2,7 @@
 
 ``paper`` is the grid of Section 4.2 and makes pages; ``choices`` varies what the paper leaves open; ``rivals`` and
 ``tuning`` belong to the comparison (:mod:`itlib.baselines.comparison`), ``scaling`` to :mod:`itlib.scaling` and ``budget``
-to :mod:`itlib.budget`.
+to :mod:`itlib.budget`; ``digits`` belongs to :mod:`itlib.baselines.digits`.
 :mod:`itlib.reproduce` runs them.
 """
 
@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 #: Stems of the notebooks that are run with parameters: the experiment, the base that it starts from, one rival, one run of
-#: how it scales, one with exact ingredients.
+#: how it scales, one with exact ingredients, one on images.
 TEMPLATE, BASE, RIVAL, SCALING, BUDGET = "s4_2_experiment", "s2_1_base_model", "rivals_run", "scaling_run", "budget_run"
+DIGITS = "digits_run"
 #: What Section 4.2 leaves open; each is varied alone, beside the paper grid, which holds the default of all.
 CHOICES: dict[str, dict[str, Any]] = {
     "lr1e-5": {"lr": 1e-5},
@@ -68,6 +69,12 @@ def _budget(N: Sequence[int]) -> dict[str, dict[str, Any]]:
     return cells()
 
 
+def _digits(N: Sequence[int]) -> dict[str, dict[str, Any]]:
+    from itlib.baselines.digits import cells
+
+    return cells()
+
+
 GRIDS = {
     "paper": Grid(TEMPLATE, lambda N: {f"N{n:03d}": {"N": n} for n in N}),
     "choices": Grid(
@@ -77,6 +84,7 @@ GRIDS = {
     "tuning": Grid(RIVAL, _tuning, over_N=False),
     "scaling": Grid(SCALING, _scaling, over_N=False, needs_base=False),
     "budget": Grid(BUDGET, _budget, over_N=False),
+    "digits": Grid(DIGITS, _digits, over_N=False, needs_base=False),
 }
 
 #: Tasks (itlib.tasks) whose base is not the paper's.

@@ -23,7 +23,7 @@ SCHEMA = 1
 
 #: What cannot change a run's numbers: how it is drawn and how it is scheduled; the rivals change only their own.
 _BYSTANDERS = {
-    "method": {"plots.py", "grids.py", "reproduce.py", "record.schema.json", "baselines"},
+    "method": {"plots.py", "grids.py", "reproduce.py", "record.schema.json", "baselines", "wrap.py", "images.py"},
     "rivals": {"plots.py", "grids.py", "reproduce.py", "record.schema.json"},
     "all": set(),
 }
@@ -79,7 +79,7 @@ def _schema() -> dict[str, Any]:
 
 def scope_of(task: str) -> Scope:
     """What part of the library a record of this kind depends on."""
-    return "rivals" if task in ("rival", "scaling", "budget") else "method"
+    return "rivals" if task in ("rival", "scaling", "budget", "digits") else "method"
 
 
 def provenance(scope: Scope = "method") -> dict[str, Any]:

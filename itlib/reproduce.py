@@ -34,7 +34,7 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
-from itlib.grids import BASE, BUDGET, GRIDS, OTHER_BASES, RIVAL, SCALING, TEMPLATE
+from itlib.grids import BASE, BUDGET, DIGITS, GRIDS, OTHER_BASES, RIVAL, SCALING, TEMPLATE
 from itlib.records import (
     DamagedFileError,
     compact,
@@ -205,7 +205,7 @@ def chapters(root: Path, profile: str) -> list[Cell]:
 
     cells = []
     for path in sorted((root / "notebooks").glob("*.py")):
-        if path.stem in (TEMPLATE, BASE, RIVAL, SCALING, BUDGET):
+        if path.stem in (TEMPLATE, BASE, RIVAL, SCALING, BUDGET, DIGITS):
             continue
         reads = jupytext.read(path).metadata.get("itlib", {}).get("reads", [])
         cells.append(
@@ -462,7 +462,7 @@ Results: book/runs/N050_seed0.ipynb and .json. Checkpoints: _build/cache, or the
         "--grid",
         choices=tuple(GRIDS),
         default="paper",
-        help="which runs: the paper's, its open choices, the rivals, the tuning of their learning rates, or tasks that grow",
+        help="which runs: the paper's, its open choices, the rivals, the tuning of their rates, tasks that grow, or images",
     )
     parser.add_argument("--N", nargs="+", type=_number, metavar="N", help="numbers of tilts (20 50 100 200; smoke: 10 20)")
     parser.add_argument(
