@@ -192,13 +192,13 @@ class Task:
 
 #: The strengths follow from the committed sweep by :func:`strongest`, which a test holds.
 TASKS: Mapping[str, Task] = {
-    "class": Task(class_reward, 1.0, (0.25, 0.5, 1.0, 2.0, 4.0)),
-    "symmetry": Task(symmetry_reward, 8.0, (2.0, 4.0, 8.0, 16.0, 32.0), smooth=True),
-    "hole": Task(hole_reward, 2.0, (0.5, 1.0, 2.0, 4.0, 8.0)),
+    "class": Task(class_reward, 2.0, (0.25, 0.5, 1.0, 2.0, 4.0)),
+    "symmetry": Task(symmetry_reward, 16.0, (2.0, 4.0, 8.0, 16.0, 32.0), smooth=True),
+    "hole": Task(hole_reward, 4.0, (0.5, 1.0, 2.0, 4.0)),
 }
 
 
-def strongest(lams: list[float], shares: list[float], least: float = 0.05) -> float:
+def strongest(lams: list[float], shares: list[float], least: float = 1 / 12) -> float:
     """The largest strength at which weights of base samples keep so large a share effective: there is a truth to hold.
 
     Raises:

@@ -40,10 +40,11 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from itlib.baselines.digits import ASKED, CANDIDATES, EVALUATIONS, METHODS, RATES, J, Setting, fine_tune, path_card
+from itlib.baselines.digits import ASKED, CANDIDATES, EVALUATIONS, METHODS, J, Setting, fine_tune, path_card
 from itlib.baselines.monte_carlo import best_of_n, effective_sample_size, systematic
 from itlib.images import TASKS, TRAINING, D, digits, image_card, judged, new_denoiser, tilt_identity, trained_denoiser
 from itlib.likelihood import log_likelihood
+from itlib.network import Network
 from itlib.records import content_hash, write_atomically, write_record
 from itlib.runs import default_cache
 from itlib.sampling import sample
@@ -55,7 +56,7 @@ torch.set_num_threads(1)  # the same numbers on every machine with the same proc
 full, schedule = profile == "full", Cosine()
 base = None if task == "base" else trained_denoiser(Path(weights), schedule)
 problem = TASKS.get(task, TASKS["class"])
-n_judged = 2000 if full else 50
+n_judged = 1000 if full else 50
 
 
 def draws(purpose):
@@ -66,7 +67,7 @@ def draws(purpose):
 # %% [markdown]
 # ## The base
 #
-# Denoising score matching on all 1797 digits.
+# Denoising score matching on all 1797 digits; and for comparison the paper's perceptron, as large and trained in the same way.
 
 
 # %%
@@ -81,6 +82,13 @@ def train_base():
         write_atomically(Path(weights), safetensors.torch.save(dict(denoiser.state_dict())))
     x = sample(denoiser, schedule, n_judged, D, steps=J, generator=draws("judge"))
     metrics = image_card(x) | {"parameters": sum(p.numel() for p in denoiser.parameters())}
+    plain = Network(D, width=240, embedding=64)
+    for _ in train_denoiser(plain, digits().x, schedule, settings):
+        pass
+    y = sample(plain, schedule, n_judged, D, steps=J, generator=draws("judge"))
+    metrics |= {f"perceptron {key}": value for key, value in image_card(y).items()}
+    metrics["perceptron parameters"] = sum(p.numel() for p in plain.parameters())
+    metrics |= {f"data {key}": value for key, value in image_card(digits().x).items() if "judge" in key or key == "agree"}
     return metrics, {"trace": losses, "samples": x, "training": seconds}
 
 
@@ -121,7 +129,7 @@ def weigh():
 # %% [markdown]
 # ## A method
 #
-# It is looked at after each quarter of its evaluations, with 400 samples; these looks are not on its clock. What it leaves is kept in the cache, so
+# It is looked at after each quarter of its evaluations, with 200 samples; these looks are not on its clock. What it leaves is kept in the cache, so
 # that a run which is killed goes on at the next method.
 
 
@@ -147,12 +155,12 @@ def run(name):
     metrics |= card | image_card(x)
     if name in ("paper", "recommended-full", "recommended", "adjoint") and seed == 0 and full:
         metrics |= identity(step.denoiser, setting)
-    return {"failure": failure, "metrics": metrics, "curve": curve, "samples": x[:32].tolist()}
+    return {"failure": failure, "metrics": metrics, "curve": curve, "samples": x[:16].tolist()}
 
 
 def look(step, setting, seconds):
     """One row of the curve, from draws of its own."""
-    _, card = path_card(step.denoiser, setting, 400 if full else 20, draws("look"))
+    _, card = path_card(step.denoiser, setting, 200 if full else 20, draws("look"))
     return asdict(step.counts) | {"seconds": seconds} | {k: card[k] for k in ("mean_reward", "path_kl", "distance")}
 
 
@@ -214,7 +222,7 @@ def best():
     x = best_of_n(base, problem.reward, schedule, n, candidates=CANDIDATES, d=D, J=J, generator=draws("best"))
     seconds = time.process_time() - clock
     metrics = {"mean_reward": float(problem.reward(x).mean()), "reward": EVALUATIONS[profile], "seconds": seconds}
-    return {"failure": None, "metrics": metrics | image_card(x), "curve": [], "samples": x[:32].tolist()}
+    return {"failure": None, "metrics": metrics | image_card(x), "curve": [], "samples": x[:16].tolist()}
 
 
 # %% [markdown]
@@ -228,12 +236,12 @@ def tune():
     """The distance to the tilt, but for log Z, of every method and rate; none for a run that diverges."""
     found = {}
     for name, chosen in METHODS.items():
-        for value in RATES:
+        for value in chosen.rates:
             setting = Setting(base, "class", schedule, value, EVALUATIONS[profile] // 4, seed)
             try:
                 for step in fine_tune(chosen, setting):
                     pass
-                found[f"{name} {value:g}"] = path_card(step.denoiser, setting, n_judged // 2, draws("judge"))[1]["distance"]
+                found[f"{name} {value:g}"] = path_card(step.denoiser, setting, n_judged // 3, draws("judge"))[1]["distance"]
             except FloatingPointError:
                 found[f"{name} {value:g}"] = math.nan
     return found
@@ -246,12 +254,12 @@ def tune():
 trace, rows, more, seconds = [], [], {}, {"sampling": 0.0, "training": 0.0}
 if task == "base":
     metrics, made = train_base()
-    trace, seconds["training"], more["samples"] = made["trace"], made["training"], made["samples"][:64].tolist()
+    trace, seconds["training"], more["samples"] = made["trace"], made["training"], made["samples"][:32].tolist()
 elif task == "tuning":
     metrics = tune()
 else:
     metrics, rows, kept = weigh()
-    more["samples"] = kept[:32].tolist() if seed == 0 else []
+    more["samples"] = kept[:: len(kept) // 16][:16].tolist() if seed == 0 else []
     for index, name in enumerate(ASKED[task]):
         place = default_cache() / f"digits_{content_hash('rivals')}_{profile}_{task}_{name}_seed{seed}.json"
         if not place.exists():
