@@ -62,7 +62,6 @@ reference: $(VENV)/.ready  ## Compute the committed reference grids again: about
 	@$(BIN)/python -m itlib.reproduce --grid scaling --seeds 0 1 2 --out book/reference/scaling
 	@$(BIN)/python -m itlib.reproduce --grid budget --seeds 0 1 2 --out book/reference/budget
 	@$(BIN)/python -m itlib.reproduce --grid digits --only base --out book/reference/digits
-	@$(BIN)/python -m itlib.reproduce --grid digits --only tuning --seeds 100 --out book/reference/digits
 	@$(BIN)/python -m itlib.reproduce --grid digits --only class symmetry hole --seeds 0 1 2 --out book/reference/digits
 	@cp book/reference/paper/N100_seed0.safetensors book/reference/hero.safetensors
 	@$(BIN)/python book/showcase.py

@@ -17,12 +17,12 @@
 # # One reward on the digits
 #
 # The template behind the chapter on digits. For one reward and one seed it weighs samples of the base, lets every method of
-# `itlib.baselines.digits` spend the same number of evaluations, and judges what comes out. It also trains the base, and chooses learning rates.
+# `itlib.baselines.digits` spend the same number of evaluations, and judges what comes out. It also trains the base.
 #
 # **You will see** the figures of its record.
 
 # %% tags=["parameters"]
-task = "class"  # a name of itlib.images.TASKS; or "base", "tuning"
+task = "class"  # a name of itlib.images.TASKS; or "base"
 seed = 0  # fixes every random draw of the run; the base is the same for all
 profile = "full"  # "full", or "smoke" for a first look in seconds
 config = "paper"  # named configuration of the batch; each method says which one it uses
@@ -226,28 +226,6 @@ def best():
 
 
 # %% [markdown]
-# ## Learning rates
-#
-# Each rate with a quarter of the evaluations, on the class reward.
-
-
-# %%
-def tune():
-    """The distance to the tilt, but for log Z, of every method and rate; none for a run that diverges."""
-    found = {}
-    for name, chosen in METHODS.items():
-        for value in chosen.rates:
-            setting = Setting(base, "class", schedule, value, EVALUATIONS[profile] // 4, seed)
-            try:
-                for step in fine_tune(chosen, setting):
-                    pass
-                found[f"{name} {value:g}"] = path_card(step.denoiser, setting, n_judged // 3, draws("judge"))[1]["distance"]
-            except FloatingPointError:
-                found[f"{name} {value:g}"] = math.nan
-    return found
-
-
-# %% [markdown]
 # ## What came out
 
 # %%
@@ -255,8 +233,6 @@ trace, rows, more, seconds = [], [], {}, {"sampling": 0.0, "training": 0.0}
 if task == "base":
     metrics, made = train_base()
     trace, seconds["training"], more["samples"] = made["trace"], made["training"], made["samples"][:32].tolist()
-elif task == "tuning":
-    metrics = tune()
 else:
     metrics, rows, kept = weigh()
     more["samples"] = kept[:: len(kept) // 16][:16].tolist() if seed == 0 else []

@@ -17,8 +17,6 @@ from itlib.baselines.digits import (
     ASKED,
     EVALUATIONS,
     METHODS,
-    RATES,
-    TUNING_SEED,
     J,
     Setting,
     differentiable,
@@ -134,7 +132,7 @@ def test_the_grid_asks_for_what_the_template_has() -> None:
     grid = GRIDS["digits"]
     assert grid.template == DIGITS
     known = parameters_of(str(ROOT / "notebooks" / f"{DIGITS}.py"))
-    assert set(grid.variants([])) == {"base", "tuning", *TASKS}
+    assert set(grid.variants([])) == {"base", *TASKS}
     assert all(set(parameters) <= set(known) for parameters in grid.variants([]).values())
     assert {name for names in ASKED.values() for name in names} <= {"best", *METHODS}
 
@@ -146,14 +144,6 @@ def test_strengths_follow_from_the_sweep() -> None:
         rows = [(lam, ess) for lam, ess in zip(curve["lam"], curve["ess"], strict=True) if lam is not None]
         assert tuple(lam for lam, _ in rows) == task.sweep
         assert strongest([lam for lam, _ in rows], [ess for _, ess in rows]) == task.lam
-
-
-def test_learning_rates_follow_from_the_tuning() -> None:
-    tried = read_record(REFERENCE / f"tuning_seed{TUNING_SEED}.json")["metrics"]
-    for name, method in METHODS.items():
-        distances = {rate: tried[f"{name} {rate:g}"] for rate in RATES}
-        ended = {rate: value for rate, value in distances.items() if value is not None}
-        assert method.lr == min(ended, key=lambda rate: ended[rate])
 
 
 def test_records_are_whole_seeds() -> None:
@@ -170,6 +160,5 @@ def test_records_are_whole_seeds() -> None:
             for lam, log_z, kl in zip(*(record["curve"][key] for key in ("lam", "log_z", "kl")), strict=True):
                 assert lam is None or (math.isfinite(log_z) and kl >= 0)
     assert seeds["base"] == {0}
-    assert seeds["tuning"] == {TUNING_SEED}
     assert set(TASKS) <= set(seeds)
     assert len(seeds["class"]) >= 3
