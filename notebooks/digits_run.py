@@ -33,7 +33,7 @@ record = ""  # path of the JSON record to leave; empty for none
 import json
 import math
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -146,11 +146,11 @@ def run(name):
                 curve.append(look(step, setting, step.seconds - looking))
                 marks = [mark for mark in marks if mark > done + 1e-9]
                 looking += time.process_time() - clock
-        if curve[-1]["network"] < step.counts.network:  # the strength may be reached before all evaluations are spent
+        if marks:  # the strength may be reached before all evaluations are spent
             curve.append(look(step, setting, step.seconds - looking))
     except FloatingPointError as error:
         return {"failure": str(error), "metrics": {}, "curve": curve, "samples": []}
-    metrics = asdict(step.counts) | {"seconds": curve[-1]["seconds"]} | footprint(step.denoiser)
+    metrics = spent(step) | {"seconds": curve[-1]["seconds"]} | footprint(step.denoiser)
     x, card = path_card(step.denoiser, setting, n_judged, draws("judge"))
     metrics |= card | image_card(x)
     if name in ("paper", "recommended-full", "recommended", "adjoint") and seed == 0 and full:
@@ -158,10 +158,15 @@ def run(name):
     return {"failure": failure, "metrics": metrics, "curve": curve, "samples": x[:16].tolist()}
 
 
+def spent(step):
+    """Evaluations of the reward, and those of its gradient; the denoiser's would count the looks as well."""
+    return {"reward": step.counts.reward, "reward_gradient": step.counts.reward_gradient}
+
+
 def look(step, setting, seconds):
     """One row of the curve, from draws of its own."""
     _, card = path_card(step.denoiser, setting, 200 if full else 20, draws("look"))
-    return asdict(step.counts) | {"seconds": seconds} | {k: card[k] for k in ("mean_reward", "path_kl", "distance")}
+    return spent(step) | {"seconds": seconds} | {k: card[k] for k in ("mean_reward", "path_kl", "distance")}
 
 
 def identity(denoiser, setting):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from itlib.baselines import digits as comparison
-from itlib.baselines.common import Step
+from itlib.baselines.common import Counts, Step
 from itlib.baselines.digits import (
     ASKED,
     EVALUATIONS,
@@ -31,8 +31,9 @@ from itlib.images import TASKS, Task, new_denoiser, strongest, symmetry_reward
 from itlib.network import Residual
 from itlib.records import read_record, read_records
 from itlib.reproduce import parameters_of
-from itlib.rewards import ForwardOnly
+from itlib.rewards import ForwardOnly, parse_reward
 from itlib.schedules import Cosine
+from itlib.tilting import CONFIGURATIONS, iterative_tilting
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "book" / "reference" / "digits"
@@ -42,6 +43,13 @@ REFERENCE = ROOT / "book" / "reference" / "digits"
 def setting(cosine: Cosine, monkeypatch: pytest.MonkeyPatch) -> Setting:
     """Few evaluations of a black box that refuses gradients, with an untrained base and short walks."""
     monkeypatch.setattr(comparison, "J", 6)
+    monkeypatch.setattr(
+        comparison,
+        "iterative_tilting",
+        lambda base, reward, schedule, config, **more: iterative_tilting(
+            base, reward, schedule, replace(config, E=4), **more
+        ),
+    )
     black = Task(ForwardOnly(symmetry_reward), 2.0, (2.0,))
     monkeypatch.setattr(comparison, "TASKS", {"black": black, "smooth": replace(black, reward=symmetry_reward, smooth=True)})
     monkeypatch.setattr(comparison, "surrogate", lambda reward, x, seed: symmetry_reward if len(reward(x)) else None)
@@ -64,8 +72,6 @@ def test_a_gradient_that_exists_costs_no_surrogate(setting: Setting) -> None:
 
 
 def test_the_configurations_say_where_they_depart(setting: Setting) -> None:
-    from itlib.tilting import CONFIGURATIONS
-
     for config, name, changed in (
         (paper(setting), "paper", {"lam", "S", "J", "B", "lr"}),
         (recommended(setting), "recommended", {"lam", "S", "J", "B", "lr", "E"}),
@@ -83,8 +89,6 @@ class Counted:
         self.per_step = per_step
 
     def __call__(self, s: Setting) -> Iterator[Step]:
-        from itlib.baselines.common import Counts
-
         for k in range(1, 1000):
             yield Step(k, s.base, 0.0, Counts(reward=k * self.per_step), 0.0)
 
@@ -104,8 +108,6 @@ def test_the_distance_is_zero_for_the_exact_tilt_only(cosine: Cosine, monkeypatc
     monkeypatch.setattr(comparison, "TASKS", {"paper": Task(reward, 1.0, (1.0,))})
     monkeypatch.setattr(comparison, "D", 2)
     monkeypatch.setattr(comparison, "J", 200)
-    from itlib.rewards import parse_reward
-
     target = mixture.tilted(parse_reward("paper"))
     base, tilt = ExactDenoiser(mixture, cosine), ExactDenoiser(target, cosine)
     one = Setting(base, "paper", cosine, 0.1)  # type: ignore[arg-type]

@@ -122,7 +122,7 @@ def test_rewards_follow_the_convention(name: str) -> None:
 
 
 def test_the_strongest_that_still_has_a_truth() -> None:
-    assert strongest([0.5, 1.0, 2.0, 4.0], [0.8, 0.4, 0.06, 0.01]) == 2.0
+    assert strongest([0.5, 1.0, 2.0, 4.0], [0.8, 0.4, 0.09, 0.01]) == 2.0
     assert strongest([0.5, 1.0], [0.8, 0.4]) == 1.0
     with pytest.raises(ValueError, match="no strength keeps"):
         strongest([1.0], [0.01])
@@ -187,7 +187,8 @@ def test_a_surrogate_follows_the_values_it_was_given() -> None:
 def test_a_card_sees_copies_and_strangers() -> None:
     x = digits().x
     copied = image_card(x[:200])
-    assert (copied["nearest"], copied["copies"], copied["strange"]) == (0.0, 1.0, 0.0)
+    assert copied["nearest"] < 0.01  # distances come from a matrix product, in single precision
+    assert (copied["copies"], copied["strange"]) == (1.0, 0.0)
     assert copied["outside"] == 0.0
     assert copied["agree"] > 0.9
     odd = image_card(2.0 * torch.randn(200, D, generator=torch.Generator().manual_seed(0)))
