@@ -73,7 +73,7 @@ def test_a_gradient_that_exists_costs_no_surrogate(setting: Setting) -> None:
 
 def test_the_configurations_say_where_they_depart(setting: Setting) -> None:
     for config, name, changed in (
-        (paper(setting), "paper", {"lam", "S", "J", "B", "lr"}),
+        (paper(setting), "paper", {"N", "lam", "S", "J", "B", "lr"}),
         (recommended(setting), "recommended", {"lam", "S", "J", "B", "lr", "E"}),
         (recommended(setting, "copy"), "recommended", {"lam", "S", "J", "B", "lr", "E", "student"}),
     ):
