@@ -246,6 +246,11 @@ plots.show(
 display(
     Markdown(
         f"The share of samples with the reward went from {before.mean():.0%} to {gained:.0%}; the exact tilt of the base has {wanted:.0%}."
+        + (
+            " So few minibatches a tilt lag behind: raise `E`, or the learning rate."
+            if gained < wanted - 0.1 and full
+            else ""
+        )
         + ("" if full else " This is a first look, after a moment of training: its figures mean nothing.")
     )
 )
