@@ -94,8 +94,9 @@ class FromModel(nn.Module):
     """A model of images, or of anything else, as a denoiser of flat samples.
 
     Args:
-        model: maps (x (B, *shape), timestep (B,) or ()) to (B, *shape), or to an object that holds it as ``sample``, as the
-            models of diffusers do. Bind what else it needs beforehand, such as a text's embedding.
+        model: maps images of the shape below, B of them, and timesteps, (B,) or (), to predictions of the same shape, or to
+            an object that holds them as ``sample``, as the models of diffusers do. Bind what else it needs, such as the
+            embedding of a text, beforehand.
         schedule: the one that it was trained with.
         shape: of one sample, such as (1, 8, 8).
         prediction: what the model predicts.

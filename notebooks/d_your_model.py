@@ -284,7 +284,7 @@ display(
 # ## On a GPU
 #
 # Move the base, `base.to("cuda")`, and nothing else. Samples are drawn where the weights are, the reward gets them there (hence `.cpu()` above), and
-# random numbers are drawn on the processor, so that a seed means the same on every device. Single precision is what the code is tested with.
+# random numbers are drawn on the processor, so that a seed means the same on every device. This book was made on processors only, in single precision: try one tilt first.
 #
 # ## When it does not work
 #
