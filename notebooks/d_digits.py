@@ -460,7 +460,8 @@ display(
 
 # %% [markdown]
 # A rise of the reward is not the whole of a tilt: every nat that goes into directions which the reward does not ask for counts against a method. One way to lose nats is noise. The paper's single-sample
-# covariance $r\,(\hat x_1-X_1)$ multiplies the reward with a noise in 64 directions, and the mean of a log-probability, which says nothing, with it.
+# covariance $r\,(\hat x_1-X_1)$ multiplies the reward with a noise in 64 directions, and the mean of a log-probability, which says nothing, with it. Such a mean also moves the model toward the law of its
+# own samples, or away from it where the mean is negative, as here: {doc}`s3_2_algorithm`.
 
 # %% tags=["remove-input"]
 TILTS = ("paper", "centred", "paper-lora", "recommended", "recommended-full", "recommended-lora")
