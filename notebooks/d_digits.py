@@ -120,7 +120,7 @@ def strip(rows, names, name, alt, columns=16, width=7.2):
 #
 # The data are the 1797 digits that come with scikit-learn {cite}`pedregosa2011scikit`, 8 by 8 pixels of 17 grey levels. Every level is spread over the interval that it stands for, so that the
 # images have a density, and scaled to $[-1, 1]$. To the library an image is a vector of 64 numbers, and nothing else changes: the cosine schedule, the training
-# (2.10), Algorithm 1 with 50 steps, Algorithm 2.
+# {eq}`eq-2-10`, Algorithm 1 with 50 steps, Algorithm 2.
 #
 # The network is a perceptron with residual blocks, which corrects the Gaussian with the mean and covariance of the data ({mod}`itlib.images`). Convolutions would be the
 # usual choice; on one core of a processor matrix products are faster.
@@ -426,7 +426,7 @@ display(
     Markdown(
         f"Every method may evaluate the reward {EVALUATIONS['full']:,} times. The two that need a gradient (∇) get that of a network which is fitted to as many values of the reward at samples of the "
         f"base. Learning rates were set by hand, without a search. The paper's configuration has {its.N} tilts of "
-        f"{its.S} samples, the recommended one as many as it asks for, of {ours.S} samples and {ours.E} minibatches; all else is theirs. "
+        f"{its.S} samples, the recommended one as many as it asks for, of {ours.S} samples and {ours.E} minibatches; every sampler has {J} steps, and all else is theirs. "
         + (
             f"Mean and standard error over {n_seeds['class']} seeds of the fine-tuning"
             if n_seeds["class"] > 1

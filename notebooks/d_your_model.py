@@ -183,7 +183,7 @@ display(
 # ## Tilt, and watch
 #
 # `iterative_tilting` is a generator. Each item is one tilt, with the samples it drew, their rewards, its loss and its seconds: print them,
-# plot them, stop when you have seen enough. The name of a configuration is enough to begin with; here its numbers are set one by one, so
+# plot them, put a progress bar around them (`tqdm(…, total=config.N)`), stop when you have seen enough. The name of a configuration is enough to begin with; here its numbers are set one by one, so
 # that the page is quick.
 
 # %%
