@@ -86,6 +86,8 @@ reference: $(VENV)/.ready  ## Compute the committed reference grids again: about
 	@$(BIN)/python -m itlib.reproduce --grid budget --seeds 0 1 2 --out book/reference/budget
 	@$(BIN)/python -m itlib.reproduce --grid ablation --seeds 0 1 2 --out book/reference/ablation
 	@$(BIN)/python -m itlib.reproduce --grid ablation --only '*_main_*' '*_base_exact' 'tails_*' --seeds 3 4 --out book/reference/ablation
+	@$(BIN)/python -m itlib.reproduce --grid digits --only base --out book/reference/digits
+	@$(BIN)/python -m itlib.reproduce --grid digits --only class symmetry hole --seeds 0 1 2 --out book/reference/digits
 	@cp book/reference/paper/N100_seed0.safetensors book/reference/hero.safetensors
 	@$(BIN)/python book/landing_runs.py
 	@$(BIN)/python book/showcase.py

@@ -2,7 +2,8 @@
 
 ``paper`` is the grid of Section 4.2 and makes pages; ``choices`` varies what the paper leaves open; ``rivals`` and
 ``tuning`` belong to the comparison (:mod:`itlib.baselines.comparison`), ``scaling`` to :mod:`itlib.scaling` and ``budget``
-to :mod:`itlib.budget`; ``ablation`` (:mod:`itlib.ablation`) is what is recommended, with one change at a time.
+to :mod:`itlib.budget`; ``ablation`` (:mod:`itlib.ablation`) is what is recommended, with one change at a time; ``digits``
+belongs to :mod:`itlib.baselines.digits`.
 :mod:`itlib.reproduce` runs them.
 """
 
@@ -13,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 #: Stems of the notebooks that are run with parameters: the experiment, the base that it starts from, one rival, one run of
-#: how it scales, one with exact ingredients, one of what is recommended.
+#: how it scales, one with exact ingredients, one of what is recommended, one on images.
 TEMPLATE, BASE, RIVAL, SCALING, BUDGET = "s4_2_experiment", "s2_1_base_model", "rivals_run", "scaling_run", "budget_run"
-ABLATION = "ablation_run"
+ABLATION, DIGITS = "ablation_run", "digits_run"
 #: The notebook behind a record, by what the record says that it is.
 NOTEBOOK_OF = {
     "base": BASE,
@@ -24,6 +25,7 @@ NOTEBOOK_OF = {
     "scaling": SCALING,
     "budget": BUDGET,
     "ablation": ABLATION,
+    "digits": DIGITS,
 }
 #: What Section 4.2 leaves open; each is varied alone, beside the paper grid, which holds the default of all.
 CHOICES: dict[str, dict[str, Any]] = {
@@ -84,6 +86,12 @@ def _ablation(N: Sequence[int]) -> dict[str, dict[str, Any]]:
     return cells()
 
 
+def _digits(N: Sequence[int]) -> dict[str, dict[str, Any]]:
+    from itlib.baselines.digits import cells
+
+    return cells()
+
+
 GRIDS = {
     "paper": Grid(TEMPLATE, lambda N: {f"N{n:03d}": {"N": n} for n in N}),
     "choices": Grid(
@@ -94,6 +102,7 @@ GRIDS = {
     "scaling": Grid(SCALING, _scaling, over_N=False, needs_base=False),
     "budget": Grid(BUDGET, _budget, over_N=False),
     "ablation": Grid(ABLATION, _ablation, over_N=False, needs_base=False),
+    "digits": Grid(DIGITS, _digits, over_N=False, needs_base=False),
 }
 
 #: Tasks (itlib.tasks) whose base is not the paper's.

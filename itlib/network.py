@@ -108,7 +108,8 @@ class Network(nn.Module):
 
 def _linear_silu(layer: nn.Module, h: Tensor) -> Tensor:
     """silu(layer(h)), in one pass over memory where autograd is off and oneDNN is there: a fifth faster sampling."""
-    if _FUSED and not torch.is_grad_enabled() and h.device.type == "cpu" and h.dtype == torch.float32:
+    plain = type(layer) is nn.Linear  # a layer with an adapter shows its own weight, and computes with another
+    if _FUSED and plain and not torch.is_grad_enabled() and h.device.type == "cpu" and h.dtype == torch.float32:
         fused: Tensor = torch.ops.mkldnn._linear_pointwise(h, layer.weight, layer.bias, "swish", [], "")
         return fused
     return functional.silu(layer(h))

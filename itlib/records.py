@@ -26,7 +26,7 @@ SCHEMA = 1
 PACKAGES = ("itlib", "torch", "numpy", "torchdiffeq", "POT")
 #: What cannot change a run's numbers: how it is drawn, scheduled and compared; the rivals change only their own.
 _IDLE = {"plots.py", "grids.py", "verify.py", "reproduce.py", "record.schema.json"}
-_BYSTANDERS: dict[str, set[str]] = {"method": _IDLE | {"baselines"}, "rivals": _IDLE, "all": set()}
+_BYSTANDERS: dict[str, set[str]] = {"method": _IDLE | {"baselines", "wrap.py", "images.py"}, "rivals": _IDLE, "all": set()}
 Scope = Literal["method", "rivals", "all"]
 
 
@@ -103,7 +103,7 @@ def _schema() -> dict[str, Any]:
 
 def scope_of(task: str) -> Scope:
     """What part of the library a record of this kind depends on."""
-    return "rivals" if task in ("rival", "scaling", "budget", "ablation") else "method"
+    return "rivals" if task in ("rival", "scaling", "budget", "ablation", "digits") else "method"
 
 
 def _processor() -> str:

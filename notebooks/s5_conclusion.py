@@ -236,7 +236,7 @@ display(
 #
 # The paper names four questions. To reduce the variance of the covariance estimate, a first step is to centre the reward
 # ({doc}`s3_2_algorithm`), and {doc}`b_estimators` goes on from there. How to choose $N$ cannot be asked on this task, where the step is exact and no $N$ is best: {doc}`b_how_many_tilts`
-# asks it on others. Nor can the other two, high dimension with a learned reward and adapters such as LoRA. A task that can answer needs a reward for which the step has a remainder
+# asks it on others. Nor can the other two, high dimension with a learned reward and adapters such as LoRA: {doc}`d_digits` tries both on images. Where the truth is to be known, a task needs a reward for which the step has a remainder
 # (all but the paper's in {doc}`s3_1_tilted_score`), and a dimension in which a thousand samples are few: {doc}`b_scaling` makes such
 # tasks, with rewards that are known. A comparison with the methods of
 # {doc}`s2_2_fine_tuning` is missing in the paper too: {doc}`rivals_comparison` makes it. And {doc}`b_recommended` puts together what helps: small tilts that are

@@ -28,6 +28,8 @@ READING = (  # the paper's order, among modules that do not need each other; new
     "budget",
     "likelihood",
     "metrics",
+    "wrap",
+    "images",
     "scaling",
     "records",
     "runs",
