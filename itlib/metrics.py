@@ -25,7 +25,7 @@ from torch import Tensor
 from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture
 from itlib.likelihood import log_likelihood
 from itlib.network import Denoiser, device_of
-from itlib.sampling import sample
+from itlib.sampling import Variance, sample
 from itlib.schedules import Schedule, noise
 
 
@@ -147,6 +147,7 @@ def score_card(
     flow_samples: int = 2000,
     steps: int = 200,
     eta: float = 1.0,
+    variance: Variance = "ddpm",
     seed: int = 0,
 ) -> dict[str, Any]:
     """All figures of a denoiser, by the keys of a run record.
@@ -161,10 +162,11 @@ def score_card(
         flow_samples: exact draws of the truth for the probability-flow NLL.
         steps: reverse steps of Algorithm 1.
         eta: its DDIM multiplier.
+        variance: of its steps.
         seed: fixes all draws.
     """
     generator = torch.Generator().manual_seed(seed)
-    x = sample(denoiser, schedule, samples, truth.d, steps=steps, eta=eta, generator=generator)
+    x = sample(denoiser, schedule, samples, truth.d, steps=steps, eta=eta, variance=variance, generator=generator)
     errors = score_errors(denoiser, truth, schedule, n=samples, seed=seed)
     return sample_card(x, truth, target=target, base=base, seed=seed) | {
         "score_rmse": errors.score_rmse,

@@ -57,7 +57,7 @@ from itlib.records import (
 )
 from itlib.verify import judge
 
-CONFIGS = ("paper",)
+CONFIGS = ("paper", "recommended")
 DEFAULT_N = {"full": (20, 50, 100, 200), "smoke": (10, 20)}
 #: Work of training a base, and of a cell that makes no tilts, in tilts; only progress and the order of the cells use it.
 BASE_WORK, OTHER_WORK = 60, 20
@@ -107,7 +107,9 @@ class Cell:
         from itlib.runs import PROFILES
 
         asked = (defaults or parameters_of(self.notebook)) | self.parameters
-        chosen = asdict(PROFILES[asked["profile"]].tilting) if Path(self.notebook).stem == TEMPLATE else {}
+        profiled = PROFILES[asked["profile"]]
+        is_template = Path(self.notebook).stem == TEMPLATE
+        chosen = asdict(profiled.configured(asked["config"], asked["N"])) if is_template else {}
         known = {k: chosen.get(k) if v is None else v for k, v in asked.items() if k != "record"}
         result: dict[str, Any] = compact({k: v for k, v in known.items() if v is not None})
         return result
@@ -510,6 +512,7 @@ def _parser() -> argparse.ArgumentParser:
   python -m itlib.reproduce                          the paper's grid: N = 20 50 100 200, seed 0
   python -m itlib.reproduce --profile smoke          the same code in a minute; its figures mean nothing
   python -m itlib.reproduce --N 10 30 --seeds 0 1    other numbers of tilts, two seeds
+  python -m itlib.reproduce --config recommended --N 20 --out recommended    what we recommend, beside the paper's
   python -m itlib.reproduce --set lr=1e-3            another learning rate, or any parameter of the template
   python -m itlib.reproduce --grid choices --N 20    what the paper leaves open, varied one at a time: records only
   python -m itlib.reproduce --grid rivals --only 'paper_*'    every method of the comparison on the paper's task

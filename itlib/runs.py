@@ -30,7 +30,7 @@ from itlib.network import Network
 from itlib.records import DamagedFileError, content_hash, write_atomically
 from itlib.rewards import QuadraticReward
 from itlib.schedules import Schedule
-from itlib.tilting import TiltingConfig, derive_seed, iterative_tilting, student_of
+from itlib.tilting import TiltingConfig, configuration, derive_seed, iterative_tilting, student_of
 from itlib.training import TrainingConfig, train_denoiser
 
 
@@ -43,6 +43,18 @@ class Profile:
     tilting: TiltingConfig
     samples: int
     flow_samples: int
+
+    def configured(self, config: str, N: int) -> TiltingConfig:
+        """The knobs of a named configuration for N equal tilts, with no more samples and steps than this profile has."""
+        if config == "paper":
+            return replace(self.tilting, N=N)
+        chosen = configuration(config, N)
+        return replace(chosen, S=min(chosen.S, self.tilting.S), J=min(chosen.J, self.tilting.J))
+
+    def trained(self, config: str) -> dict[str, Any]:
+        """What :func:`resumable_base` is asked for by a named configuration: kind, training and number of samples."""
+        ours = {"kind": "skip", "config": replace(self.training, lr=3e-3)}
+        return {"config": self.training, "n": self.n} | (ours if config == "recommended" else {})
 
 
 #: "full" is Section 4.2 of the paper; "smoke" runs the same code in seconds, and its figures mean nothing.

@@ -194,9 +194,8 @@ def configuration(name: str, N: int | None = None) -> TiltingConfig:
     config = CONFIGURATIONS[name]
     if N is None:
         return config
-    return replace(
-        config, N=N, share=None, S=config.S if config.share is None else max(config.B, min(1000, 50_000 // max(N, 1)))
-    )
+    S = config.S if config.share is None else max(config.B, min(1000, 50_000 // max(N, 1)))
+    return replace(config, N=N, share=None, S=S, settle=min(config.settle, max(N - 1, 0)))
 
 
 @dataclass(frozen=True)

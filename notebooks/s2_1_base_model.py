@@ -68,7 +68,8 @@ torch.set_num_threads(1)  # the same numbers on every machine with the same proc
 # %%
 schedule, mixture = Cosine(), task_named(task).base
 work = profile_named(profile)
-for base in tqdm(resumable_base(mixture, schedule, work.training, n=work.n, seed=seed), total=work.training.epochs):
+asked = work.trained(config)
+for base in tqdm(resumable_base(mixture, schedule, seed=seed, **asked), total=work.training.epochs):
     pass
 
 # %% tags=["hide-input"]
@@ -80,7 +81,7 @@ choices = {
     "patience": work.training.patience,
     "held out for validation": f"{work.training.validation_fraction:.0%}",
     "batch size (ours)": work.training.batch_size,
-    "Adam's learning rate (ours), decaying to 0 along a cosine": work.training.lr,
+    "Adam's learning rate (ours), decaying to 0 along a cosine": asked["config"].lr,
     "moving average of the weights (ours), decay a step": work.training.averaging,
 }
 display(Markdown(pd.Series(choices, name="value").to_markdown()))

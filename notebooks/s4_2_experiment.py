@@ -37,7 +37,7 @@ epoch = None  # "minibatch": one minibatch an epoch, as Algorithm 2 prints it; "
 lr = None  # learning rate (1e-4); not in the paper
 optimizer = None  # "adam" or "sgd" (adam); not in the paper
 profile = "full"  # "full" is Section 4.2, "smoke" a first look in seconds
-config = "paper"  # named configuration of the method
+config = "paper"  # "paper" is Algorithm 2 as below; "recommended" what the book ends with, on a base of its own
 device = "cpu"  # where the network lives; "cuda" if there is a GPU
 record = ""  # path of the JSON record to leave; empty for none
 
@@ -123,9 +123,10 @@ display(Markdown(pd.Series(facts, name="value").to_markdown(floatfmt=".3f")))
 # %%
 work = profile_named(profile)
 knobs = {"S": S, "J": J, "eta": eta, "B": B, "E": E, "epoch": epoch, "lr": lr, "optimizer": optimizer}
-tilts = replace(work.tilting, N=N, lam=lam, **{name: value for name, value in knobs.items() if value is not None})
+given = {name: value for name, value in knobs.items() if value is not None}
+tilts = replace(work.configured(config, N), lam=lam, **given)
 
-for base in tqdm(resumable_base(base_mixture, schedule, work.training, n=work.n, seed=seed), "epochs of the base"):
+for base in tqdm(resumable_base(base_mixture, schedule, seed=seed, **work.trained(config)), "epochs of the base"):
     pass
 network = base.denoiser.to(device)
 for run in tqdm(
@@ -157,6 +158,7 @@ final = sample(
     tilts.S,
     steps=tilts.J,
     eta=tilts.eta,
+    variance=tilts.variance,
     generator=torch.Generator().manual_seed(seed),
     device=device,
 )
@@ -218,6 +220,7 @@ card = score_card(
     flow_samples=work.flow_samples,
     steps=tilts.J,
     eta=tilts.eta,
+    variance=tilts.variance,
     seed=seed,
 )
 

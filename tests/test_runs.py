@@ -24,7 +24,7 @@ from itlib.records import DamagedFileError
 from itlib.rewards import parse_reward
 from itlib.runs import RunState, default_cache, load_state, profile, resumable_base, resumable_tilting, save_state
 from itlib.schedules import Cosine, Linear
-from itlib.tilting import CONFIGURATIONS, TiltingConfig
+from itlib.tilting import CONFIGURATIONS, TiltingConfig, configuration
 from itlib.training import TrainingConfig
 
 CONFIG = TiltingConfig(N=6, S=64, J=5, E=3, B=32, lr=1e-4)
@@ -308,6 +308,20 @@ def test_the_cache_is_where_it_is_told_to_be(tmp_path: Path, monkeypatch: pytest
     assert default_cache() == tmp_path / "here"
     monkeypatch.delenv("ITLIB_CACHE")
     assert default_cache() == Path(runs.__file__).parents[1] / "_build" / "cache"
+
+
+def test_a_profile_bounds_the_work_of_a_configuration() -> None:
+    full, smoke = profile("full"), profile("smoke")
+    assert full.configured("paper", 50) == TiltingConfig(N=50)
+    for N, S in ((20, 1000), (200, 250)):
+        assert full.configured("recommended", N) == configuration("recommended", N)
+        assert (configuration("recommended", N).S, configuration("recommended", N).share) == (S, None)
+    assert configuration("recommended", 2).settle == 1  # at least one tilt tilts
+    assert configuration("recommended", 1).settle == 0
+    small = smoke.configured("recommended", 20)
+    assert (small.S, small.J, small.step) == (smoke.tilting.S, smoke.tilting.J, "paths")
+    assert full.trained("paper") == {"config": TrainingConfig(), "n": 30_000}
+    assert full.trained("recommended")["kind"] == "skip"
 
 
 def test_an_unknown_profile_names_the_known_ones() -> None:
