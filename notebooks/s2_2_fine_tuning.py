@@ -260,8 +260,7 @@ assert float(lv.mean(0) @ whole / whole.square().sum()) < 0.1  # ... which is no
 
 # %% [markdown]
 # *Share*: the component of the mean gradient along the full one. Averaging lowers the spread by little, since most of it
-# comes from which $x_0$ was drawn. The mean stays a small share of the full gradient. Nothing is subtracted anywhere, so
-# it is no control variate.
+# comes from which $x_0$ was drawn. The mean stays a small share of the full gradient.
 #
 # ### Where it ends
 #
@@ -270,8 +269,8 @@ assert float(lv.mean(0) @ whole / whole.square().sum()) < 0.1  # ... which is no
 # shift $\theta_k$ and a slope $\vartheta_k$: $\hat x_1^\theta = \hat x_1 + \theta_k + \vartheta_k x_2$. All states stay
 # Gaussian, so $J$ is a function of a mean and a variance: no sampling, no noise in the gradient.
 #
-# What DRaFT lacks is a price for leaving the base. The step of Algorithm 1 from $t_{k+1}$ to $t_k$ is Gaussian with a mean $m_\theta$
-# and the standard deviation $\eta_k$. So the KL divergence between the laws of fine-tuned and base *paths* is a sum over steps,
+# What DRaFT lacks is a price for leaving the base. A step of Algorithm 1 is Gaussian with a mean $m_\theta$ and the
+# standard deviation $\eta_k$. So the KL divergence between the laws of fine-tuned and base *paths* is a sum,
 #
 # $$\mathrm{KL}_{\mathrm{path}} = \sum_k \mathbb E\,\frac{\|m_\theta(x_{t_{k+1}}) - m_{\mathrm{base}}(x_{t_{k+1}})\|^2}{2\eta_k^2},$$ (eq-path-kl)
 #
@@ -603,8 +602,9 @@ display(
 # %% [markdown]
 # ## What a control cannot reach
 #
-# A control moves the path after its start. It cannot choose the start. Let $V(y, \tau) = -\log \mathbb E[e^{\lambda r(Y_1)} \mid Y_\tau = y]$ be the value function, the least
-# cost from $(y, \tau)$ on. Given $Y_0$, the best that can be had is the tilted conditional law, so the controlled pair has density
+# A control cannot choose the start of a path. Let $V(y, \tau) = -\log \mathbb E[e^{\lambda r(Y_1)} \mid Y_\tau = y]$ be
+# the value function, the least cost from $(y, \tau)$ on. Given $Y_0$, the best that can be had is the tilted conditional
+# law, so the controlled pair has density
 #
 # $$p^*(y_0, y_1) = p^{\mathrm{base}}(y_0)\, \frac{p^{\mathrm{base}}(y_1 \mid y_0)\, e^{\lambda r(y_1)}}{\mathbb E[e^{\lambda r(Y_1)} \mid Y_0 = y_0]}
 #   = p^{\mathrm{base}}(y_0, y_1)\, e^{\lambda r(y_1) + V(y_0, 0)} .$$ (eq-value-bias)
@@ -879,7 +879,7 @@ assert errors[0] < (0.15 if full else 0.25)  # noise of the fit, and the time st
 assert min(errors[1:]) > errors[0] + 0.08
 
 # %% [markdown]
-# The first row is left with the noise of the fit and the time step. The others estimate something else.
+# The first row is left with the noise of fit and time step; the others estimate something else.
 #
 # ### The sign of (2.19)
 #
@@ -1116,8 +1116,7 @@ assert rows[3]["s.d."] < 0.1  # everything lands on one point
 
 # %% [markdown]
 # *Distance*: mean over the quantiles. Without noise the law is the same, to the accuracy of the solver, or of the fit.
-# With the noise dropped and the drift kept, all quantiles land on one point: a memoryless drift forgets where it started,
-# and there is no noise to make up for it.
+# With the noise dropped and the drift kept, all quantiles land on one point: a memoryless drift forgets where it started.
 #
 # ## What iterative tilting needs instead
 #
