@@ -32,7 +32,7 @@ def chromium() -> Iterator[Any]:
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     with webdriver.Chrome(options=options, service=webdriver.ChromeService(driver)) as chrome:
-        chrome.set_script_timeout(120)
+        chrome.set_script_timeout(300)  # a busy machine takes its time
         yield chrome
 
 
