@@ -32,7 +32,7 @@ def chromium() -> Iterator[Any]:
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     with webdriver.Chrome(options=options, service=webdriver.ChromeService(driver)) as chrome:
-        chrome.set_script_timeout(120)
+        chrome.set_script_timeout(300)  # a busy machine takes its time
         yield chrome
 
 
@@ -71,6 +71,7 @@ def requests(browser: Any) -> list[str]:
 #: A page is tens of thousands of elements, most of them of few kinds: strokes of pictures and formulas, and words of code.
 #: One word of each kind stays, and of a picture what names it.
 PRUNE = """
+document.head.append(Object.assign(document.createElement('style'), {textContent: '* { transition: none !important }'}));
 document.querySelectorAll('svg[aria-label], mjx-container > svg, math').forEach(e => e.replaceChildren());
 const seen = new Set();
 document.querySelectorAll('div.highlight pre span[class]').forEach(e => {

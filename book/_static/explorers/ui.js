@@ -19,47 +19,74 @@ export function set(node, attributes) {
 
 // A number as the book prints it: a true minus, and none before a zero.
 export function show(value, digits = 2) {
-  return value.toFixed(digits).replace(/^-(?=0\.?0*$)/, "").replace("-", "\u2212");
+  return value
+    .toFixed(digits)
+    .replace(/^-(?=0\.?0*$)/, "")
+    .replace("-", "\u2212");
 }
 
 let count = 0;
 const fresh = (kind) => `explorer-${kind}-${++count}`;
 
-// A range input by position; `show` turns the value into the text that is shown and spoken.
+// A range input by position; `text` turns the value into the text that is shown and spoken.
 export function slider({ label, min, max, step = 1, value, text = (v) => show(v), change }) {
-  const id = fresh("slider"), shown = el("span", { class: "value", "aria-hidden": "true" });
+  const id = fresh("slider"),
+    shown = el("span", { class: "value", "aria-hidden": "true" });
   const input = el("input", { type: "range", id, min, max, step, value });
   const refresh = () => {
     shown.textContent = text(Number(input.value));
     input.setAttribute("aria-valuetext", shown.textContent);
   };
-  input.addEventListener("input", () => { refresh(); change(); });
+  input.addEventListener("input", () => {
+    refresh();
+    change();
+  });
   refresh();
   return {
     node: el("div", { class: "slider" }, el("label", { for: id }, label), input, shown),
     input,
-    get value() { return Number(input.value); },
-    set value(v) { input.value = v; refresh(); },
+    get value() {
+      return Number(input.value);
+    },
+    set value(v) {
+      input.value = v;
+      refresh();
+    },
   };
 }
 
 // One of several, as radio buttons: options are [value, label].
 export function choice({ legend, options, value, change }) {
   const name = fresh("choice");
-  const inputs = options.map(([v]) => el("input", { type: "radio", name, id: `${name}-${v}`, value: v, checked: v === value }));
+  const inputs = options.map(([v]) =>
+    el("input", { type: "radio", name, id: `${name}-${v}`, value: v, checked: v === value }),
+  );
   const labels = options.map(([v, label], i) => el("span", {}, inputs[i], el("label", { for: `${name}-${v}` }, label)));
   inputs.forEach((input) => input.addEventListener("change", change));
   return {
     node: el("fieldset", {}, el("legend", {}, legend), ...labels),
-    get value() { return inputs.find((input) => input.checked)?.value; },
-    set value(v) { inputs.forEach((input) => { input.checked = input.value === String(v); }); },
+    get value() {
+      return inputs.find((input) => input.checked)?.value;
+    },
+    set value(v) {
+      inputs.forEach((input) => {
+        input.checked = input.value === String(v);
+      });
+    },
   };
 }
 
 export function checkbox({ label, checked = false, change }) {
-  const id = fresh("checkbox"), input = el("input", { type: "checkbox", id, checked });
+  const id = fresh("checkbox"),
+    input = el("input", { type: "checkbox", id, checked });
   input.addEventListener("change", change);
-  return { node: el("span", { class: "checkbox" }, input, el("label", { for: id }, label)), input, get value() { return input.checked; } };
+  return {
+    node: el("span", { class: "checkbox" }, input, el("label", { for: id }, label)),
+    input,
+    get value() {
+      return input.checked;
+    },
+  };
 }
 
 export function button(label, click) {
@@ -70,7 +97,8 @@ export function button(label, click) {
 
 // The sentence below the controls. It is shown at once, and spoken when the reader has come to rest.
 export function report() {
-  const seen = el("p", { class: "says", "aria-hidden": "true" }), spoken = el("p", { class: "spoken", role: "status" });
+  const seen = el("p", { class: "says", "aria-hidden": "true" }),
+    spoken = el("p", { class: "spoken", role: "status" });
   let timer = 0;
   return {
     nodes: [seen, spoken],
@@ -78,7 +106,9 @@ export function report() {
       if (seen.textContent === text) return;
       seen.textContent = text;
       clearTimeout(timer);
-      timer = setTimeout(() => { spoken.textContent = text; }, 400);
+      timer = setTimeout(() => {
+        spoken.textContent = text;
+      }, 400);
     },
   };
 }
@@ -86,24 +116,46 @@ export function report() {
 // A picture with axes. x and y are {from, to, ticks, log, label, text}; what is drawn goes into `marks`, back to front.
 export function picture({ title = "", label, x, y, width = 280, height = 210, equal = false }) {
   const text = (axis, v) => (axis.text ? axis.text(v) : String(v).replace("-", "\u2212"));
-  const left = 15 + 6.5 * Math.max(...y.ticks.map((v) => text(y, v).length)), right = 8, top = title ? 24 : 8, bottom = x.label ? 40 : 24;
+  const left = 15 + 6.5 * Math.max(...y.ticks.map((v) => text(y, v).length)),
+    right = 8,
+    top = title ? 24 : 8,
+    bottom = x.label ? 40 : 24;
   if (equal) height = top + bottom + ((width - left - right) * (y.to - y.from)) / (x.to - x.from);
   const scale = (axis, low, high) => {
-    const at = axis.log ? Math.log : Number, a = at(axis.from), b = at(axis.to);
+    const at = axis.log ? Math.log : Number,
+      a = at(axis.from),
+      b = at(axis.to);
     return (v) => low + ((high - low) * (at(v) - a)) / (b - a);
   };
-  const X = scale(x, left, width - right), Y = scale(y, height - bottom, top), clip = fresh("clip");
+  const X = scale(x, left, width - right),
+    Y = scale(y, height - bottom, top),
+    clip = fresh("clip");
   const marks = el("svg:g", { "clip-path": `url(#${clip})` });
-  const node = el("svg:svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label },
-    el("svg:defs", {}, el("svg:clipPath", { id: clip },
-      el("svg:rect", { x: left, y: top, width: width - left - right, height: height - top - bottom }))),
+  const node = el(
+    "svg:svg",
+    { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label },
+    el(
+      "svg:defs",
+      {},
+      el(
+        "svg:clipPath",
+        { id: clip },
+        el("svg:rect", { x: left, y: top, width: width - left - right, height: height - top - bottom }),
+      ),
+    ),
     marks,
-    el("svg:path", { class: "axes", d: `M${left} ${top}V${height - bottom}H${width - right}`
-      + x.ticks.map((v) => `M${X(v)} ${height - bottom}v4`).join("") + y.ticks.map((v) => `M${left} ${Y(v)}h-4`).join("") }),
+    el("svg:path", {
+      class: "axes",
+      d:
+        `M${left} ${top}V${height - bottom}H${width - right}` +
+        x.ticks.map((v) => `M${X(v)} ${height - bottom}v4`).join("") +
+        y.ticks.map((v) => `M${left} ${Y(v)}h-4`).join(""),
+    }),
     ...x.ticks.map((v) => el("svg:text", { x: X(v), y: height - bottom + 17, "text-anchor": "middle" }, text(x, v))),
     ...y.ticks.map((v) => el("svg:text", { x: left - 7, y: Y(v) + 4.5, "text-anchor": "end" }, text(y, v))),
     el("svg:text", { x: left, y: 15, class: "title" }, title),
-    el("svg:text", { x: (left + width - right) / 2, y: height - 5, "text-anchor": "middle" }, x.label ?? ""));
+    el("svg:text", { x: (left + width - right) / 2, y: height - 5, "text-anchor": "middle" }, x.label ?? ""),
+  );
   const line = (points) => {
     const inside = points.filter(([, v]) => Number.isFinite(v) && (!y.log || v > 0));
     return inside.length ? "M" + inside.map(([u, v]) => `${X(u).toFixed(1)} ${Y(v).toFixed(1)}`).join("L") : "";
@@ -116,7 +168,13 @@ export function picture({ title = "", label, x, y, width = 280, height = 210, eq
 // The plane of the book's mixtures.
 export function plane(title, label, [x0, x1, y0, y1]) {
   const ticks = (from, to) => [-4, -2, 0, 2, 4].filter((v) => v >= from && v <= to);
-  return picture({ title, label, x: { from: x0, to: x1, ticks: ticks(x0, x1) }, y: { from: y0, to: y1, ticks: ticks(y0, y1) }, equal: true });
+  return picture({
+    title,
+    label,
+    x: { from: x0, to: x1, ticks: ticks(x0, x1) },
+    y: { from: y0, to: y1, ticks: ticks(y0, y1) },
+    equal: true,
+  });
 }
 
 // Which edges of a cell a level crosses (bottom 0, right 1, top 2, left 3), by which of its corners are above it.
@@ -124,25 +182,47 @@ const CASES = ["", "03", "10", "13", "21", "0321", "20", "23", "32", "02", "1032
 
 // Contours of a log-density over a picture, at shares of its maximum there: one path for each, by marching squares.
 export function contours({ x, y, X, Y }, logDensity, shares = [0.01, 0.1, 0.4, 0.8]) {
-  const step = (x.to - x.from) / 72, nx = 75, ny = Math.ceil((y.to - y.from) / step) + 3; // one cell beyond each side
-  const gridX = (i) => x.from + (i - 1) * step, gridY = (j) => y.from + (j - 1) * step;
+  const step = (x.to - x.from) / 72,
+    nx = 75,
+    ny = Math.ceil((y.to - y.from) / step) + 3; // one cell beyond each side
+  const gridX = (i) => x.from + (i - 1) * step,
+    gridY = (j) => y.from + (j - 1) * step;
   const values = new Float64Array(nx * ny).fill(-1e3); // the rim stays low, so that every line closes
   for (let j = 1; j < ny - 1; j++) for (let i = 1; i < nx - 1; i++) values[j * nx + i] = logDensity([gridX(i), gridY(j)]);
   const peak = Math.max(...values);
   return shares.map((share) => {
-    const level = peak + Math.log(share), next = new Map(), places = new Map();
-    for (let j = 0; j < ny - 1; j++) for (let i = 0; i < nx - 1; i++) {
-      const at = j * nx + i, above = at + nx;
-      const lines = CASES[(values[at] > level) + 2 * (values[at + 1] > level) + 4 * (values[above + 1] > level) + 8 * (values[above] > level)];
-      const edges = [[at, at + 1], [at + 1, above + 1], [above, above + 1], [at, above]];
-      const cross = (k) => { // where the level crosses edge k; its key is shared with the neighbour
-        const [p, q] = edges[k], key = 2 * p + (k % 2), f = Math.max(0, (level - values[p]) / (values[q] - values[p]));
-        const u = gridX((p % nx) + (k % 2 ? 0 : f)), v = gridY(Math.floor(p / nx) + (k % 2 ? f : 0));
-        places.set(key, `${X(u).toFixed(1)} ${Y(v).toFixed(1)}`);
-        return key;
-      };
-      for (let k = 0; k < lines.length; k += 2) next.set(cross(+lines[k]), cross(+lines[k + 1]));
-    }
+    const level = peak + Math.log(share),
+      next = new Map(),
+      places = new Map();
+    for (let j = 0; j < ny - 1; j++)
+      for (let i = 0; i < nx - 1; i++) {
+        const at = j * nx + i,
+          above = at + nx;
+        const lines =
+          CASES[
+            (values[at] > level) +
+              2 * (values[at + 1] > level) +
+              4 * (values[above + 1] > level) +
+              8 * (values[above] > level)
+          ];
+        const edges = [
+          [at, at + 1],
+          [at + 1, above + 1],
+          [above, above + 1],
+          [at, above],
+        ];
+        const cross = (k) => {
+          // where the level crosses edge k; its key is shared with the neighbour
+          const [p, q] = edges[k],
+            key = 2 * p + (k % 2),
+            f = Math.max(0, (level - values[p]) / (values[q] - values[p]));
+          const u = gridX((p % nx) + (k % 2 ? 0 : f)),
+            v = gridY(Math.floor(p / nx) + (k % 2 ? f : 0));
+          places.set(key, `${X(u).toFixed(1)} ${Y(v).toFixed(1)}`);
+          return key;
+        };
+        for (let k = 0; k < lines.length; k += 2) next.set(cross(+lines[k]), cross(+lines[k + 1]));
+      }
     let path = "";
     while (next.size) {
       const loop = [];
@@ -160,9 +240,22 @@ export function contours({ x, y, X, Y }, logDensity, shares = [0.01, 0.1, 0.4, 0
 
 // What the colours and strokes of a picture mean: [class of the stroke, text].
 export function key(entries) {
-  return el("p", { class: "key" }, ...entries.map(([kind, text]) => el("span", {},
-    el("svg:svg", { viewBox: "0 0 22 10", "aria-hidden": "true" }, el("svg:path", { class: kind, d: kind.includes("dots") ? "M11 5h.01" : "M1 5H21" })),
-    ` ${text}`)));
+  return el(
+    "p",
+    { class: "key" },
+    ...entries.map(([kind, text]) =>
+      el(
+        "span",
+        {},
+        el(
+          "svg:svg",
+          { viewBox: "0 0 22 10", "aria-hidden": "true" },
+          el("svg:path", { class: kind, d: kind.includes("dots") ? "M11 5h.01" : "M1 5H21" }),
+        ),
+        ` ${text}`,
+      ),
+    ),
+  );
 }
 
 // Put an explorer wherever the page asks for one, in place of its still picture, which stays for paper. `build` gets the
