@@ -236,15 +236,15 @@ def assault(place: Place, moments: list[tuple[str, str, str]], seed: int) -> int
                 assert cluster
                 cluster.workers.append(cluster.worker())
                 continue  # its cell goes to another worker
+            if kind == "scheduler":
+                assert cluster
+                cluster.end()  # its machine was lost: workers that stay would finish what they have begun
             error = over(batch)
             assert "Traceback" not in error, error
             if kind in SAYS and batch.returncode:  # the blow may have come when all was done
                 assert SAYS[kind] in error, error
                 assert error.splitlines()[-1].startswith("  python -m itlib.reproduce --N"), error
             wait_for(lambda known=known: not alive(known), "what was below to end", 60)
-            if kind == "scheduler":
-                assert cluster
-                cluster.end()
             extra.update({name: n - before[name] for name, n in place.log("executed").items() if name in done})
         over(batch)
     assert not +extra, f"finished cells ran again: {extra}"
