@@ -226,8 +226,10 @@ def assault(place: Place, moments: list[tuple[str, str, str]], seed: int) -> int
                 assert time.monotonic() < started + 600, (kind, cell, stage)
             time.sleep(draw.uniform(0, SLOW))
             known = family(batch.pid) + (family(cluster.scheduler.pid) if cluster else [])
-            seen = place.at(cell, stage) or not place.past(cell, stage)
-            struck = seen and batch.poll() is None and strike(kind, cell, batch, cluster)
+            struck = False
+            while batch.poll() is None and not struck and not place.past(cell, stage):
+                struck = strike(kind, cell, batch, cluster)
+                time.sleep(0.01)  # its process may not be there just now: a worker was lost, or it begins
             print(f"{kind} while {cell} is at its {stage}: {'killed' if struck else 'over before the blow'}")
             if not struck:
                 continue
