@@ -159,13 +159,12 @@ class GaussianMixture:
             t: times in (0, 1], (B,) or ().
             schedule: the pair alpha, sigma.
         """
+        _noisy(t, schedule)
         log_w, means, covariances = self._posterior(x.double(), t.double(), schedule)
         return MixtureSameFamily(_categorical(log_w), MultivariateNormal(means, covariances))
 
     def _posterior(self, x: Tensor, t: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor, Tensor]:
         """Log weights (B, K), means (B, K, d) and covariances (B, K, d, d) of X_0 given X_t = x."""
-        if not bool((t > 0.0).all()):
-            raise ValueError(f"X_0 given X_t has a density for t > 0 only: clamp times to at least {schedule.t_min:g}")
         alpha, sigma = (c.reshape(-1, 1, 1) for c in coefficients(schedule, t, x))
         log_w, u = self._components(x, alpha, sigma)
         q, lam = self._eigenvectors, self._eigenvalues
@@ -263,6 +262,7 @@ class GaussianMixture:
         By (3.1) it equals :math:`(\alpha_t/\sigma_t^2)\,\mathrm{Cov}(X_0, r(X_0)\mid X_t=x)`, and for a quadratic reward
         the inner covariance splits into a part within and a part between components.
         """
+        _noisy(t, schedule)
         y, s = x.double(), t.double()
         log_w, means, covariances = self._posterior(y, s, schedule)
         w = log_w.exp()
@@ -273,6 +273,12 @@ class GaussianMixture:
         between = torch.einsum("bk,bkd,bk->bd", w, means - torch.einsum("bk,bkd->bd", w, means).unsqueeze(1), centred)
         factor = column(schedule.alpha(s) / schedule.sigma(s) ** 2, y)
         return (factor * (within + between)).to(x)
+
+
+def _noisy(t: Tensor, schedule: Schedule) -> None:
+    """Refuse t = 0, where X_0 given X_t is X_t itself and has no density."""
+    if not bool((t > 0.0).all()):
+        raise ValueError(f"X_0 given X_t has a density for t > 0 only: clamp times to at least {schedule.t_min:g}")
 
 
 def _categorical(log_weights: Tensor) -> Categorical:

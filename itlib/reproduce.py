@@ -711,7 +711,8 @@ def _peers(cell: Cell, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]
     defaults = parameters_of(cell.notebook)
 
     def settings(parameters: dict[str, Any]) -> dict[str, Any]:
-        return {**replace(cell, parameters=parameters).recorded(defaults), "seed": None}
+        taken = {key: value for key, value in parameters.items() if key in defaults}
+        return {**replace(cell, parameters=taken).recorded(defaults), "seed": None}
 
     mine = [r for r in records if NOTEBOOK_OF[r["task"]] == Path(cell.notebook).stem]
     return [r for r in mine if settings(r["parameters"]) == settings(cell.parameters)]

@@ -118,6 +118,8 @@ def test_the_ends_of_time(schedule: Schedule) -> None:
     # At 0 there is no noise: the denoiser's answer is multiplied by sigma = 0, and the score is that of the data.
     assert torch.equal(ExactDenoiser(mixture, schedule)(x, zero), torch.zeros_like(x))
     assert torch.equal(noise(schedule, x, torch.randn_like(x), zero), x)
+    reward = QuadraticReward(torch.tensor([1.0, -2.0]))
+    assert torch.allclose(mixture.posterior_reward(x, zero, schedule, reward), reward(x), atol=1e-5)
     # At 1 there is no data.
     assert torch.allclose(mixture.score(x, one, schedule), -x, atol=1e-5)
     assert torch.allclose(ExactDenoiser(mixture, schedule)(x, one), x, atol=1e-5)

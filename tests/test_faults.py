@@ -226,8 +226,10 @@ def assault(place: Place, moments: list[tuple[str, str, str]], seed: int) -> int
                 assert time.monotonic() < started + 600, (kind, cell, stage)
             time.sleep(draw.uniform(0, SLOW))
             known = family(batch.pid) + (family(cluster.scheduler.pid) if cluster else [])
-            seen = place.at(cell, stage) or not place.past(cell, stage)
-            struck = seen and batch.poll() is None and strike(kind, cell, batch, cluster)
+            struck = False
+            while batch.poll() is None and not struck and not place.past(cell, stage):
+                struck = strike(kind, cell, batch, cluster)
+                time.sleep(0.01)  # its process may not be there just now: a worker was lost, or it begins
             print(f"{kind} while {cell} is at its {stage}: {'killed' if struck else 'over before the blow'}")
             if not struck:
                 continue
@@ -236,15 +238,15 @@ def assault(place: Place, moments: list[tuple[str, str, str]], seed: int) -> int
                 assert cluster
                 cluster.workers.append(cluster.worker())
                 continue  # its cell goes to another worker
+            if kind == "scheduler":
+                assert cluster
+                cluster.end()  # its machine was lost: workers that stay would finish what they have begun
             error = over(batch)
             assert "Traceback" not in error, error
             if kind in SAYS and batch.returncode:  # the blow may have come when all was done
                 assert SAYS[kind] in error, error
                 assert error.splitlines()[-1].startswith("  python -m itlib.reproduce --N"), error
             wait_for(lambda known=known: not alive(known), "what was below to end", 60)
-            if kind == "scheduler":
-                assert cluster
-                cluster.end()
             extra.update({name: n - before[name] for name, n in place.log("executed").items() if name in done})
         over(batch)
     assert not +extra, f"finished cells ran again: {extra}"

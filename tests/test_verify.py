@@ -97,7 +97,12 @@ def test_every_committed_record_can_be_made_again(monkeypatch: pytest.MonkeyPatc
 
 def test_the_peers_of_a_record_are_its_other_seeds() -> None:
     records = read_records(REFERENCE, "**/*.json")
-    for name, seeds in (("paper/N020_seed0", 10), ("paper/base_seed3", 10), ("small/N003_seed0", 1)):
+    for name, seeds in (
+        ("paper/N020_seed0", 10),
+        ("paper/base_seed3", 10),
+        ("small/N003_seed0", 1),
+        ("budget/paper_N020_learned_seed0", 3),
+    ):
         path = REFERENCE / f"{name}.json"
         cell = reproduce._cell_of(read_record(path), path, small_batch.ROOT, Path())
         found = {record["parameters"]["seed"] for record in reproduce._peers(cell, records)}
