@@ -194,10 +194,11 @@ config = TiltingConfig(
     N=10 if full else 3, lam=lam, S=256 if full else 64, J=20, B=64, E=60 if full else 5, lr=3e-4, decay=True
 )
 checkpoint = Path(tempfile.mkdtemp()) / "run.safetensors"
-rows = []
+rows, strengths = [], []
 for step in iterative_tilting(base, warm_left, schedule, config, d=d, seed=0):
     rows.append((step.k, step.strength, float(step.rewards.mean()), float(step.losses.mean())))
-    save_state(checkpoint, RunState(step.k, config.N, step.denoiser))
+    strengths.append(step.strength)
+    save_state(checkpoint, RunState(step.k, config.N, step.denoiser, strengths=strengths))
     if step.k == config.N // 2:
         break  # a power cut
 
@@ -208,7 +209,7 @@ for step in iterative_tilting(base, warm_left, schedule, config, d=d, seed=0):
 # %%
 student = FromModel(UNet2DModel.from_config(unet.config), schedule, (3, 4, 4), scheduler.config.prediction_type)
 found = load_state(checkpoint, student)
-for step in iterative_tilting(student, warm_left, schedule, config, d=d, seed=0, start=found.done):
+for step in iterative_tilting(student, warm_left, schedule, config, d=d, seed=0, strengths=found.strengths):
     rows.append((step.k, step.strength, float(step.rewards.mean()), float(step.losses.mean())))
 tilted = step.denoiser
 
