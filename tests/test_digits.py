@@ -152,7 +152,7 @@ def test_strengths_follow_from_the_sweep() -> None:
 
 
 def test_records_are_whole() -> None:
-    """Every method of every reward, at the strength and with the evaluations that the code says; seed 0 of each that is there."""
+    """Every method of every reward that is there, at the strength and with the evaluations that the code says."""
     seeds: dict[str, set[int]] = {}
     for record in read_records(REFERENCE):
         parameters, metrics = record["parameters"], record["metrics"]
