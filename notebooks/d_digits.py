@@ -412,7 +412,7 @@ def effort(task):
             bound = math.log(CANDIDATES) - (CANDIDATES - 1) / CANDIDATES
             row["KL to the base"] = f"≤ {bound:.2f}"
             found = bound - lam * metric(task, name, "mean_reward") + np.array([truth(r, "log_z") for r in of[task]])
-            row["distance, nats"] = f"≤ {pm(found)}"
+            row["distance, nats"] = f"≤ {pm(found.clip(min=0))}"  # below zero by the error of the means only
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -662,7 +662,7 @@ display(
         + (
             "Nowhere do votes for three rise without the judge."
             if np.nanmean(metric("class", low, "agree")) > np.mean([r["metrics"]["base agree"] for r in of["class"]]) - 0.03
-            else "There votes rise in part for what the judge takes for something else, and samples are less clear."
+            else "There votes rise for what the judge takes for something else, or the samples are less clear: the picture below helps to tell."
         )
     )
 )

@@ -165,5 +165,5 @@ def test_records_are_whole() -> None:
                 assert f"{name} mean_reward" in metrics or name in record["failure"], (parameters, name)
             for lam, log_z, kl in zip(*(record["curve"][key] for key in ("lam", "log_z", "kl")), strict=True):
                 assert lam is None or (math.isfinite(log_z) and kl >= 0)
-    assert {"class", "symmetry"} <= set(seeds) <= {"base", *TASKS}
+    assert set(TASKS) <= set(seeds) <= {"base", *TASKS}
     assert all(0 in found for found in seeds.values())
