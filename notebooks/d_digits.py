@@ -442,7 +442,7 @@ free = [n for n in ranked if not METHODS[n].gradient]
 start = untouched("class").mean()
 display(
     Markdown(
-        f"Without a gradient, the closest is *{TITLES[free[0]]}* ({pm(distance('class', free[0]))} nats of the {start:.2f} at the start), then *{TITLES[free[1]]}* ({pm(distance('class', free[1]))}); the farthest is "
+        f"Of the methods that train without a gradient the closest is *{TITLES[free[0]]}* ({pm(distance('class', free[0]))} nats of the {start:.2f} at the start), then *{TITLES[free[1]]}* ({pm(distance('class', free[1]))}); the farthest is "
         f"*{TITLES[free[-1]]}* ({pm(distance('class', free[-1]))}). "
         + (
             "Some end farther from the exact tilt than the base: "
@@ -573,7 +573,7 @@ for task in (t for t in ("symmetry", "class") if t in HERE):
     )
     a, b = np.nanmean(distance(task, with_g)), np.nanmean(distance(task, without))
     lines.append(
-        f"- *{task}* ({'its own gradient' if TASKS[task].smooth else 'the gradient of a fitted network'}): {TITLES[with_g]} ends {pm(distance(task, with_g))} nats from the exact tilt, the best without a "
+        f"- *{task}* ({'its own gradient' if TASKS[task].smooth else 'the gradient of a fitted network'}): {TITLES[with_g]} ends {pm(distance(task, with_g))} nats from the exact tilt, the best that trains without a "
         f"gradient, {TITLES[without]}, {pm(distance(task, without))}."
         + (
             " The gradient is worth having."
