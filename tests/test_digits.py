@@ -141,15 +141,18 @@ def test_the_grid_asks_for_what_the_template_has() -> None:
 
 def test_strengths_follow_from_the_sweep() -> None:
     """Of seed 0, whose rows are the sweep's first."""
-    for name, task in TASKS.items():
-        curve = read_record(REFERENCE / f"{name}_seed0.json")["curve"]
+    for path in sorted(REFERENCE.glob("*_seed0.json")):
+        name, curve = path.stem.removesuffix("_seed0"), read_record(path).get("curve")
+        if name not in TASKS:
+            continue
+        task = TASKS[name]
         rows = [(lam, ess) for lam, ess in zip(curve["lam"], curve["ess"], strict=True) if lam is not None]
         assert tuple(lam for lam, _ in rows) == task.sweep
         assert strongest([lam for lam, _ in rows], [ess for _, ess in rows]) == task.lam
 
 
 def test_records_are_whole() -> None:
-    """Every method of every reward, at the strength and with the evaluations that the code says; seed 0 of each at least."""
+    """Every method of every reward that is there, at the strength and with the evaluations that the code says."""
     seeds: dict[str, set[int]] = {}
     for record in read_records(REFERENCE):
         parameters, metrics = record["parameters"], record["metrics"]
@@ -162,6 +165,5 @@ def test_records_are_whole() -> None:
                 assert f"{name} mean_reward" in metrics or name in record["failure"], (parameters, name)
             for lam, log_z, kl in zip(*(record["curve"][key] for key in ("lam", "log_z", "kl")), strict=True):
                 assert lam is None or (math.isfinite(log_z) and kl >= 0)
-    assert seeds["base"] == {0}
-    assert set(seeds) == {"base", *TASKS}
+    assert set(TASKS) <= set(seeds) <= {"base", *TASKS}
     assert all(0 in found for found in seeds.values())
