@@ -152,9 +152,9 @@ def test_a_foreign_model_is_tilted_and_resumed(tmp_path: Path) -> None:
     assert all(torch.equal(value, before[name]) for name, value in base.state_dict().items())
 
     first = next(iterative_tilting(base, brightness, schedule, config, d=D))
-    save_state(tmp_path / "run.safetensors", RunState(1, 3, first.denoiser))
+    save_state(tmp_path / "run.safetensors", RunState(1, 3, first.denoiser, strengths=[first.strength]))
     found = load_state(tmp_path / "run.safetensors", FromModel(unet(1), schedule, SHAPE, "v_prediction"))
-    *_, resumed = iterative_tilting(found.denoiser, brightness, schedule, config, d=D, start=found.done)
+    *_, resumed = iterative_tilting(found.denoiser, brightness, schedule, config, d=D, strengths=found.strengths)
     for name, value in last.denoiser.state_dict().items():
         torch.testing.assert_close(resumed.denoiser.state_dict()[name], value, rtol=0, atol=0)
 
