@@ -21,6 +21,7 @@ from itlib.baselines.digits import (
     Setting,
     differentiable,
     fine_tune,
+    implicit,
     paper,
     path_card,
     recommended,
