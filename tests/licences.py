@@ -18,8 +18,11 @@ FINE = (
     "cc0", "0bsd", "hpnd", "lgpl", "lesser general public", "historical permission", "public domain", "zpl", "cnri",
     "bsl-1.0",
 )  # fmt: skip
-#: Packages that list a strong copyleft licence which covers nothing that is used.
-EXCEPTIONS = {"docutils": "the GPL is that of a mode for Emacs"}
+#: Packages whose metadata sound worse than they are.
+EXCEPTIONS = {
+    "docutils": "the GPL is that of a mode for Emacs",
+    "selenium-axe-python": "its licence file is the MPL's; its classifier says proprietary",
+}
 
 
 def licence(package: Distribution) -> str:
