@@ -3,8 +3,7 @@ r"""Small images that ship with a library, a model of them, rewards that have no
 The data are scikit-learn's 1797 handwritten digits, 8 by 8 pixels of 17 grey levels. A density needs numbers that are not
 all whole, so that each level g becomes the interval it stands for, :math:`x=2(g+u)/17-1` with u uniform in [0, 1]; a sample
 of shape (64,) is an image read row by row. The model is a residual perceptron that corrects the Gaussian with the mean and
-covariance of the data in whitened coordinates (:mod:`itlib.corrections`): the paper's perceptron of as many weights, which
-predicts the noise itself, ends with pixels far outside of what it was shown.
+covariance of the data in whitened coordinates (:mod:`itlib.corrections`).
 
 Three rewards, each as the method sees it, by its values alone:
 
