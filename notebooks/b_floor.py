@@ -116,27 +116,27 @@ display(Markdown(pd.DataFrame(table).to_markdown(index=False, disable_numparse=T
 # %% tags=["hide-input"]
 strengths = runs["curve"].iloc[0]["strength"]
 with plots.house_style() as plt:
-    fig, axes = plt.subplots(1, 3, figsize=(9, 3.4), sharey=True)
+    fig, axes = plt.subplots(1, 3, figsize=(9, 3.4))
     for ax, which in zip(axes, ("paper", "quadratic", "tails"), strict=True):
         for (kind, label), color, marker in zip(KINDS.items(), plots.SERIES, plots.MARKERS, strict=False):
             curves = floors(which, kind)
             if len(curves):
                 ax.plot(strengths, curves.mean(0), color=color, marker=marker, label=label)
                 ax.fill_between(strengths, curves.min(0), curves.max(0), color=color, alpha=0.15, linewidth=0)
-        ax.set(xlabel="strength of the tilt $s$", title=which)
-    axes[0].set(ylabel=r"error of the base's $\hat x_1$", ylim=(0, None))
+        ax.set(xlabel="strength of the tilt $s$", title=which, ylim=(0, None))
+    axes[0].set(ylabel=r"error of the base's $\hat x_1$")
     axes[0].legend(fontsize=8.5)
 plots.show(
     fig,
     "floor",
-    "Error of four kinds of trained base against the strength of the tilt at whose samples it is measured, on three tasks. The paper's network gets worse by a factor of about two; networks on top of a Gaussian stay nearly level on Gaussian tails.",
+    "Error of four kinds of trained base against the strength of the tilt at whose samples it is measured, on three tasks. The paper's network gets worse by a factor of about two; networks on top of a Gaussian stay nearly level on the two tasks with Gaussian tails, and are the worst on the third.",
 )
 
 # %% [markdown]
 # ```{glue:figure} floor
 # :name: fig-floor
 #
-# The floor: a base that is good at home is not good where the target lives. Mean over seeds; bands from the lowest to the highest seed.
+# The floor: a base that is good at home is not good where the target lives. Mean over seeds; bands from the lowest to the highest seed. The task `tails` is explained below.
 # ```
 
 # %% tags=["remove-input"]
@@ -214,7 +214,7 @@ display(Markdown(pd.DataFrame(table).to_markdown(index=False, disable_numparse=T
 #
 # ## What is built in, and when it is wrong
 #
-# In {numref}`fig-floor` a network on top of a Gaussian ({py:func}`~itlib.corrections.skip_network`) does best. It is no better at home. It extrapolates better, because the Gaussian part is linear in $x$ far out, as the score of a Gaussian is, and the network has only to
+# On the first two tasks of {numref}`fig-floor` a network on top of a Gaussian ({py:func}`~itlib.corrections.skip_network`) does best. It is no better at home. It extrapolates better, because the Gaussian part is linear in $x$ far out, as the score of a Gaussian is, and the network has only to
 # learn what is not Gaussian. That is an *assumption about tails*, and on the tasks of the paper it is true.
 #
 # The task `tails` is made to break it. A tenth of each mode has three times the variance, and the reward $r(x) = 2 x_2$ makes the target of it:

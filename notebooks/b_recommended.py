@@ -299,6 +299,7 @@ with plots.house_style() as plt:
             if (which, cell) in runs.index.droplevel("seed"):
                 values = found(which, cell)
                 ax.plot(np.full(len(values), i + offset), values, marker, color=color, alpha=0.8)
+    ax.plot([], [], "o", color=plots.COLORS["learned"], label="Algorithm 2, $N = 20$")
     ax.plot([], [], "D", color=plots.COLORS["target"], label="$N = 20$")
     ax.plot([], [], "s", color=plots.COLORS["target"], label="chosen steps")
     ax.plot([], [], "^", color=plots.COLORS["base"], label="exact base")
@@ -319,7 +320,7 @@ plots.show(
 # ```{glue:figure} recommended
 # :name: fig-recommended
 #
-# Error of $\hat x_1$ at noised samples of the target, a mark per seed. Dashed: the floor on the paper's task. The number of tilts has stopped to matter, and on the paper's task nothing is left above the floor.
+# Error of $\hat x_1$ at noised samples of the target, a mark per seed. Dashed: the floor on the paper's task. On the paper's task the number of tilts has stopped to matter, and little is left above the floor.
 # ```
 
 # %% [markdown]
