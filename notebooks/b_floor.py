@@ -101,7 +101,7 @@ for which in ("paper", "unequal", "one-mode", "quadratic"):
         {
             "task": which,
             "KL(target ‖ base)": f"{problem.base.tilt_kl(problem.reward):.2f}",
-            "effective samples of 30,000": f"{number:.0f}" if finite else "0: the weights have no variance",
+            "effective samples of 30,000": f"{number:.0f}" if finite else "0: the variance of the weights is infinite",
         }
     )
 display(Markdown(pd.DataFrame(table).to_markdown(index=False, disable_numparse=True)))
@@ -144,7 +144,7 @@ display(
     Markdown(
         "On the paper's task, from the base's samples to the target's: "
         + "; ".join(
-            f"{label} {pm(floors('paper', kind)[:, 0])} → {pm(floors('paper', kind)[:, -1])}"
+            f"{label} {pm(floors('paper', kind)[:, 0])} → {pm(floors('paper', kind)[:, -1])} ({len(floors('paper', kind))} seed{'s' * (len(floors('paper', kind)) > 1)})"
             for kind, label in KINDS.items()
             if len(floors("paper", kind))
         )
@@ -172,7 +172,13 @@ for path in sorted(Path(budget).glob("paper_N*_both_seed*.json")):
     )
 ended = pd.DataFrame(exact_rows)
 ended["ratio"] = ended["error"] / ended["floor"]
-display(Markdown(ended.to_markdown(index=False, floatfmt=("d", "d", ".3f", ".3f", ".2f"))))
+display(
+    Markdown(
+        ended.astype({"N": str, "seed": str}).to_markdown(
+            index=False, floatfmt=("", "", ".3f", ".3f", ".2f"), disable_numparse=[0, 1]
+        )
+    )
+)
 
 # %% [markdown]
 # ## The sampler thins the tail further
