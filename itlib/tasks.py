@@ -64,7 +64,7 @@ def heavy_tails() -> GaussianMixture:
     return GaussianMixture(weights, means, torch.cat([paper.covariances, 3 * paper.covariances]))
 
 
-#: Further tasks, which the chapters that go through all of :data:`TASKS` leave out.
+# Further tasks, which the chapters that go through all of :data:`TASKS` leave out.
 OTHERS = {"tails": Task(heavy_tails(), parse_reward("b=0,2"))}
 
 
