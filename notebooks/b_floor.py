@@ -107,7 +107,7 @@ for which in ("paper", "unequal", "one-mode", "quadratic"):
 display(Markdown(pd.DataFrame(table).to_markdown(index=False, disable_numparse=True)))
 
 # %% [markdown]
-# A handful. Nothing that is fitted to the data alone can know the target's score from so few. What a network says there, it says by extrapolation.
+# From a handful to a few hundred. Nothing that is fitted to the data alone can know the target's score from so few. What a network says there, it says by extrapolation.
 #
 # ## The error where the target lives
 #

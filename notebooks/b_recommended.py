@@ -223,7 +223,7 @@ display(Markdown(pd.DataFrame(table).to_markdown(index=False, disable_numparse=T
 # %% tags=["remove-input"]
 BARS = {
     "ratio": ("error / floor", 1.2, ".2f"),
-    "mean_mse_target": ("MSE of the mean", 5e-3, ".4f"),
+    "mean_mse_target": ("mean", 5e-3, ".4f"),
     "weight_error": ("weights", 0.01, ".3f"),
     "nll_gap": ("likelihood", 0.02, ".3f"),
     "variance_error": ("variances", 0.03, ".3f"),
@@ -232,10 +232,9 @@ table, met = [], []
 for which in names:
     cells = ["main_chosen", *sorted(c for c in runs.loc[which].index.unique("cell") if c.startswith("main_N"))]
     for cell in cells:
-        row = {"task": which, "tilts": "chosen: " + "–".join(f"{v:.0f}" for v in sorted({*found(which, cell, "tilts")}))}
-        if cell != "main_chosen":
-            row["tilts"] = f"$N = {int(cell[6:])}$"
-        row["error"], row["floor"] = (f"{np.median(found(which, cell, key)):.3f}" for key in ("eps_rmse", "floor"))
+        chosen = "–".join(f"{v:.0f}" for v in sorted({*found(which, cell, "tilts")})) + " chosen"
+        row = {"task, tilts": f"{which}, " + (chosen if cell == "main_chosen" else f"{int(cell[6:])}")}
+        row["error"] = f"{np.median(found(which, cell, 'eps_rmse')):.3f}"
         for key, (label, bar, form) in BARS.items():
             values = found(which, cell, key)
             reached = np.median(values) <= bar
