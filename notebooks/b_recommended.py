@@ -416,7 +416,7 @@ least = min(len(found(which, name)) for which in shown for name in REMOVED)
 idle = [LABELS[name] for name in REMOVED if max(times(which, name) for which in shown) < 1.1]
 display(
     Markdown(
-        f"Seeds of what is taken away: {least}; of what is added: {len(found('paper', 'plus_paths'))}. Taken away, the changes multiply the error by: "
+        f"Seeds of what is taken away: {least} or more; of what is added: {len(found('paper', 'plus_paths'))}. Taken away, the changes multiply the error by: "
         + "; ".join(
             f"{which}: " + ", ".join(f"{factor:.1f} ({label})" for factor, label in rows) for which, rows in costly.items()
         )
