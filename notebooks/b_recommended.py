@@ -219,6 +219,9 @@ display(Markdown(pd.DataFrame(table).to_markdown(index=False, disable_numparse=T
 #
 # We set the bar before we ran it: an error of $\hat x_1$ at most 1.2 times the *floor*, the error of the base network at noised samples of the target; squared error of the mean at most 0.005; weights of the modes
 # right to 0.01; the likelihood of exact samples within 0.02 nats of the entropy; variances within 3 per cent. In bold what holds for the median seed, in brackets the worst.
+#
+# The knobs were chosen by hand, on these tasks and with bases of seeds 0 to 2, which are among the five below; seeds 3 and 4 were not looked at before. So read the rows as what can be reached here, not as a test on tasks
+# that nobody had seen.
 
 # %% tags=["remove-input"]
 BARS = {
