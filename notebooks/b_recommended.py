@@ -203,13 +203,9 @@ WHY = {
     "epoch": "over all chains of the tilt",
 }
 old, new = (asdict(CONFIGURATIONS[name]) for name in ("paper", "recommended"))
-table = [
-    {"knob": f"`{key}`", "paper": f"{old[key]}", "recommended": f"{new[key]}", "why": WHY[key]}
-    for key in WHY
-    if old[key] != new[key]
-]
+changes = [f"- `{key}`: {old[key]} → **{new[key]}**; {why}." for key, why in WHY.items() if old[key] != new[key]]
 assert {key for key in old if old[key] != new[key]} <= set(WHY)
-display(Markdown(pd.DataFrame(table).to_markdown(index=False, disable_numparse=True)))
+display(Markdown("Each knob as the paper has it, as we recommend it, and why.\n\n" + "\n".join(changes)))
 
 # %% [markdown]
 # The base changes too. `resumable_base(..., kind="skip")` trains a smaller network as a correction of the Gaussian that fits its data, on the same 30,000 samples; {doc}`b_floor` says what that builds in.
