@@ -28,15 +28,44 @@ the chain's steps are tilted with it.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from itlib.network import Denoiser, Residual
 from itlib.sampling import Variance, time_grid, transition, wider
 from itlib.schedules import Schedule
+
+
+class Beside(nn.Module):
+    """A network that learns, beside the frozen one that it started from: a correction is the difference of the two.
+
+    Args:
+        base: a network; two copies are kept, one of which learns.
+    """
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base, self.student = copy.deepcopy(base).requires_grad_(False), copy.deepcopy(base)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """Predict X_1, (B, d)."""
+        result: Tensor = self.student(x, t)
+        return result
+
+    def correction(self, x: Tensor, t: Tensor) -> Tensor:
+        """What the student adds to the base, (B, d)."""
+        with torch.no_grad():
+            frozen = self.base(x, t)
+        result: Tensor = self.student(x, t) - frozen
+        return result
+
+
+#: What can learn on paths: a denoiser that knows its base, and what it adds to it.
+Corrected = Residual | Beside
 
 
 @dataclass(frozen=True)
@@ -63,7 +92,7 @@ class Paths:
         """Some of the chains."""
         return Paths(self.x_0[index], self.x_t[index], self.z[index], self.correction[index], self.t, self.gain)
 
-    def corrections(self, student: Residual) -> Tensor:
+    def corrections(self, student: Corrected) -> Tensor:
         """What a student adds to the base at the states, (S, K, d)."""
         S, K, d = self.x_t.shape
         result: Tensor = student.correction(self.x_t.reshape(-1, d), self.t.repeat(S)).reshape(S, K, d)
@@ -121,7 +150,7 @@ def chain_steps(
 
 @torch.no_grad()
 def draw_paths(
-    student: Residual,
+    student: Corrected,
     steps: list[Step],
     n: int,
     d: int,
@@ -158,7 +187,7 @@ def effective_paths(log_w: Tensor) -> float:
 
 
 def log_variance_step(
-    student: Residual, optimizer: torch.optim.Optimizer, paths: Paths, rewards: Tensor, strength: float
+    student: Corrected, optimizer: torch.optim.Optimizer, paths: Paths, rewards: Tensor, strength: float
 ) -> Tensor:
     """One optimiser step on the variance of the log weights of a few chains.
 

@@ -64,7 +64,7 @@ from torch import Tensor, nn
 from itlib.corrections import adapter
 from itlib.gaussian_mixture import GaussianMixture
 from itlib.network import Denoiser, Network, Residual, device_of
-from itlib.paths import Paths, chain_steps, draw_paths, log_variance_step
+from itlib.paths import Beside, Corrected, Paths, chain_steps, draw_paths, log_variance_step
 from itlib.rewards import QuadraticReward, Reward, evaluate
 from itlib.sampling import Variance, sample
 from itlib.schedules import Schedule, column, noise
@@ -91,7 +91,7 @@ class TiltingConfig:
         step: "explicit", line 11 of Algorithm 2; "implicit"; or "paths", on whole chains (see :mod:`itlib.paths`), of which
             B make a minibatch.
         variance: of the sampler's steps, "ddpm" or "analytic".
-        student: "copy", all weights of the base, or "adapter", a small correction of the frozen base.
+        student: "copy", all weights of the base that are not frozen, or "adapter", a small correction of the frozen base.
         share: if given, steps are chosen from the rewards so that about this share of the samples stays effective, and N
             is ignored; see :mod:`itlib.stepsize`.
         settle: number of tilts, the last ones, that do not tilt further and only mend what is left. Needs "paths".
@@ -129,8 +129,8 @@ class TiltingConfig:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {' or '.join(map(repr, choices))}, got {getattr(self, name)!r}")
-        if self.step == "paths" and (self.student != "adapter" or self.B < 2):
-            raise ValueError("the step 'paths' needs student='adapter', which keeps the base, and B of at least 2")
+        if self.step == "paths" and self.B < 2:
+            raise ValueError("the step 'paths' compares chains of a minibatch and needs B of at least 2, got 1")
         if self.settle != 0 and (self.step != "paths" or not 0 < self.settle < self.N):
             raise ValueError(f"settle counts tilts, fewer than N={self.N}, and needs step='paths'; got {self.settle!r}")
         self.rule()
@@ -322,10 +322,10 @@ def derive_seed(seed: int, purpose: str, k: int = 0) -> int:
     return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0] >> 1)
 
 
-def as_student(denoiser: Denoiser, d: int, seed: int) -> nn.Module:
-    """A trainable copy: networks are copied, anything else gets a :class:`~itlib.network.Residual` on top."""
+def as_student(denoiser: Denoiser, d: int, seed: int, beside: bool = False) -> nn.Module:
+    """A trainable copy, beside the original if asked for; what is no network gets a :class:`~itlib.network.Residual`."""
     if isinstance(denoiser, nn.Module) and any(p.requires_grad for p in denoiser.parameters()):
-        return copy.deepcopy(denoiser)
+        return Beside(denoiser) if beside else copy.deepcopy(denoiser)
     return Residual(denoiser, Network(d, seed=seed))
 
 
@@ -344,7 +344,7 @@ def student_of(
     """
     if config.student == "adapter":
         return adapter(base, data, schedule, seed=derive_seed(seed, "weights")).to(device_of(base))
-    return as_student(base, d, derive_seed(seed, "weights"))
+    return as_student(base, d, derive_seed(seed, "weights"), beside=config.step == "paths")
 
 
 def _chosen(rule: StepRule, rewards: Tensor, lam: float, strength: float, k: int) -> float:
@@ -434,7 +434,7 @@ def _learn_regression(
 
 
 def _learn_paths(
-    student: Residual, paths: Paths, rewards: Tensor, config: TiltingConfig, strength: float, generator: torch.Generator
+    student: Corrected, paths: Paths, rewards: Tensor, config: TiltingConfig, strength: float, generator: torch.Generator
 ) -> Tensor:
     """Make the weights of chains constant; see :mod:`itlib.paths`. Returns the losses."""
     optimizer = _optimizer(config, student)
@@ -504,10 +504,10 @@ def iterative_tilting(
         first = sampler(base, 1, max(1000, 2 * d), torch.Generator().manual_seed(derive_seed(seed, "coordinates")))
         student = student_of(base, first, schedule, config, d=d, seed=seed)
     else:
-        student = as_student(base, d, derive_seed(seed, "weights"))
+        student = as_student(base, d, derive_seed(seed, "weights"), beside=on_paths and start == 0)
     device = device_of(student)
     if on_paths:
-        if not isinstance(student, Residual):
+        if not isinstance(student, Corrected):
             raise ValueError("to go on with steps on paths, pass the denoiser that the last of them left")
         corrected, widths = student, torch.Generator().manual_seed(derive_seed(seed, "widths"))
         steps = chain_steps(

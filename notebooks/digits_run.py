@@ -153,7 +153,7 @@ def run(name):
     metrics = spent(step) | {"seconds": curve[-1]["seconds"]} | footprint(step.denoiser)
     x, card = path_card(step.denoiser, setting, n_judged, draws("judge"))
     metrics |= card | image_card(x)
-    if name in ("paper", "implicit-full", "implicit", "recommended", "adjoint") and seed == 0 and full:
+    if name in ("paper", "implicit-full", "implicit", "recommended", "recommended-lora", "adjoint") and seed == 0 and full:
         metrics |= identity(step.denoiser, setting)
     return {"failure": failure, "metrics": metrics, "curve": curve, "samples": x[:16].tolist()}
 

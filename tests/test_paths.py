@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -11,8 +13,8 @@ from torch import Tensor
 from itlib.corrections import adapter
 from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture, paper_mixture
 from itlib.metrics import score_errors
-from itlib.network import Residual
-from itlib.paths import Paths, chain_steps, draw_paths, effective_paths, log_variance_step
+from itlib.network import Network, Residual
+from itlib.paths import Beside, Corrected, Paths, chain_steps, draw_paths, effective_paths, log_variance_step
 from itlib.rewards import parse_reward
 from itlib.schedules import Cosine
 from itlib.tilting import CONFIGURATIONS, iterative_tilting
@@ -42,9 +44,20 @@ def noisy_adapter(scale: float = 0.05) -> Residual:
     return student
 
 
-def test_the_ratio_is_that_of_the_densities_of_all_steps() -> None:
+def noisy_copy(scale: float = 0.05) -> Beside:
+    """All weights of a network, shaken."""
+    student = Beside(Residual(BASE, Network(2, width=16, depth=2, seed=1)))
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(2)
+        for p in student.student.parameters():
+            p += scale * torch.randn_like(p)
+    return student
+
+
+@pytest.mark.parametrize("noisy", [noisy_adapter, noisy_copy])
+def test_the_ratio_is_that_of_the_densities_of_all_steps(noisy: Callable[..., Corrected]) -> None:
     """Against torch.distributions, step by step, for the student that drew the chains and for another one."""
-    student, other = noisy_adapter(), noisy_adapter(0.2)
+    student, other = noisy(), noisy(0.2)
     steps = chain_steps(BASE, SCHEDULE, 500, 2, steps=7, generator=seeded(1))
     paths = draw_paths(student, steps, 40, 2, generator=seeded(2))
     ends = torch.cat([paths.x_t[:, 1:], paths.x_0.unsqueeze(1)], 1)
@@ -137,3 +150,25 @@ def test_tilts_on_paths_arrive() -> None:
     target = mixture.tilted(reward)
     errors = [score_errors(one, target, SCHEDULE, n=4000).eps_rmse for one in (BASE, last.denoiser)]
     assert errors[1] < 0.1 * errors[0]
+
+
+def test_all_weights_of_a_network_learn_on_paths() -> None:
+    """A base with weights of its own is copied: the copy learns what it adds to the base, which stays as it is."""
+    mixture, reward = paper_mixture(), parse_reward("unequal")
+    base = Residual(BASE, Network(2, width=64, depth=3, seed=5))
+    config = replace(CONFIGURATIONS["recommended"], S=1500, J=50, student="copy")
+    run = [replace(s, denoiser=copy.deepcopy(s.denoiser)) for s in iterative_tilting(base, reward, SCHEDULE, config)]
+    last, target = run[-1].denoiser, mixture.tilted(reward)
+    assert isinstance(last, Beside)
+    for a, b in zip(last.base.parameters(), base.parameters(), strict=True):
+        assert torch.equal(a, b)
+        assert not a.requires_grad
+    errors = [score_errors(one, target, SCHEDULE, n=4000).eps_rmse for one in (base, last)]
+    assert errors[1] < 0.1 * errors[0]
+    steps = chain_steps(BASE, SCHEDULE, 4000, 2, steps=50, generator=seeded(1))
+    paths = draw_paths(last, steps, 4000, 2, generator=seeded(2))
+    assert effective_paths(reward(paths.x_0) + paths.log_ratio(paths.correction)) > 0.8
+    done = [s.strength for s in run[:-1]]
+    resumed = next(iterative_tilting(run[-2].denoiser, reward, SCHEDULE, config, strengths=done)).denoiser
+    for a, b in zip(resumed.parameters(), last.parameters(), strict=True):
+        assert torch.equal(a, b)

@@ -100,9 +100,10 @@ def implicit(s: Setting, student: Literal["copy", "adapter"] = "adapter") -> Til
     )  # fmt: skip
 
 
-def recommended(s: Setting) -> TiltingConfig:
+def recommended(s: Setting, student: Literal["copy", "adapter"] = "adapter") -> TiltingConfig:
     """The recommended configuration with what the budget allows: a tenth of the evaluations and three passes a tilt."""
-    return replace(CONFIGURATIONS["recommended"], lam=s.lam, S=s.evaluations // 10, J=J, E=3, lr=s.lr)
+    S = s.evaluations // 10
+    return replace(CONFIGURATIONS["recommended"], lam=s.lam, S=S, J=J, E=3, lr=s.lr, student=student)
 
 
 def _tilting(
@@ -186,7 +187,9 @@ METHODS: Mapping[str, Method] = {
     "dpok": Method("DPOK", 1e-4, _policy(replace(_DDPO, kl=1.0, value=True))),
     "draft": Method("DRaFT with path KL", 3e-4, _with_gradient(_draft), gradient=True),
     "adjoint": Method("Adjoint Matching", 3e-4, _with_gradient(_adjoint), gradient=True),
-    "recommended": Method("recommended", 1e-3, _tilting(recommended)),
+    "recommended": Method("recommended, small correction", 1e-3, _tilting(recommended)),
+    "recommended-full": Method("recommended, all weights", 1e-4, _tilting(lambda s: recommended(s, "copy"))),
+    "recommended-lora": Method("recommended, LoRA", 1e-3, _tilting(lambda s: recommended(s, "copy"), lora=True)),
 }
 
 
@@ -234,8 +237,8 @@ def path_card(
 #: Which methods run for which reward; "best" is best-of-n, which trains nothing.
 ASKED: Mapping[str, tuple[str, ...]] = {
     "class": ("best", *METHODS),
-    "symmetry": ("best", "paper", "centred", "implicit", "ddpo", "draft", "adjoint"),
-    "hole": ("best", "paper", "centred", "implicit", "ddpo"),
+    "symmetry": ("best", "paper", "centred", "implicit", "ddpo", "draft", "adjoint", "recommended", "recommended-lora"),
+    "hole": ("best", "paper", "centred", "implicit", "ddpo", "recommended", "recommended-lora"),
 }
 
 
