@@ -24,7 +24,7 @@
 # %% tags=["parameters"]
 task = "paper"  # a name of itlib.tasks
 N = None  # number of equal tilts; None: as the configuration says, which may choose its steps on the way
-change = ""  # a name of itlib.ablation.REMOVED or, with config "paper", of ADDED; empty for none
+change = ""  # a name of itlib.ablation.REMOVED or MORE or, with config "paper", of ADDED; empty for none
 base = None  # "skip", "plain", "wide", "small" or "exact"; None: "skip" if recommended, "plain" if the paper's
 seed = 0  # fixes base and tilts
 profile = "full"  # "full", or "smoke" for a first look in seconds
@@ -40,7 +40,7 @@ import torch
 from IPython.display import Markdown, display
 from tqdm import tqdm
 
-from itlib.ablation import ADDED, REMOVED, settings
+from itlib.ablation import ADDED, MORE, REMOVED, settings
 from itlib.gaussian_mixture import ExactDenoiser
 from itlib.metrics import flow_nll as probability_flow_nll
 from itlib.metrics import sample_card, score_errors
@@ -63,7 +63,7 @@ full = profile == "full"
 # be used, and hardly one of its training samples came near.
 
 # %%
-changes = {"": {}, **(ADDED if config == "paper" else REMOVED)}[change]
+changes = {"": {}, **(ADDED if config == "paper" else REMOVED | MORE)}[change]
 base = changes.get("base", base) or ("plain" if config == "paper" else "skip")
 if base == "exact":
     model, trained = ExactDenoiser(problem.base, schedule), 0.0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from itlib.ablation import ADDED, REMOVED, cells, settings
+from itlib.ablation import ADDED, MORE, REMOVED, cells, settings
 from itlib.grids import ABLATION, GRIDS
 from itlib.records import read_record
 from itlib.reproduce import parameters_of
@@ -24,14 +24,14 @@ def test_every_cell_can_be_run(name: str) -> None:
     parameters = cells()[name]
     assert set(parameters) <= set(parameters_of(str(ROOT / "notebooks" / f"{ABLATION}.py")))
     task(parameters["task"])
-    changes = {"": {}, **REMOVED, **ADDED}[parameters.get("change", "")]
+    changes = {"": {}, **REMOVED, **MORE, **ADDED}[parameters.get("change", "")]
     config = settings(parameters["config"], parameters.get("N"), changes)
     assert (config.share is None) == (parameters["config"] == "paper" or "N" in parameters or "N" in changes)
     assert GRIDS["ablation"].variants([]) == cells()
 
 
 def test_a_change_changes_what_it_names() -> None:
-    for config, changes in (("recommended", REMOVED), ("paper", ADDED)):
+    for config, changes in (("recommended", REMOVED | MORE), ("paper", ADDED)):
         default = asdict(CONFIGURATIONS[config])
         for name, knobs in changes.items():
             changed = {key: value for key, value in asdict(settings(config, None, knobs)).items() if value != default[key]}
