@@ -72,6 +72,9 @@ TASK_TITLES = {
 # that trains stops when it has spent what Algorithm 2 spends with the paper's settings and $N = 20$. The methods that train
 # nothing spend about as much on their samples. Evaluations of the reward, and seconds, follow from that; they are reported.
 #
+# *Recommended here* is what this book ends with ({doc}`b_recommended`), cut to these rules: its steps on chains, chosen from the rewards, train all weights of the same network
+# as everyone's, from the same base, with fewer and shorter chains.
+#
 # Each method's learning rate was chosen by one rule: of three values, the one whose final samples are closest to the target, on
 # the paper's task, with a seed that is used for nothing else.
 
@@ -176,7 +179,7 @@ plots.show(
 
 # %% tags=["hide-input"]
 LINES = {
-    name: (plots.SERIES[i % len(plots.SERIES)], "os^Dvp<>X*Ph"[i])
+    name: (plots.SERIES[i % len(plots.SERIES)], "os^Dvp<>X*Phd"[i])
     for group in (False, True)
     for i, name in enumerate(n for n, m in METHODS.items() if m.gradient == group)
 }

@@ -80,7 +80,7 @@ torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # the first optimiser of
 def look(step, seconds):
     """One row of the curve, from a copy of the network that is not counted; an error once its samples have run away."""
     network = Network(problem.base.d)
-    network.load_state_dict(step.denoiser.state_dict())
+    network.load_state_dict(getattr(step.denoiser, "student", step.denoiser).state_dict())  # of two, the one that learns
     x = sample(network, schedule, work.samples // 2, problem.base.d, steps=50, generator=torch.Generator().manual_seed(seed))
     if not bool(torch.isfinite(x).all()):
         raise FloatingPointError(f"iteration {step.k}: the samples are no longer finite")

@@ -41,7 +41,7 @@ from itlib.network import Denoiser, Network
 from itlib.rewards import Reward
 from itlib.schedules import Schedule
 from itlib.tasks import Task
-from itlib.tilting import PAPER_UPDATE, TiltingConfig, Update, derive_seed, iterative_tilting
+from itlib.tilting import CONFIGURATIONS, PAPER_UPDATE, TiltingConfig, Update, derive_seed, iterative_tilting
 
 #: Units of work of every fine-tuning method, and for a first look.
 WORK = {"full": 4_500_000, "smoke": 60_000}
@@ -138,6 +138,16 @@ def _tilting(update: Update, one_shot: bool = False) -> Callable[[Setting], Iter
     return train
 
 
+def _recommended(s: Setting) -> Iterator[Step]:
+    """The recommended step on all weights of the base; as many chains and steps as the budget lasts for."""
+    account = Account()
+    base, reward = s.counted(account)
+    S, J = (900, 50) if s.profile == "full" else (64, 10)
+    config = replace(CONFIGURATIONS["recommended"], student="copy", S=S, J=J, lr=s.lr)
+    for step in iterative_tilting(base, reward, s.schedule, config, d=s.task.base.d, seed=s.seed):
+        yield account.step(step.k, step.denoiser, float(step.losses.mean()))
+
+
 def _draft(config: DraftConfig) -> Callable[[Setting], Iterator[Step]]:
     def train(s: Setting) -> Iterator[Step]:
         unending = replace(config, iterations=_UNENDING, lr=s.lr)
@@ -199,6 +209,7 @@ METHODS: Mapping[str, Method] = {
     "implicit": Method("implicit Tilt Matching", False, True, 3e-4, _tilting(IMPLICIT), tilts=True),
     "reweighted": Method("reward-weighted, iterated", False, True, 1e-4, _tilting(reweighted), tilts=True),
     "oneshot": Method("reward-weighted, one shot", False, True, 1e-4, _tilting(reweighted, one_shot=True)),
+    "recommended": Method("recommended here", False, True, 1e-4, _recommended),
     "ddpo": Method("DDPO", False, False, 1e-3, _policy(PolicyGradientConfig())),
     "dpok": Method("DPOK", False, False, 1e-4, _policy(PolicyGradientConfig(kl=1.0, value=True))),
     "dpok-future": Method(
