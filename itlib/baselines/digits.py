@@ -15,9 +15,9 @@ sampler with the same steps. With the weights of :func:`itlib.sampling.path_log_
 for the laws P of whole paths: an upper bound on the KL of the samples, zero for the exact tilt only. The first two terms are
 means over paths of the model, Z is a mean over samples of the base.
 
-*Learning rates* are set by hand, after single runs of some methods with a seed that the grid does not use. The paper's
+*Learning rates* are set by hand, after single runs at one to five values with a seed that the grid does not use. The paper's
 1e-4 moves this network far from the base in every direction, so that methods which train all weights by regression get less;
-there was no search, and a method may do better with another.
+there was no even search, and a method may do better with another.
 """
 
 from __future__ import annotations
