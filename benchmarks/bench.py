@@ -1,0 +1,108 @@
+"""Measure speed as ratios in one run, write a record, and compare it with the committed one: ``make bench``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import parts
+from clocks import load
+from judging import TOLERANCE, met, regressions
+
+from itlib.records import compact, provenance, write_atomically
+
+HERE = Path(__file__).parent
+#: The record in git, which the book's chapter shows, and where a run of today goes.
+COMMITTED, FOUND = HERE / "record.json", HERE.parent / "_build" / "bench.json"
+#: In the order in which they run; the last ones only where they are asked for.
+PARTS = {
+    name: getattr(parts, name)
+    for name in "sampling training attempts equal grid recommended growth workers imports cluster gpu".split()
+}
+ASKED = ("book", "full-book")
+
+
+def measure(name: str) -> dict[str, Any]:
+    """One part, and what it was measured on."""
+    before, start = load(), time.perf_counter()
+    if name in ASKED:
+        part = parts.book(full=name == "full-book")
+    else:
+        part = PARTS[name]()
+    made = provenance("all")
+    made["versions"] |= {"diffusers": __import__("importlib.metadata").metadata.version("diffusers")}
+    made |= {"seconds": time.perf_counter() - start, "load before": before}
+    result: dict[str, Any] = compact({**part, "made": made})
+    return result
+
+
+def show(name: str, part: dict[str, Any]) -> None:
+    """Print the figures of a part."""
+    for kind in ("ratios", "absolute"):
+        for what, found in part[kind].items():
+            target = ""
+            if "target" in found:
+                sign = "≥" if found["better"] == "high" else "≤"
+                target = f"{sign} {found['target']:g} {'ok' if met(found) else 'MISSED'}"
+            unit = found.get("unit", "")
+            values = f"{found['median']:9.3f}  ({found['low']:.3f} to {found['high']:.3f}) {unit}"
+            print(f"  {what:<44}{values:<42}{target}", flush=True)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A record, or an empty one."""
+    if not path.exists():
+        return {"schema": 1, "parts": {}}
+    record: dict[str, Any] = json.loads(path.read_text())
+    return record
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="benchmarks/bench.py",
+        description="Measure in turns, in one run: itlib, what one would publish, and nothing but matrix products. Figures are "
+        f"ratios, or marked as absolute. Ratios that are worse than the committed ones ({COMMITTED.relative_to(HERE.parent)}) by more "
+        f"than {TOLERANCE:.0%} are reported, and the exit status is 1.",
+        epilog="Parts: " + "; ".join(f"{n}: {(f.__doc__ or '').splitlines()[0]}" for n, f in PARTS.items())
+        + f" Only where asked: book: {parts.book.__doc__} full-book builds the full profile as well.",
+    )  # fmt: skip
+    parser.add_argument("--only", nargs="+", choices=(*PARTS, *ASKED), metavar="PART", help="these parts")
+    parser.add_argument("--record", action="store_true", help="write the committed record anew, where something was measured")
+    parser.add_argument("--resume", action="store_true", help="keep what a run that was stopped has measured today")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    out = COMMITTED if options.record else FOUND
+    committed = read(COMMITTED)
+    record = read(out) if options.record or options.resume else read(Path(os.devnull) / "none")
+    names = [name for name in options.only or PARTS if not (options.resume and name in record["parts"])]
+    start = time.perf_counter()
+    for i, name in enumerate(names, 1):
+        print(f"[{i}/{len(names)}] {name}", flush=True)
+        record["parts"][name] = measure(name)
+        if {"grid", "cluster"} <= record["parts"].keys():
+            record["beyond"] = compact(parts.beyond(record["parts"]))
+        show(name, record["parts"][name])
+        write_atomically(out, (json.dumps(record, indent=1) + "\n").encode())
+    print(f"{len(names)} parts in {(time.perf_counter() - start) / 60:.1f} minutes: {os.path.relpath(out)}")
+    measured = {"parts": {name: part for name, part in record["parts"].items() if name in names}}
+    worse = regressions(committed, measured)
+    before = {part["made"]["processor"] for part in committed["parts"].values()}
+    if worse and (here := provenance("all")["processor"]) not in before:
+        print(f"The committed record is of another processor ({', '.join(before)}; here {here}), on which ratios may differ.")
+    for sentence in worse:
+        print(f"worse by more than {TOLERANCE:.0%}: {sentence}")
+    return 1 if worse else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
