@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from itlib.network import Network
 
@@ -75,16 +76,23 @@ LIBRARIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"torch.mm": torch.mm
 )
 
 
+def _with_silu(a: Tensor, b: Tensor) -> Tensor:
+    if "oneDNN" in LIBRARIES:
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "swish", [], "")
+        return product
+    return functional.silu(torch.mm(a, b))
+
+
 def products(library: str, rows: int, times: int, *, training: bool = False) -> tuple[Work, int]:
     """Matrix products of a hidden layer of the paper's network and nothing else, and their floating-point operations.
 
     Args:
-        library: which of :data:`LIBRARIES`.
+        library: which of :data:`LIBRARIES`, or "with SiLU": each product followed by its activation.
         rows: samples, B.
         times: how often.
         training: whether the two products of the backward pass follow: (B, 256) (256, 256) and (256, B) (B, 256).
     """
-    multiply = LIBRARIES[library]
+    multiply = LIBRARIES.get(library, _with_silu)
     x, gradient, weight = torch.randn(rows, 256), torch.randn(rows, 256), torch.randn(256, 256) / 16
     pairs = [(x, weight.t())] + ([(gradient, weight), (gradient.t(), x)] if training else [])
 

@@ -89,12 +89,12 @@ def sampling() -> Part:
     part: Part = {"ratios": {}, "absolute": {}, "found": {"apart": apart}}
     wanted = J * flops(S, network, embedding=False)
     for number in (1, 2):
-        floors = {name: products(name, S, 200) for name in LIBRARIES}
-        done = {name: count for name, (_, count) in floors.items()}
+        floors = {name: products(name, S, 200) for name in (*LIBRARIES, "with SiLU")}
+        done = {name: count for name, (_, count) in floors.items() if name in LIBRARIES}
         with threads(number):
             spent = in_turns(
                 works | {name: work for name, (work, _) in floors.items()},
-                7 if number == 1 else 5,
+                7 if number == 1 else 3,
                 clock=time.process_time if number == 1 else time.perf_counter,
             )
         library, floor = _floor(spent, done, wanted)
@@ -105,6 +105,8 @@ def sampling() -> Part:
         where["diffusers DDIM / itlib"] = ratio(spent["diffusers DDIM"], own, target=1.5 if target else None)
         where["floor / itlib"] = ratio(floor, own, target=0.8 if target else None)
         if number == 1:
+            wanted_silu = wanted / floors["with SiLU"][1]
+            where["products with SiLU / itlib"] = ratio([s * wanted_silu for s in spent["with SiLU"]], own)
             where["diffusers, our network / itlib"] = ratio(spent["diffusers, our network"], own)
             part["found"]["floor"] = {
                 "library": library,
@@ -149,7 +151,7 @@ def training() -> Part:
         with threads(number):
             spent = in_turns(
                 works | {name: work for name, (work, _) in floors.items()},
-                9 if number == 1 else 5,
+                9 if number == 1 else 3,
                 clock=time.process_time if number == 1 else time.perf_counter,
             )
         library, floor = _floor(spent, done, wanted)

@@ -95,12 +95,12 @@ class Half(Variant):
 
     def __init__(self, network: Network) -> None:
         super().__init__(network)
-        self.half = copy.deepcopy(network.hidden).bfloat16()
+        self.narrow = copy.deepcopy(network.hidden).bfloat16()
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         own = self.network
         h = functional.silu(own.space(x) + own.time(own.features(t)), inplace=True).bfloat16()
-        for layer in self.half:
+        for layer in self.narrow:
             h = torch.ops.mkldnn._linear_pointwise(h, layer.weight, layer.bias, "swish", [], "")
         result: Tensor = own.output(h.float())
         return result
