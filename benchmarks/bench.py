@@ -5,16 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import parts
+import torch
 from clocks import load
 from judging import TOLERANCE, met, regressions
 
@@ -26,7 +24,19 @@ COMMITTED, FOUND = HERE / "record.json", HERE.parent / "_build" / "bench.json"
 #: In the order in which they run; the last ones only where they are asked for.
 PARTS = {
     name: getattr(parts, name)
-    for name in "sampling training attempts equal grid recommended growth workers imports cluster gpu".split()
+    for name in [
+        "sampling",
+        "training",
+        "attempts",
+        "equal",
+        "grid",
+        "recommended",
+        "growth",
+        "workers",
+        "imports",
+        "cluster",
+        "gpu",
+    ]
 }
 ASKED = ("book", "full-book")
 
@@ -77,7 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         + f" Only where asked: book: {parts.book.__doc__} full-book builds the full profile as well.",
     )  # fmt: skip
     parser.add_argument("--only", nargs="+", choices=(*PARTS, *ASKED), metavar="PART", help="these parts")
-    parser.add_argument("--record", action="store_true", help="write the committed record anew, where something was measured")
+    parser.add_argument(
+        "--record", action="store_true", help="write the committed record anew, where something was measured"
+    )
     parser.add_argument("--resume", action="store_true", help="keep what a run that was stopped has measured today")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -98,7 +110,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     worse = regressions(committed, measured)
     before = {part["made"]["processor"] for part in committed["parts"].values()}
     if worse and (here := provenance("all")["processor"]) not in before:
-        print(f"The committed record is of another processor ({', '.join(before)}; here {here}), on which ratios may differ.")
+        print(
+            f"The committed record is of another processor ({', '.join(before)}; here {here}), on which ratios may differ."
+        )
     for sentence in worse:
         print(f"worse by more than {TOLERANCE:.0%}: {sentence}")
     return 1 if worse else 0

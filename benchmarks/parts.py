@@ -22,13 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-
 import tried
 from clocks import LIBRARIES, flops, in_turns, peak, products, seconds, threads
 from fast import multistep, sliced_distance, sorted_projections
 from judging import batch, exponent, judged, makespan, ratio, spread
 from published import Plain, diffusers_sample, diffusers_tilt, textbook_sample, textbook_tilt
+from torch import Tensor
 
 from itlib.gaussian_mixture import ExactDenoiser, paper_mixture
 from itlib.metrics import score_errors
@@ -112,9 +111,7 @@ def sampling() -> Part:
                 "library": library,
                 "rates": {name: spread([count / s / 1e9 for s in spent[name]]) for name, count in done.items()},
             }
-        part["absolute"] |= {
-            f"{name}, {number} thread{'s' * (number > 1)}": absolute(spent[name], "s") for name in works
-        }
+        part["absolute"] |= {f"{name}, {number} thread{'s' * (number > 1)}": absolute(spent[name], "s") for name in works}
     one, two = (part["absolute"][f"itlib, {n}"]["median"] for n in ("1 thread", "2 threads"))
     part["found"]["two threads"]["one thread / two"] = one / two
     return part
@@ -291,7 +288,10 @@ def grid() -> Part:
 def recommended() -> Part:
     """What is recommended, N chosen by its rule, beside the paper's N = 50, from the bases that each trains."""
     law, reward = paper_mixture(), parse_reward("paper")
-    bases = {"paper": trained("full"), "recommended": trained("full", "skip", config=profile("full").trained("recommended")["config"])}
+    bases = {
+        "paper": trained("full"),
+        "recommended": trained("full", "skip", config=profile("full").trained("recommended")["config"]),
+    }
     configs = {"paper": configuration("paper", 50), "recommended": configuration("recommended")}
     runs = {name: iterative_tilting(bases[name], reward, SCHEDULE, config) for name, config in configs.items()}
     found: dict[str, Any] = {}
@@ -435,7 +435,10 @@ def cluster() -> Part:
         found: dict[str, dict[str, float]] = {}
         for jobs in (1, 2):
             shutil.rmtree(place / "first")
-            found[f"local, {jobs}"] = {"seconds": run("first", "--jobs", str(jobs)), "again": run("first", "--jobs", str(jobs))}
+            found[f"local, {jobs}"] = {
+                "seconds": run("first", "--jobs", str(jobs)),
+                "again": run("first", "--jobs", str(jobs)),
+            }
         for number in (1, 2):
             with LocalCluster(n_workers=number, threads_per_worker=1, dashboard_address=None) as dask:
                 shutil.rmtree(place / "first")
@@ -454,7 +457,12 @@ def cluster() -> Part:
     return {
         "ratios": {"Dask / local, two workers": ratio([found["Dask, 2"]["seconds"]], [found["local, 2"]["seconds"]], "low")},
         "absolute": {"a cell beside its work": absolute([each], "s"), "start of a batch": absolute([startup], "s")},
-        "found": {"runs": found, "cells": len(cells), "each": each, "startup": {"local": startup, "Dask": found["Dask, 2"]["again"]}},
+        "found": {
+            "runs": found,
+            "cells": len(cells),
+            "each": each,
+            "startup": {"local": startup, "Dask": found["Dask, 2"]["again"]},
+        },
     }
 
 
@@ -479,9 +487,11 @@ def beyond(parts: dict[str, Part]) -> dict[str, Any]:
 
 def imports() -> Part:
     """Starting Python with torch, and with the whole of itlib but its guests, in turns; wall time."""
-    modules = "tilting paths corrections estimators stepsize likelihood metrics records runs".split()
+    modules = ["tilting", "paths", "corrections", "estimators", "stepsize", "likelihood", "metrics", "records", "runs"]
     codes = {"torch": "import torch", "itlib": "import " + ", ".join(f"itlib.{name}" for name in modules)}
-    works = {name: (lambda code=code: subprocess.run([sys.executable, "-c", code], check=True)) for name, code in codes.items()}
+    works = {
+        name: (lambda code=code: subprocess.run([sys.executable, "-c", code], check=True)) for name, code in codes.items()
+    }
     spent = in_turns(works, 7, clock=time.perf_counter)
     extra = [a - b for a, b in zip(spent["itlib"], spent["torch"], strict=True)]
     return {

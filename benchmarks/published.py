@@ -114,7 +114,9 @@ def diffusers_tilt(
     scheduler, times = _scheduler("DDPMScheduler", schedule, 1000), torch.tensor(time_grid(schedule, 1000)[1:])
     teacher = copy.deepcopy(student)
     optimizer = torch.optim.AdamW(student.parameters(), lr=lr)
-    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(data, rewards), batch_size=B, shuffle=True, drop_last=True)
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(data, rewards), batch_size=B, shuffle=True, drop_last=True
+    )
     done = 0
     while done < E:
         for x_0, r in loader:

@@ -286,7 +286,11 @@ def seeds_at_once(counts: tuple[int, ...] = (1, 2, 4, 8)) -> dict[str, Any]:
         shell = copy.deepcopy(networks[0]).to("meta")
 
         def call(p: Any, b: Any, x: Tensor, t: Tensor, shell: nn.Module = shell) -> Tensor:
-            result: Tensor = functional_call(_Simple(shell), ({f"network.{k}": v for k, v in p.items()}, {f"network.{k}": v for k, v in b.items()}), (x, t))
+            result: Tensor = functional_call(
+                _Simple(shell),
+                ({f"network.{k}": v for k, v in p.items()}, {f"network.{k}": v for k, v in b.items()}),
+                (x, t),
+            )
             return result
 
         def loss(p: Any, b: Any, x: Tensor, t: Tensor, call: Any = call) -> Tensor:
