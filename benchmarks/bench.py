@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,34 +23,29 @@ HERE = Path(__file__).parent
 #: The record in git, which the book's chapter shows, and where a run of today goes.
 COMMITTED, FOUND = HERE / "record.json", HERE.parent / "_build" / "bench.json"
 #: In the order in which they run; the last ones only where they are asked for.
-PARTS = {
-    name: getattr(parts, name)
-    for name in [
-        "sampling",
-        "training",
-        "attempts",
-        "equal",
-        "grid",
-        "recommended",
-        "growth",
-        "workers",
-        "imports",
-        "cluster",
-        "gpu",
-    ]
-}
+NAMES = (
+    "sampling",
+    "training",
+    "attempts",
+    "equal",
+    "grid",
+    "recommended",
+    "growth",
+    "workers",
+    "imports",
+    "cluster",
+    "gpu",
+)
+PARTS = {name: getattr(parts, name) for name in NAMES}
 ASKED = ("book", "full-book")
 
 
 def measure(name: str) -> dict[str, Any]:
     """One part, and what it was measured on."""
     before, start = load(), time.perf_counter()
-    if name in ASKED:
-        part = parts.book(full=name == "full-book")
-    else:
-        part = PARTS[name]()
+    part = parts.book(full=name == "full-book") if name in ASKED else PARTS[name]()
     made = provenance("all")
-    made["versions"] |= {"diffusers": __import__("importlib.metadata").metadata.version("diffusers")}
+    made["versions"] |= {"diffusers": version("diffusers")}
     made |= {"seconds": time.perf_counter() - start, "load before": before}
     result: dict[str, Any] = compact({**part, "made": made})
     return result
@@ -80,16 +76,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="benchmarks/bench.py",
-        description="Measure in turns, in one run: itlib, what one would publish, and nothing but matrix products. Figures are "
-        f"ratios, or marked as absolute. Ratios that are worse than the committed ones ({COMMITTED.relative_to(HERE.parent)}) by more "
-        f"than {TOLERANCE:.0%} are reported, and the exit status is 1.",
+        description="Measure in turns, in one run: itlib, what one would publish, and nothing but matrix products. "
+        f"Figures are ratios, or marked as absolute. Ratios that are worse than those of {COMMITTED.relative_to(HERE.parent)} "
+        f"by more than {TOLERANCE:.0%} are reported, with exit status 1.",
         epilog="Parts: " + "; ".join(f"{n}: {(f.__doc__ or '').splitlines()[0]}" for n, f in PARTS.items())
         + f" Only where asked: book: {parts.book.__doc__} full-book builds the full profile as well.",
     )  # fmt: skip
     parser.add_argument("--only", nargs="+", choices=(*PARTS, *ASKED), metavar="PART", help="these parts")
-    parser.add_argument(
-        "--record", action="store_true", help="write the committed record anew, where something was measured"
-    )
+    parser.add_argument("--record", action="store_true", help="write the committed record anew, part by part")
     parser.add_argument("--resume", action="store_true", help="keep what a run that was stopped has measured today")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)

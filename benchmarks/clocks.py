@@ -68,7 +68,7 @@ def _one_dnn(a: Tensor, b: Tensor) -> Tensor:
     return product
 
 
-#: The libraries that torch multiplies matrices with: what `torch.mm` calls, and oneDNN. Which is faster depends on the processor.
+#: What torch multiplies matrices with: `torch.mm`'s library, and oneDNN. Which is faster depends on the processor.
 LIBRARIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"torch.mm": torch.mm} | (
     {"oneDNN": _one_dnn} if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise") else {}
 )

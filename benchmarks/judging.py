@@ -83,7 +83,8 @@ def regressions(committed: Mapping[str, Any], found: Mapping[str, Any], toleranc
             new = now["ratios"][name]
             if (worse := worse_by(old, new)) > tolerance:
                 sentences.append(
-                    f"{part}: '{name}' is worse by {worse:.0%}: {new['median']:.3g} ({new['low']:.3g} to {new['high']:.3g}), "
+                    f"{part}: '{name}' is worse by {worse:.0%}: "
+                    f"{new['median']:.3g} ({new['low']:.3g} to {new['high']:.3g}), "
                     f"committed {old['median']:.3g} ({old['low']:.3g} to {old['high']:.3g})"
                 )
     return sentences

@@ -1,7 +1,8 @@
 """Run what is out of date, then build the book: `make book`, whose options are those of `python -m itlib.reproduce`.
 
-Both steps know by themselves what to do, and take half a minute to find that it is nothing. So a complete build leaves a hash
-of all that it was made from and of what it made; while both are as they were, and the same is asked for, nothing is started.
+Both steps know by themselves what to do, and take half a minute to find that it is nothing. So a complete build leaves a
+hash of all that it was made from and of what it made; while both are as they were, and the same
+is asked for, nothing starts.
 """
 
 import hashlib
