@@ -77,8 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="benchmarks/bench.py",
         description="Measure in turns, in one run: itlib, what one would publish, and nothing but matrix products. "
-        f"Figures are ratios, or marked as absolute. Ratios that are worse than those of {COMMITTED.relative_to(HERE.parent)} "
-        f"by more than {TOLERANCE:.0%} are reported, with exit status 1.",
+        "Figures are ratios, or marked as absolute. Ratios that are worse than those of the committed record, "
+        f"{COMMITTED.relative_to(HERE.parent)}, by more than {TOLERANCE:.0%} are reported, with exit status 1.",
         epilog="Parts: " + "; ".join(f"{n}: {(f.__doc__ or '').splitlines()[0]}" for n, f in PARTS.items())
         + f" Only where asked: book: {parts.book.__doc__} full-book builds the full profile as well.",
     )  # fmt: skip

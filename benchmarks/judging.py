@@ -5,8 +5,9 @@ Nothing here measures, so all of it can be tested.
 **Growth.** A cost :math:`y \approx c\,x^p` is a line in logarithms, and :math:`p` its slope, by least squares, with the
 standard error of a slope.
 
-**A cluster.** The batch starts a cell as soon as a worker is free and what the cell waits for is there, the longest first.
-On :math:`W` workers of equal speed, with a start-up :math:`s` and a cost :math:`c` of each cell beside its work, it takes
+**A cluster.** The batch queues cells as soon as what they wait for is there, the longest of them first, and a free worker
+takes the next. On :math:`W` workers of equal speed, with a start-up :math:`s` and a cost :math:`c` of each cell beside its
+work, this takes
 
 .. math:: T(W) = s + \text{the makespan of that rule},\qquad
           T(W) \ge s + \max\Big(\tfrac1W\sum_i (w_i+c),\ \text{longest chain}\Big).
@@ -117,20 +118,21 @@ def makespan(
         each: seconds that every cell costs beside its work.
         startup: seconds before the first cell.
     """
-    free = [startup] * workers
-    ends: dict[str, float] = {}
-    waiting = dict(cells)
-    while waiting:
-        now = heapq.heappop(free)
-        ready = {name: work for name, (work, first) in waiting.items() if first is None or ends.get(first, math.inf) <= now}
-        if not ready:  # this worker idles until the next cell ends
-            heapq.heappush(free, min(end for end in ends.values() if end > now))
-            continue
-        name = max(ready, key=ready.__getitem__)
-        del waiting[name]
-        ends[name] = now + each + ready[name]
-        heapq.heappush(free, ends[name])
-    return max(ends.values(), default=startup)
+    waiting, queue, done = dict(cells), list[str](), set[str | None]((None,))
+    running: list[tuple[float, str]] = []
+    now = startup
+    while True:
+        ready = [name for name, (_, first) in waiting.items() if first in done]
+        queue += sorted(ready, key=lambda name: -cells[name][0])
+        for name in ready:
+            del waiting[name]
+        while queue and len(running) < workers:
+            name = queue.pop(0)
+            heapq.heappush(running, (now + each + cells[name][0], name))
+        if not running:
+            return now
+        now, name = heapq.heappop(running)
+        done.add(name)
 
 
 def batch(seeds: int, tilts: Sequence[int], per_tilt: float, base: float) -> dict[str, tuple[float, str | None]]:
