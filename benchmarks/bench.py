@@ -21,7 +21,7 @@ from itlib.records import compact, provenance, write_atomically
 
 HERE = Path(__file__).parent
 #: The record in git, which the book's chapter shows, and where a run of today goes.
-COMMITTED, FOUND = HERE / "record.json", HERE.parent / "_build" / "bench.json"
+COMMITTED, FOUND = HERE.parent / "book" / "bench.json", HERE.parent / "_build" / "bench.json"
 #: In the order in which they run; the last ones only where they are asked for.
 NAMES = (
     "sampling",

@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 #: What pages are made from, pages and records among them: the library's docstrings are pages, too.
-MADE_FROM = ("book", "itlib", "notebooks", "benchmarks/record.json", "_config.yml", "_toc.yml", "requirements.txt")
+MADE_FROM = ("book", "itlib", "notebooks", "_config.yml", "_toc.yml", "requirements.txt")
 #: Of these, what a build makes itself.
 MADE = ("book/pages", "book/runs")
 

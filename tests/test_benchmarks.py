@@ -237,7 +237,7 @@ def test_the_fast_sampler_and_its_distance(paper: GaussianMixture, cosine: Cosin
 
 
 def test_the_committed_record_is_whole() -> None:
-    committed = json.loads((ROOT / "benchmarks" / "record.json").read_text())
+    committed = json.loads((ROOT / "book" / "bench.json").read_text())
     assert {"sampling", "training", "attempts", "equal", "grid", "recommended", "growth", "workers", "imports"} <= set(
         committed["parts"]
     )

@@ -24,7 +24,6 @@ INPUTS = (
     "book/runs/N020_seed0.json",
     "itlib/sampling.py",
     "notebooks/s1.py",
-    "benchmarks/record.json",
     "_config.yml",
     "_toc.yml",
     "requirements.txt",
