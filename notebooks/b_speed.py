@@ -232,6 +232,16 @@ display(
         f"would reach {100 * floor / silu:.0f} %, so no code around the same layers could be faster than itlib by more than {100 * (own / silu - 1):.0f} %; and none that needs the products, by more than {100 * (own / floor - 1):.0f} %."
     )
 )
+both = found["sampling"]["two threads"]
+display(
+    Markdown(
+        "On two threads, by the clock on the wall: "
+        + ", ".join(
+            f"{name} {within(both[name])}" for name in ("textbook / itlib", "diffusers DDPM / itlib", "floor / itlib")
+        )
+        + f"; itlib itself is {both['one thread / two']:.2f} times as fast as on one."
+    )
+)
 
 # %% [markdown]
 # ### The story of the profile
