@@ -18,7 +18,7 @@
 # %% [markdown]
 # # How fast it is
 #
-# A figure of this book should come back soon after an idea has changed it. So the code has been measured, against three things: what one would publish, what a library gives, and what
+# A figure of this book should come back soon after an idea has changed it. So the code has been measured against what one would publish, what a library gives, and what
 # the processor can do at all.
 #
 # **You will see** how to measure on a machine whose speed drifts; which targets were set, and which of them are met; where the time goes, and what was tried to spend less; how time and memory grow with every
@@ -34,15 +34,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from IPython.display import Markdown, display
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
 from itlib import plots
-from itlib.network import Network
-from itlib.sampling import sample
-from itlib.schedules import Cosine
 
-torch.set_num_threads(1)
 record = json.loads(Path(bench).read_text())
 parts = record["parts"]
 ratios = {name: part["ratios"] for name, part in parts.items()}
@@ -59,6 +55,26 @@ def within(figure, form=".2f"):
     """Median and quartiles."""
     low, median, high = (f"{figure[k]:{form}}".replace("-", "−") for k in ("low", "median", "high"))
     return median if low == high else f"{median} ({low} to {high})"
+
+
+def power(value):
+    """A small number as a digit and a power of ten."""
+    digit, exponent = f"{value:.0e}".split("e")
+    return f"${digit}\\cdot10^{{{int(exponent)}}}$"
+
+
+def fit(found):
+    """An exponent and its standard error, on one line."""
+    return f"{found['exponent']:.2f} ± {found['error']:.2f}".replace("-", "−").replace(" ", "\u00a0")
+
+
+def plain_ticks(axis, values=None):
+    """Numbers instead of powers of ten on a logarithmic axis."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+    if values is not None:
+        axis.set_major_locator(FixedLocator(values))
+        axis.set_minor_locator(NullLocator())
 
 
 # %% [markdown]
@@ -86,7 +102,9 @@ for name, part in parts.items():
 machine = pd.DataFrame(rows)
 alike = [c for c in ("processor", "system", "commit") if machine[c].nunique() == 1]
 versions = parts["sampling"]["made"]["versions"]
-said = [f"{c} {machine[c].iloc[0]}" for c in alike] + [", ".join(f"{k} {v}" for k, v in versions.items() if k != "itlib")]
+said = [f"{c} {machine[c].iloc[0]}" for c in alike] + [
+    ", ".join(f"{k} {v}" for k, v in versions.items() if k in ("python", "torch", "diffusers"))
+]
 display(Markdown("; ".join(said) + f". All parts took {machine['minutes'].astype(float).sum():.0f} minutes."))
 if len(alike) < 3:
     display(Markdown(machine.drop(columns=alike).to_markdown(index=False, disable_numparse=True)))
@@ -139,11 +157,13 @@ def multiple(goal, key="median"):
     return value / target if goal["better"] == "high" else target / value
 
 
-widest = 12.0
+order = list(TITLES.values())
+goals.sort(key=lambda goal: order.index(goal["title"]) if goal["title"] in order else len(order))
+narrowest, widest = 0.25, 12.0
 with plots.house_style() as plt:
     fig, ax = plt.subplots(figsize=(6.6, 0.29 * len(goals) + 0.9))
     for row, goal in enumerate(reversed(goals)):
-        at, good = min(multiple(goal), widest), reached(goal)
+        at, good = min(max(multiple(goal), narrowest), widest), reached(goal)
         color = plots.COLORS["target" if good else "learned"]
         ax.plot([1, at], [row, row], color=color, linewidth=1.2)
         ax.plot(at, row, "o" if good else "X", color=color, markersize=6)
@@ -152,8 +172,8 @@ with plots.house_style() as plt:
         ax.annotate(text, (max(at, 1), row), (7, 0), textcoords="offset points", va="center", fontsize=8.5)
     ax.axvline(1, color=plots.INK, linewidth=0.8)
     ax.set_yticks(range(len(goals)), [goal["title"] for goal in reversed(goals)])
-    ax.set(xscale="log", xlim=(0.4, widest * 3.2), xlabel="multiple of the target (beyond 12 cut off)")
-    ax.set_xticks([0.5, 1, 2, 5, 10], ["½", "1", "2", "5", "10"])
+    ax.set(xscale="log", xlim=(0.22, widest * 3.5), xlabel="multiple of the target (cut off at ¼ and 12)")
+    ax.set_xticks([0.25, 0.5, 1, 2, 5, 10], ["¼", "½", "1", "2", "5", "10"])
     ax.minorticks_off()
     ax.tick_params(axis="y", length=0)
 missed = [goal for goal in goals if not reached(goal)]
@@ -185,7 +205,7 @@ display(Markdown(text + " The sections below say what each means, and what bound
 # - *textbook*: Algorithm 1 as printed, one batched call of the network a step, without gradients. The network is as one writes it: time is embedded for each sample, and is one more input.
 # - *diffusers*: the same network in the loop of a pipeline, with the library's DDPM or DDIM scheduler.
 # - *itlib*.
-# - *nothing but products*: matrix products of a hidden layer's shape, as many operations as the network's layers need. Two libraries can do them, and the faster one counts.
+# - *nothing but products*: matrix products of a hidden layer's shape, as many operations as the layers need, by the faster of two libraries.
 
 # %% tags=["hide-input"]
 rates = found["sampling"]["floor"]["rates"]
@@ -235,11 +255,8 @@ display(
 both = found["sampling"]["two threads"]
 display(
     Markdown(
-        "On two threads, by the clock on the wall: "
-        + ", ".join(
-            f"{name} {within(both[name])}" for name in ("textbook / itlib", "diffusers DDPM / itlib", "floor / itlib")
-        )
-        + f"; itlib itself is {both['one thread / two']:.2f} times as fast as on one."
+        f"On two threads, by the clock on the wall, the textbook takes {within(both['textbook / itlib'])} times as long as itlib and diffusers {within(both['diffusers DDPM / itlib'])}; "
+        f"itlib is {both['one thread / two']:.2f} times as fast as on one, at {100 * both['floor / itlib']['median']:.0f} % of the rate that two threads multiply at."
     )
 )
 
@@ -333,11 +350,11 @@ plots.show(
 
 # %% tags=["remove-input"]
 WHY = {
-    "weights packed beforehand": "a second copy of the weights that has to follow every training step",
-    "bfloat16": "seven bits of a mantissa; see below",
-    "inference_mode": "nothing is left to save once gradients are off",
-    "torch.compile": "it needs a C++ compiler, and does not use the fused product",
-    "coefficients computed beforehand": "a step's coefficients are four numbers",
+    "weights packed beforehand": "A second copy of the weights that has to follow every training step",
+    "bfloat16": "Seven bits of a mantissa; see below",
+    "inference_mode": "Nothing is left to save once gradients are off",
+    "torch.compile": "It needs a C++ compiler, and does not use the fused product",
+    "coefficients computed beforehand": "A step's coefficients are four numbers",
 }
 threshold = 1.5
 lines = []
@@ -345,9 +362,9 @@ for name, row in rest.items():
     gain = 1 / row["time"]["median"]
     change = row["change"]
     verdict = f"{gain:.2f} times as fast" if gain >= 1 else f"{1 / gain:.2f} times as slow"
-    exactly = "the same bits" if change == 0 else f"predictions move by {change:.0e} (root mean square)"
+    exactly = "the same bits" if change == 0 else f"predictions move by {power(change)} (root mean square)"
     before = f"; {row['beforehand']:.0f} s before the first sample" if row.get("beforehand") else ""
-    lines.append(f"- *{name}*: {verdict}, {exactly}{before}. {WHY.get(name, '').capitalize()}.")
+    lines.append(f"- *{name}*: {verdict}, {exactly}{before}. {WHY[name]}.")
 display(
     Markdown(
         "What was dropped, and why. A second path of code enters itlib if it gains half as much again:\n\n"
@@ -366,7 +383,7 @@ if "bfloat16" in rest:
                 if enough
                 else f"gains {gain:.2f}, less than the {threshold:g} that a second path must"
             )
-            + f", and its rounding, {half['change']:.0e}, is small beside the error of the network, a few hundredths. It was left out all the same: a tilt is trained on differences of predictions, "
+            + f", and its rounding, {power(half['change'])}, is small beside the error of the network, a few hundredths. It was left out all the same: a tilt is trained on differences of predictions, "
             "$\\delta\\, r\\,(\\varepsilon_{\\text{old}} - z)$, samples of one tilt are the data of the next, and the records in this book would all have to be made again, on processors that have it."
         )
     )
@@ -374,7 +391,7 @@ if "bfloat16" in rest:
 # %% [markdown]
 # ## Training
 #
-# A tilt of the paper has a hundred optimiser steps on 64 rows. The textbook asks the teacher about 64 rows at a time; itlib asks once about as many batches as fit in memory's faster part, since teacher, noise and times do not depend on the student. And Adam's update of all parameters is one fused loop.
+# A tilt of the paper has a hundred optimiser steps on 64 rows. The textbook asks the teacher about 64 rows at a time; itlib asks once for 25 batches, since teacher, noise and times do not depend on the student. And Adam's update of all parameters is one fused loop.
 
 # %% tags=["hide-input"]
 r, a = ratios["training"], absolute["training"]
@@ -393,7 +410,7 @@ if "products by oneDNN" in variants:
     dnn = variants["products by oneDNN"]
     gain = 1 / dnn["time"]["median"]
     text += (
-        f" The other handle is the library: with oneDNN forward and backward, in fifteen lines, a step would be {gain:.2f} times as fast here, and change gradients by {dnn['change']:.0e} of their length. "
+        f" The other handle is the library: with oneDNN forward and backward, in fifteen lines, a step would be {gain:.2f} times as fast here, and change gradients by {power(dnn['change'])} of their length. "
         + (
             "That would be enough for a second path."
             if gain >= threshold
@@ -530,10 +547,10 @@ display(Markdown(text))
 # %% tags=["hide-input"]
 LABELS = {
     "N": "tilts $N$",
-    "S": "samples $S$ of a dataset",
-    "J": "reverse steps $J$",
-    "B": "rows $B$ of an optimiser step",
-    "d": "dimension $d$, a tilt",
+    "S": "samples $S$",
+    "J": "steps $J$",
+    "B": "minibatch $B$",
+    "d": "dimension $d$",
 }
 growth = found["growth"]
 with plots.house_style() as plt:
@@ -555,6 +572,9 @@ with plots.house_style() as plt:
             )
         p = row["upper"]
         ax.set(xscale="log", yscale="log", xlabel=label, title=f"$p = {p['exponent']:.2f} \\pm {p['error']:.2f}$")
+        plain_ticks(ax.xaxis, x if len(x) < 5 else x[::2] if len(x) < 6 else x[[0, 2, 3, 5]])
+        top = np.nanmax([*y / y[0], *memory / memory[0]])
+        plain_ticks(ax.yaxis, [v for v in (1, 2, 5, 10, 20, 50, 100, 200) if v <= 1.3 * top][:: 1 if top < 12 else 2])
     axes[0, 0].set_ylabel("multiple of the first")
     axes[1, 0].set_ylabel("multiple of the first")
     ax = axes[1, 2]
@@ -584,15 +604,11 @@ plots.show(
 # ```{glue:figure} speed-growth
 # :name: fig-speed-growth
 #
-# Time and the most memory that is held at once, against each size alone, as multiples of the first point. Last panel: networks of several seeds stacked by `torch.func`, against one after the other.
+# Time and the most memory that is held at once, against each size alone, as multiples of the first point: whole runs of $N$ tilts, datasets of $S$ samples in $J$ steps, optimiser steps on $B$ rows, tilts in $d$ dimensions. Last panel: networks of several seeds stacked by `torch.func`, against one after the other.
 # ```
 
 
 # %% tags=["remove-input"]
-def power(fit):
-    return f"{fit['exponent']:.2f} ± {fit['error']:.2f}".replace("-", "−")
-
-
 rows = []
 for size, label in LABELS.items():
     row = growth[size]
@@ -601,10 +617,10 @@ for size, label in LABELS.items():
         {
             "": label,
             "from, to": f"{row['points'][0]:,} to {row['points'][-1]:,}",
-            "exponent": power(row["exponent"]),
-            "last three": power(row["upper"]),
+            "all points": fit(row["exponent"]),
+            "last three": fit(row["upper"]),
             "MiB": f"{mib[0]:.0f} to {mib[-1]:.0f}" if mib else "not told here",
-            "of memory": power(row["exponent of MiB"]) if "exponent of MiB" in row else "",
+            "of MiB": fit(row["exponent of MiB"]) if "exponent of MiB" in row else "",
         }
     )
 display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)))
@@ -619,7 +635,7 @@ if None not in N_memory:
     )
 text += f"Stacking {growth['seeds']['seeds'][-1]} seeds is {stack['forward']:.2f} times as fast as one after the other for samples, and {stack['gradient']:.2f} for gradients. "
 text += (
-    "Stacked products are batched ones, whose kernel knows nothing of SiLU and is no faster than the plain one on a processor; a stack would pay where single products are too small to fill the device. So seeds are processes here."
+    "Batched products know nothing of SiLU and are no faster than plain ones on a processor; a stack pays where single products are too small to fill the device. So seeds are processes here."
     if max(stack.values()) < 1.5
     else "Where the gain is worth it, seeds could share a process; they are processes here, which a cluster needs anyway."
 )
@@ -646,7 +662,7 @@ display(
 )
 
 # %% [markdown]
-# A cluster adds a start-up and takes the batch's limits away. To see what it costs, a small batch of cells that do next to nothing ran here and on a local Dask cluster. Then a model: cells are queued when what they wait for is there, longest first, and a free worker takes the next; each costs its work
+# What does a cluster cost? A small batch of cells that do next to nothing ran here and on a local Dask cluster. The model: cells are queued when what they wait for is there, longest first, and a free worker takes the next; each costs its work
 # and a fixed overhead.
 
 # %% tags=["hide-input"]
@@ -701,19 +717,19 @@ plots.show(
 # %% tags=["remove-input"]
 lines = []
 extra = c["startup"]["Dask"] - c["startup"]["local"]
-local, largest = W.tolist().index(2), list(far["seconds"])[-1]
+local = W.tolist().index(2)
 for count, values in far["seconds"].items():
-    gains = {int(w): values[local] / v for w, v in zip(W, values, strict=True) if w > 2}
     enough = next(int(w) for w, v in zip(W, values, strict=True) if v < 1.1 * min(values))
     lines.append(
         f"- {count} seed{'s' * (count != '1')}: two cores here take {values[local] / 60:.1f} minutes; {enough} workers {values[W.tolist().index(enough)] / 60:.1f}, and more gain less than a tenth."
     )
 display(Markdown("\n".join(lines)))
-saved = {count: values[local] - min(values) for count, values in far["seconds"].items()}
+saved = {count: (values[local] - min(values)) / 60 for count, values in far["seconds"].items()}
 display(
     Markdown(
-        f"Dask itself costs {extra:.1f} s a batch more than local processes. So a cluster that stands already pays as soon as it has more workers than this machine has cores; one that has to be set up first, in {saved['1'] / 60:.0f} minutes or more, does not pay for one seed of the paper's grid, "
-        f"and for {largest} seeds if that takes less than {saved[largest] / 60:.0f} minutes."
+        f"Dask costs {extra:.1f} s a batch more than local processes. So a cluster that stands already pays as soon as more of its workers find work than this machine has cores. One that has to be set up first pays if that takes less than it saves: at most "
+        + ", ".join(f"{value:.1f} minutes for {count} seed{'s' * (count != '1')}" for count, value in saved.items())
+        + "."
     )
 )
 
@@ -735,7 +751,7 @@ else:
 display(Markdown(text))
 
 # %% [markdown]
-# An unchanged `make book` starts nothing: a finished build leaves a hash of what it was made from and of what it made. A changed page, setting, style, extension or record, or a page of the site that is gone, makes another.
+# An unchanged `make book` starts nothing: a finished build leaves a hash of all that it was made from and of what it made.
 #
 # ## On a GPU
 
@@ -755,8 +771,8 @@ else:
 # %% [markdown]
 # ## When it gets slower
 #
-# `make bench` ends with exit status 1 and a sentence for each ratio that is worse than the one above by more than 20 %. Ratios are compared and seconds are not; another processor is named, since its libraries have other strengths. The quartiles stand beside the medians, so that a bad day can be told from a bad change:
-# measure again before you believe it, with `make bench ONLY="sampling training"`.
+# `make bench` ends with exit status 1 and a sentence for each ratio that is worse than the one above by more than 20 %. Another processor is named, since its libraries have other strengths. Quartiles stand beside the medians, to tell a bad day from a bad change; `make bench ONLY="sampling training"`
+# measures again.
 
 # %% tags=["remove-input"]
 width = {
@@ -780,25 +796,17 @@ display(
 # %% [markdown]
 # ## Try this
 #
-# - Is one call on many rows cheaper than many calls on few? Find the number of rows at which a sample is cheapest.
+# - Of how many samples should a dataset be, if each is to cost as little as possible? {numref}`fig-speed-growth` has the answer, read per sample.
 
 # %% tags=["hide-cell"]
-from time import process_time
-
-network, rows = Network(2), []
-for n in (16, 64, 256, 1000, 4000):
-    spent = []
-    for _ in range(3):
-        clock = process_time()
-        sample(network, Cosine(), n, steps=10)
-        spent.append((process_time() - clock) / n)
-    rows.append({"rows": n, "time of one sample": min(spent)})
-table = pd.DataFrame(rows)
-table["time of one sample"] = (table["time of one sample"] / table["time of one sample"].min()).round(1)
-display(Markdown(table.to_markdown(index=False)))
+S = growth["S"]
+each_sample = np.array([v["median"] for v in S["seconds"]]) / np.array(S["points"])
+cheapest = int(each_sample.argmin())
+table = pd.DataFrame({"samples": S["points"], "cost of one": [f"{v:.2f}" for v in each_sample / each_sample.min()]})
+display(Markdown(table.to_markdown(index=False, disable_numparse=True)))
 display(
     Markdown(
-        "In units of the cheapest, on the machine that built this page. Few rows pay Python's overhead and read the weights for little work; very many no longer fit in the cache."
+        f"In units of the cheapest, {S['points'][cheapest]:,}. Few rows pay Python's overhead and read all weights for little work; very many no longer fit in the cache."
     )
 )
 
