@@ -58,9 +58,9 @@ browser:  ## Install Debian's Chromium, in which the tests read the book; withou
 lab: $(VENV)/.ready  ## Open the notebooks in JupyterLab, or one: CHAPTER=s3_2_algorithm
 	@$(BIN)/jupyter lab notebooks$(if $(CHAPTER),/$(CHAPTER).ipynb)
 
-# What to measure: make bench ONLY="sampling training"; RECORD=1 writes the committed record anew
+# What to measure: make bench ONLY="sampling training"; RECORD=1 writes the committed record, RESUME=1 goes on with a run
 bench: $(VENV)/.ready  ## Measure speed in ratios, and compare with the committed record
-	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench.py $(if $(ONLY),--only $(ONLY)) $(if $(RECORD),--record)
+	@OMP_NUM_THREADS=1 KINETO_LOG_LEVEL=99 $(BIN)/python benchmarks/bench.py $(if $(ONLY),--only $(ONLY)) $(if $(RECORD),--record) $(if $(RESUME),--resume)
 
 test-faults: $(VENV)/.ready  ## Kill every kind of process at every stage: nothing is lost (a quarter of an hour)
 	@$(BIN)/python -m pytest -m faults -v

@@ -72,25 +72,37 @@ def read(path: Path) -> dict[str, Any]:
     return record
 
 
+def _same(made: dict[str, Any], here: dict[str, Any]) -> bool:
+    """Whether a part was measured by this commit of the library, and on a machine like this one."""
+    return all(made[key] == here[key] for key in ("commit", "content", "platform", "processor"))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
+    asked = {name: (part.__doc__ or "").splitlines()[0] for name, part in PARTS.items()}
+    asked |= {"book": str(parts.book.__doc__), "full-book": "The same, and then the full profile."}
     parser = argparse.ArgumentParser(
         prog="benchmarks/bench.py",
-        description="Measure in turns, in one run: itlib, what one would publish, and nothing but matrix products. "
-        "Figures are ratios, or marked as absolute. Ratios that are worse than those of the committed record, "
+        description="Measure in turns, in one run: itlib, what one would publish, and nothing but matrix products.\n"
+        "Figures are ratios, or marked as absolute. Ratios that are worse than those of the committed record,\n"
         f"{COMMITTED.relative_to(HERE.parent)}, by more than {TOLERANCE:.0%} are reported, with exit status 1.",
-        epilog="Parts: " + "; ".join(f"{n}: {(f.__doc__ or '').splitlines()[0]}" for n, f in PARTS.items())
-        + f" Only where asked: book: {parts.book.__doc__} full-book builds the full profile as well.",
+        epilog="parts:\n" + "".join(f"  {name:<12} {what}\n" for name, what in asked.items())
+        + "book and full-book run only where they are asked for.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--only", nargs="+", choices=(*PARTS, *ASKED), metavar="PART", help="these parts")
     parser.add_argument("--record", action="store_true", help="write the committed record anew, part by part")
-    parser.add_argument("--resume", action="store_true", help="keep what a run that was stopped has measured today")
+    parser.add_argument(
+        "--resume", action="store_true", help="keep what a run of this commit has measured before it was stopped"
+    )
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     out = COMMITTED if options.record else FOUND
     committed = read(COMMITTED)
-    record = read(out) if options.record or options.resume else read(Path(os.devnull) / "none")
-    names = [name for name in options.only or PARTS if not (options.resume and name in record["parts"])]
+    record = read(out) if options.record or options.resume else {"schema": 1, "parts": {}}
+    here = provenance("all")
+    done = {name for name, part in record["parts"].items() if options.resume and _same(part["made"], here)}
+    names = [name for name in options.only or PARTS if name not in done]
     start = time.perf_counter()
     for i, name in enumerate(names, 1):
         print(f"[{i}/{len(names)}] {name}", flush=True)
@@ -103,10 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     measured = {"parts": {name: part for name, part in record["parts"].items() if name in names}}
     worse = regressions(committed, measured)
     before = {part["made"]["processor"] for part in committed["parts"].values()}
-    if worse and (here := provenance("all")["processor"]) not in before:
-        print(
-            f"The committed record is of another processor ({', '.join(before)}; here {here}), on which ratios may differ."
-        )
+    if worse and here["processor"] not in before:
+        print(f"The committed record is of another processor, {', '.join(before)}: ratios may differ.")
     for sentence in worse:
         print(f"worse by more than {TOLERANCE:.0%}: {sentence}")
     return 1 if worse else 0
