@@ -38,9 +38,7 @@ $(VENV)/.ready: requirements.txt pyproject.toml
 	@touch $@
 
 book: $(VENV)/.ready  ## Run what is out of date, then build the book
-	@$(BIN)/python -m itlib.reproduce $(GRID)
-	@$(BIN)/jupyter-book build . --all -W --keep-going -q >_build/book.log 2>&1 || { cat _build/book.log; exit 1; }
-	@echo "The book is built. Open: $(CURDIR)/_build/html/index.html"
+	@$(BIN)/python book/build.py $(GRID)
 
 pdf: book  ## The whole book in one file, printed by Chromium
 	@$(BIN)/python book/publish.py pdf
@@ -60,8 +58,9 @@ browser:  ## Install Debian's Chromium, in which the tests read the book; withou
 lab: $(VENV)/.ready  ## Open the notebooks in JupyterLab, or one: CHAPTER=s3_2_algorithm
 	@$(BIN)/jupyter lab notebooks$(if $(CHAPTER),/$(CHAPTER).ipynb)
 
-bench: $(VENV)/.ready  ## Measure speed against floors of the same machine, as ratios
-	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/speed.py
+# What to measure: make bench ONLY="sampling training"; RECORD=1 writes the committed record, RESUME=1 goes on with a run
+bench: $(VENV)/.ready  ## Measure speed in ratios, and compare with the committed record
+	@OMP_NUM_THREADS=1 KINETO_LOG_LEVEL=99 $(BIN)/python benchmarks/bench.py $(if $(ONLY),--only $(ONLY)) $(if $(RECORD),--record) $(if $(RESUME),--resume)
 
 test-faults: $(VENV)/.ready  ## Kill every kind of process at every stage: nothing is lost (a quarter of an hour)
 	@$(BIN)/python -m pytest -m faults -v

@@ -82,7 +82,10 @@ def _at(schedule: Schedule, t: float) -> tuple[float, float]:
 
 def ddpm_std(schedule: Schedule, s: float, t: float) -> float:
     """Standard deviation of the DDPM bridge from t to s < t, for any schedule."""
-    (alpha_s, sigma_s), (alpha_t, sigma_t) = _at(schedule, s), _at(schedule, t)
+    return _bridge_std(*_at(schedule, s), *_at(schedule, t))
+
+
+def _bridge_std(alpha_s: float, sigma_s: float, alpha_t: float, sigma_t: float) -> float:
     return sigma_s * math.sqrt(max(0.0, 1.0 - (alpha_t * sigma_s / (alpha_s * sigma_t)) ** 2))
 
 
@@ -99,7 +102,7 @@ def transition(schedule: Schedule, s: float, t: float, eta: float) -> tuple[floa
         raise ValueError(f"a reverse step needs 0 <= s < t < 1, got s={s:g}, t={t:g}: at t=1 alpha is zero")
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"eta multiplies DDPM's noise and lies in [0, 1], got {eta:g}")
-    std = eta * ddpm_std(schedule, s, t)
+    std = eta * _bridge_std(alpha_s, sigma_s, alpha_t, sigma_t)
     return alpha_s / alpha_t, math.sqrt(sigma_s**2 - std**2) - alpha_s * sigma_t / alpha_t, std
 
 

@@ -1,0 +1,342 @@
+"""What was tried for speed, as ratios to what `itlib` does, with the change of results that it brings; and the profile."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from clocks import in_turns
+from judging import ratio
+from published import Plain
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state
+from torch.nn import functional
+from torch.profiler import ProfilerActivity, profile
+
+import itlib.network
+from itlib.network import FourierFeatures, Network
+from itlib.sampling import sample, transition
+from itlib.schedules import Cosine
+from itlib.training import regression_step
+
+SCHEDULE = Cosine()
+#: What a profile calls the work that it sees, for people; the rest is "other".
+KINDS = {
+    "matrix products": ("aten::mm", "aten::addmm", "mkldnn::_linear_pointwise", "aten::linear", "aten::bmm"),
+    "SiLU": ("aten::silu", "aten::silu_", "aten::silu_backward"),
+    "sines and cosines": ("aten::sin", "aten::cos"),
+    "random numbers": ("aten::normal_", "aten::random_", "aten::uniform_", "aten::randperm"),
+    "the optimiser": ("Optimizer", "aten::_fused_adam_", "aten::lerp_", "aten::addcmul_", "aten::addcdiv_"),
+    "sums, products, copies": tuple(f"aten::{name}" for name in ("add", "add_", "mul", "sub", "div", "cat", "copy_", "sum")),
+}  # fmt: skip
+
+
+def profiled(work: Callable[[], object]) -> dict[str, float]:
+    """Shares of the processor time of a call, by kind of work."""
+    work()
+    with warnings.catch_warnings(), profile(activities=[ProfilerActivity.CPU]) as seen:
+        warnings.simplefilter("ignore")
+        work()
+    shares: Counter[str] = Counter()
+    for event in seen.key_averages():
+        kind = next((k for k, names in KINDS.items() if event.key in names or event.key.startswith(names[0] + "#")), "other")
+        shares[kind] += event.self_cpu_time_total
+    total = sum(shares.values())
+    return {kind: shares[kind] / total for kind in (*KINDS, "other")}
+
+
+# ---- sampling ------------------------------------------------------------------------------------------------------
+
+
+class Variant(nn.Module):
+    """The network as `itlib` computes it, with one thing done differently."""
+
+    def __init__(self, network: Network, *, hoist: bool = True, inplace: bool = True, fuse: bool = True) -> None:
+        super().__init__()
+        self.network, self.hoist, self.inplace, self.fuse = network, hoist, inplace, fuse
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        own = self.network
+        t = t if self.hoist else t.expand(len(x))
+        h = functional.silu(own.space(x) + own.time(own.features(t)), inplace=self.inplace)
+        for layer in own.hidden:
+            if self.fuse:
+                h = torch.ops.mkldnn._linear_pointwise(h, layer.weight, layer.bias, "swish", [], "")
+            else:
+                h = functional.silu(layer(h), inplace=self.inplace)
+        result: Tensor = own.output(h)
+        return result
+
+
+class Packed(Variant):
+    """Weights laid out beforehand as oneDNN wants them."""
+
+    def __init__(self, network: Network, rows: int) -> None:
+        super().__init__(network)
+        self.packed = [torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), rows) for layer in network.hidden]
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        own = self.network
+        h = functional.silu(own.space(x) + own.time(own.features(t)), inplace=True)
+        for weight, layer in zip(self.packed, own.hidden, strict=True):
+            h = torch.ops.mkldnn._linear_pointwise(h, weight, layer.bias, "swish", [], "")
+        result: Tensor = own.output(h)
+        return result
+
+
+class Half(Variant):
+    """Hidden layers in bfloat16."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__(network)
+        self.narrow = copy.deepcopy(network.hidden).bfloat16()
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        own = self.network
+        h = functional.silu(own.space(x) + own.time(own.features(t)), inplace=True).bfloat16()
+        for layer in self.narrow:
+            h = torch.ops.mkldnn._linear_pointwise(h, layer.weight, layer.bias, "swish", [], "")
+        result: Tensor = own.output(h.float())
+        return result
+
+
+def _draw(network: nn.Module) -> Callable[[], Tensor]:
+    return lambda: sample(network, SCHEDULE, 1000, steps=50, generator=torch.Generator().manual_seed(0))
+
+
+@torch.inference_mode()
+def _inference(network: nn.Module) -> Tensor:
+    return _draw(network)()
+
+
+def ladder(network: Network) -> tuple[dict[str, Callable[[], Tensor]], dict[str, nn.Module], dict[str, float]]:
+    """Samplers to time, the networks whose predictions to compare, and seconds that some need before the first call."""
+    plain = Plain(network)
+    modules: dict[str, nn.Module] = {
+        "as usually written": _Expanded(plain),
+        "embedding once a step": Variant(network, inplace=False, fuse=False),
+        "and SiLU in place": Variant(network, fuse=False),
+    }
+    if itlib.network._FUSED:
+        modules |= {
+            "and SiLU inside the product (itlib)": network,
+            "weights packed beforehand": Packed(network, 1000),
+            "bfloat16": Half(network),
+        }
+    works: dict[str, Callable[[], Tensor]] = {name: _draw(module) for name, module in modules.items()}
+    works["inference_mode"] = lambda: _inference(network)
+    before = {}
+    try:
+        start = time.perf_counter()
+        compiled = torch.compile(Variant(network, inplace=False, fuse=False))
+        _draw(compiled)()
+        before["torch.compile"] = time.perf_counter() - start
+        works["torch.compile"], modules["torch.compile"] = _draw(compiled), compiled
+    except Exception as error:  # it needs a C++ compiler, and says so in many ways
+        before["torch.compile"] = math.nan
+        print(f"    torch.compile is not there: {type(error).__name__}")
+    return works, modules, before
+
+
+class _Expanded(nn.Module):
+    """A network that wants a time for every sample."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        result: Tensor = self.network(x, t.expand(len(x)))
+        return result
+
+
+def sampling_variants(network: Network, turns: int = 5) -> dict[str, Any]:
+    """Ratios of seconds to those of `itlib`, and root mean square changes of the predictions."""
+    works, modules, before = ladder(network)
+    works["itlib"] = _draw(network)
+    spent = in_turns(works, turns)
+    x = torch.randn(2000, 2, generator=torch.Generator().manual_seed(1))
+    found: dict[str, Any] = {}
+    with torch.no_grad():
+        for name in works:
+            if name == "itlib":
+                continue
+            found[name] = {"time": ratio(spent[name], spent["itlib"], "low")}
+            if name in modules:
+                changes = [
+                    (modules[name](x, torch.tensor(t)) - network(x, torch.tensor(t))).square().sum(-1).mean()
+                    for t in (0.1, 0.5, 0.9)
+                ]
+                found[name]["change"] = float(torch.stack(changes).mean().sqrt())
+            else:
+                found[name]["change"] = float((works[name]() - works["itlib"]()).abs().max())
+            if name in before:
+                found[name]["beforehand"] = before[name]
+    start = time.process_time()
+    for k in range(1, 200):
+        transition(SCHEDULE, (k - 1) / 200, k / 200, 1.0)
+    coefficients = (time.process_time() - start) / 199
+    found["coefficients computed beforehand"] = {
+        "time": ratio([s - 50 * coefficients for s in spent["itlib"]], spent["itlib"], "low"),
+        "change": 0.0,
+    }
+    return found
+
+
+# ---- training ------------------------------------------------------------------------------------------------------
+
+
+class _Product(torch.autograd.Function):
+    """A linear layer and its gradients by oneDNN."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(h, weight)
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(h, weight, bias, "none", [], "")
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        h, weight = ctx.saved_tensors
+        multiply = torch.ops.mkldnn._linear_pointwise
+        return (
+            multiply(gradient, weight.t(), None, "none", [], ""),
+            multiply(gradient.t(), h.t(), None, "none", [], ""),
+            gradient.sum(0),
+        )
+
+
+class OneDNN(nn.Module):
+    """The network with hidden layers that oneDNN multiplies forward and backward."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        own = self.network
+        h = functional.silu(own.space(x) + own.time(own.features(t)))
+        for layer in own.hidden:
+            h = functional.silu(_Product.apply(h, layer.weight, layer.bias))
+        result: Tensor = own.output(h)
+        return result
+
+
+def training_variants(network: Network, turns: int = 7, rows: int = 64) -> dict[str, Any]:
+    """Ratios of seconds of an optimiser step to those of `itlib`, and the change of its gradient."""
+    generator = torch.Generator().manual_seed(2)
+    x, target = (torch.randn(rows, 2, generator=generator) for _ in range(2))
+    t = torch.rand(rows, generator=generator)
+    works: dict[str, Callable[[], Any]] = {}
+    gradients: dict[str, Tensor] = {}
+    before = {}
+
+    def add(name: str, wrap: Callable[[Network], nn.Module] = lambda n: n, **adam: Any) -> None:
+        own = copy.deepcopy(network)
+        module = wrap(own)
+        optimizer = torch.optim.Adam(own.parameters(), lr=1e-7, **adam)
+        (module(x, t) - target).square().sum(-1).mean().backward()
+        gradients[name] = torch.cat([p.grad.flatten() for p in own.parameters() if p.grad is not None])
+
+        def work() -> None:
+            for _ in range(50):
+                regression_step(module, optimizer, x, t, target)
+
+        works[name] = work
+
+    add("itlib", fused=True)
+    add("Adam parameter by parameter", foreach=False)
+    add("Adam over lists of parameters", foreach=True)
+    if itlib.network._FUSED:
+        add("products by oneDNN", OneDNN, fused=True)
+    try:
+        start = time.perf_counter()
+        add("torch.compile", torch.compile, fused=True)
+        before["torch.compile"] = time.perf_counter() - start
+    except Exception as error:  # as above
+        print(f"    torch.compile is not there: {type(error).__name__}")
+    spent = in_turns(works, turns)
+    scale = float(gradients["itlib"].norm())
+    return {
+        name: {
+            "time": ratio(spent[name], spent["itlib"], "low"),
+            "change": float((gradients[name] - gradients["itlib"]).norm()) / scale,
+        }
+        | ({"beforehand": before[name]} if name in before else {})
+        for name in works
+        if name != "itlib"
+    }
+
+
+# ---- several seeds in one network ----------------------------------------------------------------------------------
+
+
+def seeds_at_once(counts: tuple[int, ...] = (1, 2, 4, 8)) -> dict[str, Any]:
+    """How much faster networks of several seeds are, stacked by torch.func, than one after the other."""
+    spent = [_stacked(count) for count in counts]
+    gains = {what: [ratio(s[what], s[f"{what} at once"]) for s in spent] for what in ("forward", "gradient")}
+    return {"seeds": list(counts)} | gains
+
+
+def _stacked(count: int) -> dict[str, list[float]]:
+    """Seconds of forward passes on 1000 rows, and of gradients on 64, of some networks: one by one, and at once."""
+    networks = [Network(2, seed=seed) for seed in range(count)]
+    modules = [_Simple(network) for network in networks]
+    stacked, buffers = stack_module_state(modules)  # type: ignore[arg-type]
+    shell = copy.deepcopy(modules[0]).to("meta")
+    x, t = torch.randn(count, 1000, 2), torch.tensor(0.5)
+    xs, ts = torch.randn(count, 64, 2), torch.rand(count, 64)
+
+    def call(p: Any, b: Any, x: Tensor, t: Tensor) -> Tensor:
+        result: Tensor = functional_call(shell, (p, b), (x, t))
+        return result
+
+    def loss(p: Any, b: Any, x: Tensor, t: Tensor) -> Tensor:
+        return call(p, b, x, t).square().sum(-1).mean()
+
+    @torch.no_grad()
+    def forward() -> None:
+        for _ in range(6):
+            for i, network in enumerate(networks):
+                network(x[i], t)
+
+    @torch.no_grad()
+    def forward_at_once() -> None:
+        for _ in range(6):
+            torch.vmap(call, in_dims=(0, 0, 0, None))(stacked, buffers, x, t)
+
+    def gradient() -> None:
+        for _ in range(20):
+            for i, network in enumerate(networks):
+                network.zero_grad()
+                network(xs[i], ts[i]).square().sum(-1).mean().backward()
+
+    def gradient_at_once() -> None:
+        for _ in range(20):
+            torch.vmap(torch.func.grad(loss))(stacked, buffers, xs, ts)
+
+    works = (forward, forward_at_once, gradient, gradient_at_once)
+    return in_turns({work.__name__.replace("_", " "): work for work in works}, 5)
+
+
+class _Simple(nn.Module):
+    """The network without its fused path, which vmap cannot see through."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        own: Any = self.network
+        features: FourierFeatures = own.features
+        h = functional.silu(own.space(x) + own.time(features(t)))
+        for layer in own.hidden:
+            h = functional.silu(layer(h))
+        result: Tensor = own.output(h)
+        return result
