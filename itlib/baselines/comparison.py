@@ -209,7 +209,7 @@ METHODS: Mapping[str, Method] = {
     "implicit": Method("implicit Tilt Matching", False, True, 3e-4, _tilting(IMPLICIT), tilts=True),
     "reweighted": Method("reward-weighted, iterated", False, True, 1e-4, _tilting(reweighted), tilts=True),
     "oneshot": Method("reward-weighted, one shot", False, True, 1e-4, _tilting(reweighted, one_shot=True)),
-    "recommended": Method("recommended here", False, True, 1e-4, _recommended),
+    "recommended": Method("recommended here", False, True, 3e-4, _recommended),
     "ddpo": Method("DDPO", False, False, 1e-3, _policy(PolicyGradientConfig())),
     "dpok": Method("DPOK", False, False, 1e-4, _policy(PolicyGradientConfig(kl=1.0, value=True))),
     "dpok-future": Method(
