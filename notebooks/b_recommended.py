@@ -361,7 +361,7 @@ display(
     Markdown(
         "Squared, the error from the exact base is as large as "
         + ", ".join(f"{100 * value:.0f} per cent ({which})" for which, value in share.items())
-        + " of that from a trained one. Four passes multiply it by "
+        + " of that from a trained one. Four passes multiply the error from the exact base by "
         + ", ".join(f"{value:.2f} ({which})" for which, value in gained.items())
         + f". With both, the weights are right to 0.01 on {len(right)} of {len(names)} tasks; with four passes from the trained base the error is within 1.2 floors on {len(close)}. "
         + f"({len(found('paper', 'four-passes'))} seeds of four passes, {len(found('paper', 'main_chosen'))} of the others.)\n\n"
@@ -441,10 +441,11 @@ def against_paper(cell):
 
 
 least = min(len(found(which, name)) for which in shown for name in REMOVED)
+added = min(len(found(which, f"plus_{name}")) for which in ("paper", "one-mode") for name in ADDED)
 idle = [LABELS[name] for name in REMOVED if max(times(which, name) for which in shown) < 1.1]
 display(
     Markdown(
-        f"Seeds of what is taken away: {least} or more; of what is added: {len(found('paper', 'plus_paths'))}. Taken away, the changes multiply the error by: "
+        f"Seeds of what is taken away: {least} or more; of what is added: {added} or more. Taken away, the changes multiply the error by: "
         + "; ".join(
             f"{which}: " + ", ".join(f"{factor:.1f} ({label})" for factor, label in rows) for which, rows in costly.items()
         )

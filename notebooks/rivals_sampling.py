@@ -703,7 +703,7 @@ assert answered == set(needs_gradient)  # every method that trains nothing has h
 
 # %% tags=["hide-input"]
 keeps = dict.fromkeys(METHODS, "one")
-keeps |= {"draft": "all steps", "draft-kl": "all steps", "draft-5": "5 steps"}
+keeps |= {"recommended": "all steps, each apart", "draft": "all steps", "draft-kl": "all steps", "draft-5": "5 steps"}
 keeps |= dict.fromkeys(("importance", "best", "smc", "exact"), "nothing") | {
     "twisted": "one, in $x$",
     "guided": "one, in $x$",
@@ -714,6 +714,7 @@ left_over = {
     "implicit": "none",
     "reweighted": "none",
     "oneshot": "none; needs $n \\gg e^{D_2}$",
+    "recommended": "sampler's steps",
     "ddpo": "runs away",
     "dpok": "forgets later KLs",
     "dpok-future": "sampler's steps",
@@ -740,7 +741,7 @@ columns = ["method", r"$\nabla r$", "ends at the tilt", "keeps", "left over"]
 display(Markdown(pd.DataFrame(rows, columns=columns).to_markdown(index=False, disable_numparse=True)))
 
 # %% [markdown]
-# Read by columns, without any network yet. Of the methods that train with values of $r$ alone, the implicit form and the iterated weighted regression leave nothing over, and of these the first is less noisy in small tilts. Of those with a gradient, Adjoint Matching shares its optimum with DRaFT and a path KL, and keeps one evaluation instead of all
+# What is *recommended here* has its derivation in {doc}`b_recommended`. Read by columns, without any network yet. Of the methods that train with values of $r$ alone, the implicit form and the iterated weighted regression leave nothing over, and of these the first is less noisy in small tilts. Of those with a gradient, Adjoint Matching shares its optimum with DRaFT and a path KL, and keeps one evaluation instead of all
 # steps. Weighted samples need no training, and pay with $n$. {doc}`rivals_comparison` asks what is left of this order when networks, budgets and samplers are finite.
 #
 # ## Try this

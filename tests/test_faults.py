@@ -119,7 +119,7 @@ def assert_same(place: Place, other: Place) -> None:
 @cache
 def undisturbed(N: tuple[str, ...]) -> Place:
     """A batch that nobody disturbs, two cells at a time."""
-    place = Place(small_batch.folder() / f"undisturbed{len(N)}", N, jobs=2)
+    place = Place(small_batch.folder() / f"undisturbed{'-'.join(N)}", N, jobs=2)
     place.finish()
     assert all(count == 1 for log in ("executed", "tilted") for count in place.log(log).values())
     return place
