@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for i, name in enumerate(names, 1):
         print(f"[{i}/{len(names)}] {name}", flush=True)
         record["parts"][name] = measure(name)
-        if {"grid", "cluster"} <= record["parts"].keys():
+        if {"grid", "cluster", "workers"} <= record["parts"].keys():
             record["beyond"] = compact(parts.beyond(record["parts"]))
         show(name, record["parts"][name])
         write_atomically(out, (json.dumps(record, indent=1) + "\n").encode())

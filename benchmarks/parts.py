@@ -359,7 +359,7 @@ def growth() -> Part:
             "exponent": exponent(points, [spread(spent[str(p)])["median"] for p in points]),
             "upper": exponent(points[-3:], [spread(spent[str(p)])["median"] for p in points[-3:]]),
         }
-        if all(memory) and memory[-1] > 1.0:  # below that it is the allocator's
+        if all(memory) and memory[-1] > 2 * memory[0]:  # less is the allocator's
             part["found"][name]["exponent of MiB"] = exponent(points[-3:], memory[-3:])
     part["found"]["seeds"] = tried.seeds_at_once()
     return part
@@ -454,17 +454,14 @@ def cluster() -> Part:
         if before is not None:
             os.environ["ITLIB_CACHE"] = before
         shutil.rmtree(place, ignore_errors=True)
-    cells = {"base": (0.0, None)} | {f"N{N}": (0.0, "base") for N in grid_of}
-    startup = found["local, 1"]["again"]
-    each = (found["local, 1"]["seconds"] - startup) / len(cells)
-    for name, row in found.items():
-        row["model"] = makespan(cells, int(name[-1]), each=each, startup=row["again"])
+    startup, cells = found["local, 1"]["again"], 1 + len(grid_of)
+    each = (found["local, 1"]["seconds"] - startup) / cells
     return {
         "ratios": {},
         "absolute": {"a cell beside its work": absolute([each], "s"), "start of a batch": absolute([startup], "s")},
         "found": {
             "runs": found,
-            "cells": len(cells),
+            "cells": cells,
             "each": each,
             "startup": {"local": startup, "Dask": found["Dask, 2"]["again"]},
         },
@@ -476,13 +473,23 @@ def beyond(parts: dict[str, Part]) -> dict[str, Any]:
     tilt = sum(parts["grid"]["found"]["seconds of a tilt"][name]["median"] for name in ("sampling", "training", "trace"))
     base = tilt * parts["grid"]["found"]["committed"]["a base, in tilts"]
     costs = parts["cluster"]["found"]
-    curve: dict[str, Any] = {"workers": [1, 2, 4, 8, 16, 32, 64], "seconds": {}}
+    # Two workers of this machine slow each other down, as measured; those of a cluster are taken to have a core each.
+    slower = CORES / parts["workers"]["ratios"]["two workers / one"]["median"]
+    curve: dict[str, Any] = {"workers": [1, 2, 4, 8, 16, 32, 64], "seconds": {}, "base": base, "slower": slower}
     for seeds in (1, 3, SEEDS):
-        cells = batch(seeds, PAPER_GRID, tilt, base)
+        local, far = (batch(seeds, PAPER_GRID, pace * tilt, pace * base) for pace in (slower, 1.0))
         curve["seconds"][str(seeds)] = [
-            makespan(cells, w, each=costs["each"], startup=costs["startup"]["local" if w <= CORES else "Dask"])
+            makespan(local, w, each=slower * costs["each"], startup=costs["startup"]["local"])
+            if w == CORES
+            else makespan(far, w, each=costs["each"], startup=costs["startup"]["local" if w == 1 else "Dask"])
             for w in curve["workers"]
         ]
+    small = {"base": (0.0, None)} | {f"cell {i}": (0.0, "base") for i in range(1, costs["cells"])}
+    curve["model"] = {}
+    for name, run in costs["runs"].items():
+        number = int(name.rpartition(", ")[2])
+        each = costs["each"] * (slower if number == CORES else 1.0)
+        curve["model"][name] = makespan(small, number, each=each, startup=run["again"])
     curve["chain"] = base + max(PAPER_GRID) * tilt + 2 * costs["each"]
     return curve
 

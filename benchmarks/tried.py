@@ -174,8 +174,8 @@ def sampling_variants(network: Network, turns: int = 5) -> dict[str, Any]:
                     for t in (0.1, 0.5, 0.9)
                 ]
                 found[name]["change"] = float(torch.stack(changes).mean().sqrt())
-            else:
-                found[name]["change"] = float((works[name]() - works["itlib"]()).abs().max())
+            moved = works[name]() - works["itlib"]()
+            found[name]["samples"] = float(moved.square().sum(-1).mean().sqrt())
             if name in before:
                 found[name]["beforehand"] = before[name]
     start = time.process_time()
@@ -185,6 +185,7 @@ def sampling_variants(network: Network, turns: int = 5) -> dict[str, Any]:
     found["coefficients computed beforehand"] = {
         "time": ratio([s - 50 * coefficients for s in spent["itlib"]], spent["itlib"], "low"),
         "change": 0.0,
+        "samples": 0.0,
     }
     return found
 

@@ -65,7 +65,8 @@ def power(value):
 
 def fit(found):
     """An exponent and its standard error, on one line."""
-    return f"{found['exponent']:.2f} ± {found['error']:.2f}".replace("-", "−").replace(" ", "\u00a0")
+    digits = 2 if found["error"] >= 0.005 else 3
+    return f"{found['exponent']:.{digits}f} ± {found['error']:.{digits}f}".replace("-", "−").replace(" ", "\u00a0")
 
 
 def plain_ticks(axis, values=None):
@@ -360,9 +361,13 @@ threshold = 1.5
 lines = []
 for name, row in rest.items():
     gain = 1 / row["time"]["median"]
-    change = row["change"]
+    change = row.get("change", row["samples"])
     verdict = f"{gain:.2f} times as fast" if gain >= 1 else f"{1 / gain:.2f} times as slow"
-    exactly = "the same bits" if change == 0 else f"predictions move by {power(change)} (root mean square)"
+    exactly = (
+        "the same bits"
+        if change == row["samples"] == 0
+        else f"predictions move by {power(change)}, samples by {power(row['samples'])} (root mean squares)"
+    )
     before = f"; {row['beforehand']:.0f} s before the first sample" if row.get("beforehand") else ""
     lines.append(f"- *{name}*: {verdict}, {exactly}{before}. {WHY[name]}.")
 display(
@@ -383,7 +388,7 @@ if "bfloat16" in rest:
                 if enough
                 else f"gains {gain:.2f}, less than the {threshold:g} that a second path must"
             )
-            + f", and its rounding, {power(half['change'])}, is small beside the error of the network, a few hundredths. It was left out all the same: a tilt is trained on differences of predictions, "
+            + f", and its rounding, {power(half['change'])}, is small beside the error of the network, a few hundredths; so are the {power(half['samples'])} by which samples move. It was left out all the same: a tilt is trained on differences of predictions, "
             "$\\delta\\, r\\,(\\varepsilon_{\\text{old}} - z)$, samples of one tilt are the data of the next, and the records in this book would all have to be made again, on processors that have it."
         )
     )
@@ -432,7 +437,11 @@ if missing:
         if "products by oneDNN" in variants
         else {}
     )
-    text += " So the target is missed for " + " and ".join(f"*{name}*" for name in missing) + "."
+    text += (
+        " So the target is missed for "
+        + " and ".join({"textbook / itlib": "the textbook", "one step / floor": "the products"}[name] for name in missing)
+        + "."
+    )
     if both:
         text += " With that path it would come to " + " and ".join(f"{value:.2f}" for value in both.values()) + "."
 display(Markdown(text))
@@ -571,7 +580,7 @@ with plots.house_style() as plt:
                 label="memory",
             )
         p = row["upper"]
-        ax.set(xscale="log", yscale="log", xlabel=label, title=f"$p = {p['exponent']:.2f} \\pm {p['error']:.2f}$")
+        ax.set(xscale="log", yscale="log", xlabel=label, title=f"$p$ = {fit(p)}")
         plain_ticks(ax.xaxis, x if len(x) < 5 else x[::2] if len(x) < 6 else x[[0, 2, 3, 5]])
         top = np.nanmax([*y / y[0], *memory / memory[0]])
         plain_ticks(ax.yaxis, [v for v in (1, 2, 5, 10, 20, 50, 100, 200) if v <= 1.3 * top][:: 1 if top < 12 else 2])
@@ -620,7 +629,7 @@ for size, label in LABELS.items():
             "all points": fit(row["exponent"]),
             "last three": fit(row["upper"]),
             "MiB": f"{mib[0]:.0f} to {mib[-1]:.0f}" if mib else "not told here",
-            "of MiB": fit(row["exponent of MiB"]) if "exponent of MiB" in row else "",
+            "of MiB": fit(row["exponent of MiB"]) if "exponent of MiB" in row else "none",
         }
     )
 display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)))
@@ -630,7 +639,8 @@ N_memory = growth["N"]["MiB"]
 stack = {what: growth["seeds"][what][-1]["median"] for what in ("forward", "gradient")}
 text = f"The dimension costs little until first and last layer, $256\\,d$ weights each, outweigh the four of $256^2$: from {d['points'][0]} to {d['points'][-1]:,} dimensions a tilt takes {seconds[-1] / seconds[0]:.1f} times as long. "
 if None not in N_memory:
-    text += f"Tilts take time and no memory: {N_memory[-1] - N_memory[0]:+.1f} MiB from {growth['N']['points'][0]} to {growth['N']['points'][-1]}. ".replace(
+    tilts_more = growth["N"]["points"][-1] - growth["N"]["points"][0]
+    text += f"Tilts take time and hardly any memory: {(N_memory[-1] - N_memory[0]) / tilts_more:.2f} MiB each. ".replace(
         "-", "−"
     )
 text += f"Stacking {growth['seeds']['seeds'][-1]} seeds is {stack['forward']:.2f} times as fast as one after the other for samples, and {stack['gradient']:.2f} for gradients. "
@@ -657,7 +667,8 @@ display(
             if reached(two)
             else f", less than the {two['target']:g} that was asked for: two that share caches, memory or the two halves of one core, or a machine that others use"
         )
-        + f". Two *threads* of one process sample {threads[0]['one thread / two']:.2f} times as fast as one. So cores are for cells."
+        + f". Two *threads* of one process sample {threads[0]['one thread / two']:.2f} times as fast as one."
+        + (" So cores are for cells." if two["median"] > threads[0]["one thread / two"] else "")
     )
 )
 
@@ -671,7 +682,7 @@ rows = [
     {
         "where, workers": name,
         "measured, s": f"{row['seconds']:.1f}",
-        "model, s": f"{row['model']:.1f}",
+        "model, s": f"{far['model'][name]:.1f}",
         "nothing to do, s": f"{row['again']:.1f}",
     }
     for name, row in c["runs"].items()
@@ -679,7 +690,7 @@ rows = [
 display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)))
 display(
     Markdown(
-        f"{c['cells']} cells. A cell costs {c['each']:.1f} s beside its work: it starts Python, torch and a kernel, judges the model and draws its page. The model was fitted to the first row alone."
+        f"{c['cells']} cells. A cell costs {c['each']:.1f} s beside its work: it starts Python, torch and a kernel, judges the model and draws its page. The model was fitted to the first row; that two workers here slow each other down by {far['slower']:.2f} was measured above."
     )
 )
 
@@ -815,7 +826,7 @@ display(
 
 # %% tags=["hide-cell"]
 per_tilt, overhead = sum(each.values()), c["each"]
-base_seconds = far["chain"] - max(N) * per_tilt - 2 * overhead
+base_seconds = far["base"]
 chain = base_seconds + 20 * per_tilt + 2 * overhead
 display(
     Markdown(

@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import clocks  # noqa: E402
 from fast import multistep, sliced_distance, sorted_projections  # noqa: E402
 from judging import batch, exponent, judged, makespan, met, ratio, regressions, spread, worse_by  # noqa: E402
+from parts import beyond  # noqa: E402
 from published import Plain, diffusers_sample, textbook_sample, textbook_tilt  # noqa: E402
 from tried import OneDNN, Packed, Variant  # noqa: E402
 
@@ -139,6 +140,30 @@ def test_the_makespan_lies_between_its_bounds(workers: int) -> None:
     assert found <= total / workers + chain
 
 
+def test_what_lies_beyond_this_machine() -> None:
+    """A base of 60 tilts and the grid: on one worker the sum, on many the longest chain; two here slow each other down."""
+    tilt = {name: {"median": 1.0 / 3} for name in ("sampling", "training", "trace")}
+    costs = {
+        "each": 2.0,
+        "cells": 3,
+        "startup": {"local": 5.0, "Dask": 7.0},
+        "runs": {"local, 1": {"again": 5.0}, "Dask, 2": {"again": 7.0}},
+    }
+    found = beyond(
+        {
+            "grid": {"found": {"seconds of a tilt": tilt, "committed": {"a base, in tilts": 60.0}}},
+            "workers": {"ratios": {"two workers / one": {"median": 1.6}}},
+            "cluster": {"found": costs},
+        }  # type: ignore[arg-type]
+    )
+    minutes = dict(zip(found["workers"], found["seconds"]["1"], strict=True))
+    assert minutes[1] == pytest.approx(5 + 60 + 370 + 5 * 2)
+    assert minutes[2] == pytest.approx(5 + 2 / 1.6 * (62 + 202))
+    assert minutes[64] == pytest.approx(7 + found["chain"])
+    assert found["chain"] == pytest.approx(60 + 200 + 2 * 2)
+    assert found["model"] == pytest.approx({"local, 1": 5 + 3 * 2, "Dask, 2": 7 + 2 / 1.6 * 2 * 2})
+
+
 # What is timed side by side computes the same
 
 
@@ -246,4 +271,5 @@ def test_the_committed_record_is_whole() -> None:
         for found in (*part["ratios"].values(), *part["absolute"].values()):
             assert found["low"] <= found["median"] <= found["high"]
         assert all("unit" in found for found in part["absolute"].values())
+    assert {"seconds", "model", "chain"} <= set(committed["beyond"])
     assert regressions(committed, committed) == []
