@@ -62,7 +62,7 @@ lab: $(VENV)/.ready  ## Open the notebooks in JupyterLab, or one: CHAPTER=s3_2_a
 bench: $(VENV)/.ready  ## Measure speed in ratios, and compare with the committed record
 	@OMP_NUM_THREADS=1 KINETO_LOG_LEVEL=99 $(BIN)/python benchmarks/bench.py $(if $(ONLY),--only $(ONLY)) $(if $(RECORD),--record) $(if $(RESUME),--resume)
 
-test-faults: $(VENV)/.ready  ## Kill every kind of process at every stage: nothing is lost (a quarter of an hour)
+test-faults: $(VENV)/.ready  ## Kill every kind of process at every stage: nothing is lost (half an hour or more)
 	@$(BIN)/python -m pytest -m faults -v
 
 audit: $(VENV)/.ready  ## Look for known vulnerabilities in the lock, and for licences that do not fit
