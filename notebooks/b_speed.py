@@ -540,7 +540,7 @@ each = {name: value["median"] for name, value in g["seconds of a tilt"].items()}
 N = g["grid"]
 text = (
     f"A tilt of the paper takes {within(tilt)} s: {each['sampling']:.2f} s draw samples and {each['training']:.2f} s train; {each['trace']:.3f} s more trace its error. The grid of $N$ = {', '.join(map(str, N))} is {sum(N)} tilts, so on two cores "
-    f"**{within(minutes, '.1f')} minutes**. A tilt costs the same at $N = 200$ as at $N = 20$: {within(ratios['grid']['a tilt at N = 200 / at N = 20'])}. "
+    f"**{within(minutes, '.1f')} minutes**, or {minutes['median'] * record['beyond']['slower']:.1f} if two runs slow each other down as measured below. A tilt costs the same at $N = 200$ as at $N = 20$: {within(ratios['grid']['a tilt at N = 200 / at N = 20'])}. "
     f"The records of {{doc}}`s4_2_results`, {g['committed']['runs']} runs on a slower machine, took {g['committed']['a tilt with its trace']:.2f} s a tilt.\n\n"
     f"*The way to less.* Tilts of a run follow one another, so the run of {max(N)} tilts alone takes {g['longest chain']:.1f} minutes, however many cores there are. Fewer tilts and cheaper ones are the way: *recommended* chooses {rec['recommended']['tilts']} tilts by its rule, and all of them take "
     f"{absolute['recommended']['recommended, all tilts']['median']:.1f} s against {absolute['recommended']['paper, all tilts']['median']:.1f} s of the paper's 50, a factor of **{ratios['recommended']['paper at N = 50 / recommended, seconds']['median']:.1f}**. Its error of $\\hat x_1$ is "
