@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="benchmarks/bench.py",
         description="Measure in turns, in one run: itlib, what one would publish, and nothing but matrix products.\n"
         "Figures are ratios, or marked as absolute. Ratios that are worse than those of the committed record,\n"
-        f"{COMMITTED.relative_to(HERE.parent)}, by more than {TOLERANCE:.0%} are reported, with exit status 1.",
+        f"{os.path.relpath(COMMITTED)}, by more than {TOLERANCE:.0%} are reported, with exit status 1.",
         epilog="parts:\n" + "".join(f"  {name:<12} {what}\n" for name, what in asked.items())
         + "book and full-book run only where they are asked for.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -110,6 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if {"grid", "cluster", "workers"} <= record["parts"].keys():
             record["beyond"] = compact(parts.beyond(record["parts"]))
         show(name, record["parts"][name])
+        record["parts"] = {part: record["parts"][part] for part in (*PARTS, *ASKED) if part in record["parts"]}
         write_atomically(out, (json.dumps(record, indent=1) + "\n").encode())
     print(f"{len(names)} parts in {(time.perf_counter() - start) / 60:.1f} minutes: {os.path.relpath(out)}")
     measured = {"parts": {name: part for name, part in record["parts"].items() if name in names}}

@@ -401,16 +401,53 @@ if "bfloat16" in rest:
 # %% tags=["hide-input"]
 r, a = ratios["training"], absolute["training"]
 variants = found["attempts"]["training"]
-rows = [
-    ["textbook / itlib", within(r["textbook / itlib"])],
-    ["diffusers' `add_noise` in a plain loop / itlib", within(r["diffusers / itlib"])],
-    [f"a step / its products by {found['training']['floor']['library']}, the faster library", within(r["one step / floor"])],
-    ["a step / its products by `torch.mm`, which autograd calls", within(r["one step / torch.mm"])],
-]
-rows += [[f"a step, {name} / itlib", within(row["time"])] for name, row in variants.items()]
-display(Markdown(pd.DataFrame(rows, columns=["one thread", "ratio"]).to_markdown(index=False, disable_numparse=True)))
+one = {"median": 1.0, "low": 1.0, "high": 1.0}
+
+
+def inverse(figure):
+    return {"median": 1 / figure["median"], "low": 1 / figure["high"], "high": 1 / figure["low"]}
+
+
+library = found["training"]["floor"]["library"]
+panels = {
+    "with the teacher's part": {"diffusers": r["diffusers / itlib"], "textbook": r["textbook / itlib"], "itlib": one},
+    "the step alone": {name: row["time"] for name, row in variants.items()}
+    | {"itlib": one}
+    | {"nothing but products, torch.mm": inverse(r["one step / torch.mm"])}
+    | ({f"nothing but products, {library}": inverse(r["one step / floor"])} if library != "torch.mm" else {}),
+}
+with plots.house_style() as plt:
+    fig, axes = plt.subplots(2, 1, figsize=(6.4, 4.2), sharex=True, height_ratios=[len(v) for v in panels.values()])
+    for ax, (title, figures) in zip(axes, panels.items(), strict=True):
+        for row, (name, figure) in enumerate(reversed(figures.items())):
+            color = plots.COLORS["learned" if name == "itlib" else "band" if "products," in name else "base"]
+            ax.plot([figure["low"], figure["high"]], [row, row], color=color, linewidth=3, alpha=0.5)
+            ax.plot(figure["median"], row, "s" if "products," in name else "o", color=color, markersize=6)
+            note = f"{figure['median']:.2f}"
+            ax.annotate(note, (figure["high"], row), (7, 0), textcoords="offset points", va="center", fontsize=9)
+        ax.axvline(1, color=plots.INK, linewidth=0.8, linestyle="--")
+        ax.set_yticks(range(len(figures)), list(figures)[::-1])
+        ax.set_ylim(-0.6, len(figures) - 0.4)
+        ax.set_title(title, loc="left")
+        ax.tick_params(axis="y", length=0)
+    axes[1].set_xlabel("seconds of an optimiser step, in units of itlib's")
+    axes[1].set_xlim(0, None)
+plots.show(
+    fig,
+    "speed-training",
+    f"Seconds of an optimiser step in units of itlib's: the textbook {r['textbook / itlib']['median']:.2f}, diffusers {r['diffusers / itlib']['median']:.2f}, nothing but products {1 / r['one step / floor']['median']:.2f}; what was tried lies between.",
+)
+
+# %% [markdown]
+# ```{glue:figure} speed-training
+# :name: fig-speed-training
+#
+# An optimiser step of a tilt on one thread: median and quartiles. Above, with the step's share of the teacher; below, a regression step alone, what was tried instead, and its products by each library. Autograd calls that of `torch.mm`.
+# ```
+
+# %% tags=["remove-input"]
 products = 100 * profiles["training, itlib"]["matrix products"]
-text = f"A step with its share of the teacher takes {a['itlib, 1 thread']['median']:.2f} ms. Products are {products:.0f} % of a step, so all the rest together could gain {100 / products:.2f} at most."
+text = f"With its share of the teacher a step takes {a['itlib, 1 thread']['median']:.2f} ms. Products are {products:.0f} % of a step, so all the rest together could gain {100 / products:.2f} at most."
 if "products by oneDNN" in variants:
     dnn = variants["products by oneDNN"]
     gain = 1 / dnn["time"]["median"]
@@ -506,9 +543,10 @@ plots.show(
 text = []
 for title, setting in settings.items():
     if setting["best"]:
-        row = setting["samplers"][setting["best"]]
+        row, steps = setting["samplers"][setting["best"]], setting["best"]
+        who = "no other sampler is as good; the same steps by itlib" if steps.startswith("Algorithm 1") else f"{steps} steps"
         text.append(
-            f"- *{title}*: {setting['best']} steps are {row['faster']['median']:.0f} times as fast, with an error of {row['error']:.4f} ± {row['standard error']:.4f} against {setting['bar']:.4f}."
+            f"- *{title}*: {who} are {row['faster']['median']:.0f} times as fast, with an error of {row['error']:.4f} ± {row['standard error']:.4f} against {setting['bar']:.4f}."
         )
     else:
         close = min(
@@ -540,7 +578,7 @@ each = {name: value["median"] for name, value in g["seconds of a tilt"].items()}
 N = g["grid"]
 text = (
     f"A tilt of the paper takes {within(tilt)} s: {each['sampling']:.2f} s draw samples and {each['training']:.2f} s train; {each['trace']:.3f} s more trace its error. The grid of $N$ = {', '.join(map(str, N))} is {sum(N)} tilts, so on two cores "
-    f"**{within(minutes, '.1f')} minutes**. A tilt costs the same at $N = 200$ as at $N = 20$: {within(ratios['grid']['a tilt at N = 200 / at N = 20'])}. "
+    f"**{within(minutes, '.1f')} minutes**, or {minutes['median'] * record['beyond']['slower']:.1f} if two runs slow each other down as measured below. A tilt costs the same at $N = 200$ as at $N = 20$: {within(ratios['grid']['a tilt at N = 200 / at N = 20'])}. "
     f"The records of {{doc}}`s4_2_results`, {g['committed']['runs']} runs on a slower machine, took {g['committed']['a tilt with its trace']:.2f} s a tilt.\n\n"
     f"*The way to less.* Tilts of a run follow one another, so the run of {max(N)} tilts alone takes {g['longest chain']:.1f} minutes, however many cores there are. Fewer tilts and cheaper ones are the way: *recommended* chooses {rec['recommended']['tilts']} tilts by its rule, and all of them take "
     f"{absolute['recommended']['recommended, all tilts']['median']:.1f} s against {absolute['recommended']['paper, all tilts']['median']:.1f} s of the paper's 50, a factor of **{ratios['recommended']['paper at N = 50 / recommended, seconds']['median']:.1f}**. Its error of $\\hat x_1$ is "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import re
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterable
@@ -158,6 +159,15 @@ def test_nothing_is_ever_unpickled(name: str) -> None:
     assert not {dotted.split(".")[0] for dotted in imported(code)} & {"pickle", "cloudpickle", "dill", "joblib", "shelve"}
     called = {ast.unparse(node.func) for node in ast.walk(code) if isinstance(node, ast.Call)}
     assert not called & {"torch.load", "torch.save", "np.load", "numpy.load", "marshal.loads", "eval", "exec"}
+
+
+def test_the_core_starts_with_torch_and_no_other_heavy_library() -> None:
+    """What takes long to import is imported where it is used."""
+    modules = ", ".join(f"itlib.{name}" for name in (*CORE, "records", "runs"))
+    code = f"import sys, {modules}; print(*{{name.split('.')[0] for name in sys.modules}})"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "torch" in loaded
+    assert not {"scipy", "torchdiffeq", "ot", "sklearn", "jsonschema", *ONLY} & set(loaded)
 
 
 def distributions(requirements: Iterable[str]) -> set[str]:

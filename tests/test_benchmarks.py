@@ -14,6 +14,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import bench  # noqa: E402
 import clocks  # noqa: E402
 from fast import multistep, sliced_distance, sorted_projections  # noqa: E402
 from judging import batch, exponent, judged, makespan, met, ratio, regressions, spread, worse_by  # noqa: E402
@@ -256,6 +257,37 @@ def test_the_fast_sampler_and_its_distance(paper: GaussianMixture, cosine: Cosin
     }
     assert sliced_distance(draws[4], exact) > 2 * sliced_distance(draws[24], exact)
     assert sliced_distance(draws[24], exact) < 0.06  # exact samples, this many: 0.03
+
+
+# The command
+
+
+def test_the_command_records_compares_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    speed, runs = 2.0, 0
+
+    def part() -> dict[str, dict[str, object]]:
+        """Stands in for a measurement."""
+        nonlocal runs
+        runs += 1
+        return {"ratios": {"speed": judged([speed], target=1.9)}, "absolute": {}, "found": {}}
+
+    monkeypatch.setattr(bench, "PARTS", {"sampling": part, "training": part})
+    monkeypatch.setattr(bench, "COMMITTED", tmp_path / "committed.json")
+    monkeypatch.setattr(bench, "FOUND", tmp_path / "found.json")
+    assert bench.main(["--record"]) == 0
+    speed = 1.8
+    assert bench.main(["--only", "sampling"]) == 0
+    assert "MISSED" in capsys.readouterr().out
+    speed = 1.5
+    assert bench.main(["--resume"]) == 1  # of sampling it keeps what it has
+    said = capsys.readouterr().out
+    assert "training: 'speed' is worse by 33%" in said
+    assert "sampling: 'speed'" not in said
+    assert runs == 4
+    records = [json.loads((tmp_path / name).read_text()) for name in ("committed.json", "found.json")]
+    assert [r["parts"]["training"]["ratios"]["speed"]["median"] for r in records] == [2.0, 1.5]
 
 
 # The committed record
