@@ -246,7 +246,7 @@ def fine_tune(method: Method, setting: Setting) -> Iterator[Step]:
 
 #: Tasks on which every method runs, and those on which only the best of the tuning and some that train nothing do.
 MAIN, OTHER = ("paper", "one-mode"), ("unequal", "quadratic", "eight", "nine")
-BEST = ("tilting", "implicit", "dpok", "adjoint")
+BEST = ("tilting", "implicit", "recommended", "dpok", "adjoint")
 REFERENCES = ("importance", "best", "smc", "exact")
 #: Methods that are also run with fewer tilts than the paper's fewest: they cost less, and what does the rest buy?
 FEWER = ("tilting", "implicit")
