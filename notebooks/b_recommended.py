@@ -376,6 +376,9 @@ display(
 )
 
 # %% [markdown]
+# We also tried, by hand, on single seeds and without keeping records: fewer steps of a chain and more passes for the same training, minibatches of 8 or 32 chains, wider and deeper corrections, averages of several, a Gauss–Newton
+# step, and a regression with the weights of chains. None moved the error enough to see.
+#
 # ## What each change bought
 #
 # From the top: the recommended configuration with one thing taken away. Below: Algorithm 2 at $N = 20$ with one thing added.
