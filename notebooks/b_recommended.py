@@ -503,7 +503,7 @@ display(
 # %% [markdown]
 # ## What remains
 #
-# - The mode weights on the harder tilts. A mode's weight is decided early in a chain, where the correction is small; the loss sees it only through a small part of its variance and is slow there.
+# - The mode weights on the harder tilts. A mode's weight is decided early in a chain, where the correction is small; the loss sees it only through a small part of its variance and is slow there. On a ring and a grid of Gaussians, with a small budget, the same step is not among the best ({doc}`rivals_comparison`).
 # - The base. Everything above takes its law for the truth ({doc}`b_floor`).
 # - Chains need noise, a frozen base and memory for $S \times J$ states. A deterministic sampler has no weights.
 # - Four tasks in two dimensions. {doc}`d_digits` takes the same step in 64, with other students; {doc}`rivals_comparison` puts it among its rivals, on everyone's network.
