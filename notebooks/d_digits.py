@@ -208,7 +208,7 @@ def watch(model):
     frames.append(walk(model))
     x, card = path_card(model, setting, 300 if full else 24, torch.Generator().manual_seed(4))
     reward_now.append(card["mean_reward"])
-    kl_now.append(max(card["path_kl"], 0.0))  # of the base itself it is zero, and might be minus zero
+    kl_now.append(max(0.0, card["path_kl"]))  # of the base itself it is zero, and not minus zero
     share_now.append(float((judged(x) == DIGIT).float().mean()))
 
 
