@@ -203,7 +203,7 @@ class _Product(torch.autograd.Function):
         return result
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         h, weight = ctx.saved_tensors
         multiply = torch.ops.mkldnn._linear_pointwise
         return (
@@ -289,7 +289,7 @@ def _stacked(count: int) -> dict[str, list[float]]:
     """Seconds of forward passes on 1000 rows, and of gradients on 64, of some networks: one by one, and at once."""
     networks = [Network(2, seed=seed) for seed in range(count)]
     modules = [_Simple(network) for network in networks]
-    stacked, buffers = stack_module_state(modules)  # type: ignore[arg-type]
+    stacked, buffers = stack_module_state(modules)
     shell = copy.deepcopy(modules[0]).to("meta")
     x, t = torch.randn(count, 1000, 2), torch.tensor(0.5)
     xs, ts = torch.randn(count, 64, 2), torch.rand(count, 64)

@@ -24,6 +24,8 @@ that each tilt mends what earlier ones got wrong. Its noise goes away at the sol
 a covariance keeps its variance. And what it learns is the tilt of the chain as it is run. Like Algorithm 2 it evaluates
 :math:`r` forward, once for each sample. What it cannot mend is the base: errors of :math:`\hat x_1^{\mathrm{base}}` and of
 the chain's steps are tilted with it.
+
+What learns is a correction of a frozen base: a small network on top of it, or (:class:`Beside`) a copy of all its weights.
 """
 
 from __future__ import annotations

@@ -377,7 +377,7 @@ display(
 
 # %% [markdown]
 # We also tried, by hand, on single seeds and without keeping records: fewer steps of a chain and more passes for the same training, minibatches of 8 or 32 chains, wider and deeper corrections, averages of several, a Gauss–Newton
-# step, and a regression with the weights of chains. None moved the error enough to see.
+# step, and a regression with the weights of chains. None lowered the error enough to see; some raised it.
 #
 # ## What each change bought
 #
@@ -503,7 +503,7 @@ display(
 # %% [markdown]
 # ## What remains
 #
-# - The mode weights on the harder tilts. A mode's weight is decided early in a chain, where the correction is small; the loss sees it only through a small part of its variance and is slow there. On a ring and a grid of Gaussians, with a small budget, the same step is not among the best ({doc}`rivals_comparison`).
+# - The mode weights on the harder tilts. A mode's weight is decided early in a chain, where the correction is small; the loss sees it only through a small part of its variance and is slow there. {doc}`rivals_comparison` shows how far the same step stays from a ring and a grid of Gaussians.
 # - The base. Everything above takes its law for the truth ({doc}`b_floor`).
 # - Chains need noise, a frozen base and memory for $S \times J$ states. A deterministic sampler has no weights.
 # - Four tasks in two dimensions. {doc}`d_digits` takes the same step in 64, with other students; {doc}`rivals_comparison` puts it among its rivals, on everyone's network.

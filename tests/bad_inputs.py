@@ -305,8 +305,8 @@ ROWS = [
         "1.5 steps",
         lambda: sample(EXACT, Cosine(), 3, steps=1.5),
         "whole number of steps, at least one reverse step, got 1.5",
-    ),  # type: ignore[arg-type]
-    Row("sampler", "2.5 samples", lambda: sample(EXACT, Cosine(), 2.5), "at least one sample, got 2.5"),  # type: ignore[arg-type]
+    ),
+    Row("sampler", "2.5 samples", lambda: sample(EXACT, Cosine(), 2.5), "at least one sample, got 2.5"),
     Row("sampler", "eta = NaN", lambda: sample(EXACT, Cosine(), 3, eta=NAN), "lies in [0, 1], got nan"),
     Row(
         "sampler",
@@ -358,7 +358,7 @@ ROWS = [
         "(coverage): raise N, scale the reward or lower lr",
     ),
     *(
-        Row("TiltingConfig", f"{name} = {value!r}", lambda n=name, v=value: TiltingConfig(**{n: v}), says)  # type: ignore[misc]
+        Row("TiltingConfig", f"{name} = {value!r}", lambda n=name, v=value: TiltingConfig(**{n: v}), says)
         for name, value, says in (
             ("N", 0, "N must be a whole number of at least 1, got 0"),
             ("S", 1.5, "S must be a whole number of at least 1, got 1.5"),
@@ -376,7 +376,7 @@ ROWS = [
         )
     ),
     *(
-        Row("TrainingConfig", f"{name} = {value!r}", lambda n=name, v=value: TrainingConfig(**{n: v}), says)  # type: ignore[misc]
+        Row("TrainingConfig", f"{name} = {value!r}", lambda n=name, v=value: TrainingConfig(**{n: v}), says)
         for name, value, says in (
             ("epochs", 1.5, "epochs must be a whole number of at least 1, got 1.5"),
             ("patience", NAN, "patience must be a whole number of at least 1, got nan"),

@@ -130,7 +130,7 @@ def test_the_ends_of_time(schedule: Schedule) -> None:
         denoised = (x_t - schedule.sigma(time) * ExactDenoiser(mixture, schedule)(x_t, time)) / schedule.alpha(time)
         assert float((denoised - x).abs().max()) < 10 * float(schedule.sigma(time)) + 1e-5
     # What divides by sigma or alpha stops inside: FromX0 clamps, the sampler starts at t_max, transitions refuse t = 1.
-    assert bool(torch.isfinite(FromX0(lambda y, s: y, schedule)(x, zero)).all())  # type: ignore[arg-type]
+    assert bool(torch.isfinite(FromX0(lambda y, s: y, schedule)(x, zero)).all())
     assert ddpm_std(schedule, 0.0, schedule.t_min) == 0.0
     with pytest.raises(ValueError, match="at t=1 alpha is zero"):
         transition(schedule, 0.5, 1.5 if isinstance(schedule, Cosine) else 1.0, 1.0)

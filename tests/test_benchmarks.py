@@ -155,7 +155,7 @@ def test_what_lies_beyond_this_machine() -> None:
             "grid": {"found": {"seconds of a tilt": tilt, "committed": {"a base, in tilts": 60.0}}},
             "workers": {"ratios": {"two workers / one": {"median": 1.6}}},
             "cluster": {"found": costs},
-        }  # type: ignore[arg-type]
+        }
     )
     minutes = dict(zip(found["workers"], found["seconds"]["1"], strict=True))
     assert minutes[1] == pytest.approx(5 + 60 + 370 + 5 * 2)
