@@ -19,6 +19,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+import fastjsonschema
+
 #: The version of the record's schema.
 SCHEMA = 1
 
@@ -96,9 +98,8 @@ def content_hash(scope: Scope = "method") -> str:
 
 
 @cache
-def _schema() -> dict[str, Any]:
-    result: dict[str, Any] = json.loads(Path(__file__).with_name("record.schema.json").read_text())
-    return result
+def _validator() -> Any:
+    return fastjsonschema.compile(json.loads(Path(__file__).with_name("record.schema.json").read_text()))
 
 
 def scope_of(task: str) -> Scope:
@@ -180,15 +181,12 @@ def write_record(
 
 
 def _validate(record: Any, path: Path, advice: str = "") -> None:
-    import jsonschema  # here, because its grammars of addresses take a second to load
-
     try:
-        jsonschema.validate(record, _schema())
-    except jsonschema.ValidationError as error:
-        place = "/".join(str(p) for p in error.absolute_path) or "the top level"
-        raise DamagedFileError(
-            f"{path} is not a valid run record: at {place}, {error.message.splitlines()[0][:200]}{advice}"
-        ) from None
+        _validator()(record)
+    except fastjsonschema.JsonSchemaValueException as error:
+        place = "/".join(error.path[1:]) or "the top level"
+        what = str(error).removeprefix(str(error.name)).strip()[:200]
+        raise DamagedFileError(f"{path} is not a valid run record: at {place}, {what}{advice}") from None
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -81,6 +81,7 @@ class Cell:
         after: names of cells that have to succeed first.
         work: how long it takes, in tilts.
         reads: folders of records, and files, that the page shows: it is stale when they change.
+        chapter: it takes what the others leave free, and is made even if what it waits for failed.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Cell:
     after: tuple[str, ...] = ()
     work: int = 5
     reads: tuple[str, ...] = field(default=())
+    chapter: bool = False
 
     def key(self) -> str:
         """Hash of everything the page depends on."""
@@ -213,8 +215,11 @@ def grid(
     return cells
 
 
-def chapters(root: Path, profile: str) -> list[Cell]:
-    """One cell per notebook that is not a template of the grid; its header says which folders of records it reads."""
+def chapters(root: Path, profile: str, after: Sequence[str] = ()) -> list[Cell]:
+    """One cell per notebook that is not a template of the grid; its header says which folders of records it reads.
+
+    Those that read what the grid leaves (its runs, or checkpoints) wait for the cells named in ``after``.
+    """
     import jupytext
 
     cells = []
@@ -228,7 +233,9 @@ def chapters(root: Path, profile: str) -> list[Cell]:
                 str(path),
                 {"profile": profile},
                 page=str(root / "book" / "pages" / f"{path.stem}.ipynb"),
+                after=tuple(after) if {"book/runs", "_build/cache"} & set(reads) else (),
                 reads=tuple(str(root / folder) for folder in reads),
+                chapter=True,
             )
         )
     return cells
@@ -243,6 +250,8 @@ def execute(cell: Cell) -> None:
     Raises:
         BatchError: naming what went wrong in the notebook.
     """
+    # A grammar of addresses, which nobody asks for here, takes longer to load than all the rest of what papermill imports.
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     import jupytext
     import nbformat
     import papermill
@@ -329,28 +338,29 @@ def _child(text: str) -> int:
 # ---- the batch -----------------------------------------------------------------------------------------------------
 
 
-def run_batch(cells: Sequence[Cell], executor: Executor, *, scratch: Path, quiet: bool = False) -> dict[str, str]:
+def run_batch(cells: Sequence[Cell], executor: Executor, *, scratch: Path, jobs: int = 1) -> dict[str, str]:
     """Run cells that are not fresh, each after the ones it waits for, and return {name: what went wrong}.
 
     Args:
         cells: what to run; a cell may only wait for cells of this list.
         executor: where to run them.
         scratch: folder for progress files, shared with the workers.
-        quiet: no progress.
+        jobs: a chapter starts only while fewer cells are running: all others are handed to the executor at once.
     """
     failures: dict[str, str] = {}
     waiting = {cell.name: cell for cell in cells}
     running: dict[Future[str], Cell] = {}
     finished: set[str] = set()
-    total = sum(cell.work for cell in cells)
     scratch.mkdir(parents=True, exist_ok=True)
     look = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
-    with tqdm(total=total, disable=quiet or None, bar_format=look) as bar:  # None: no bar in a log file
+    with tqdm(total=sum(cell.work for cell in cells), disable=None, bar_format=look) as bar:  # None: no bar in a log file
         while waiting or running:
             ready = [c for c in waiting.values() if all(name in finished or name in failures for name in c.after)]
-            for cell in sorted(ready, key=lambda c: -c.work):
+            for cell in sorted(ready, key=lambda c: (c.chapter, -c.work)):
+                if cell.chapter and len(running) >= jobs:
+                    break
                 del waiting[cell.name]
-                if broken := [name for name in cell.after if name in failures]:
+                if not cell.chapter and (broken := [name for name in cell.after if name in failures]):
                     failures[cell.name] = f"not run, because {broken[0]} failed"
                 elif _fresh(cell, failures):
                     finished.add(cell.name)
@@ -371,8 +381,7 @@ def run_batch(cells: Sequence[Cell], executor: Executor, *, scratch: Path, quiet
                     failures[cell.name] = error
                 else:
                     finished.add(cell.name)
-                    if not quiet:
-                        bar.write(f"{cell.name} is done", file=sys.stderr)
+                    bar.write(f"{cell.name} is done", file=sys.stderr)
                 (scratch / f"{cell.name}.progress").unlink(missing_ok=True)
             _draw(bar, cells, finished | set(failures), running.values(), scratch)
     return failures
@@ -608,9 +617,9 @@ def _again(options: argparse.Namespace, failed: Sequence[Cell]) -> str:
     return shlex.join(command)
 
 
-def _run(cells: Sequence[Cell], executor: Executor, scratch: Path, quiet: bool = False) -> dict[str, str]:
+def _run(cells: Sequence[Cell], executor: Executor, scratch: Path, jobs: int) -> dict[str, str]:
     try:
-        return run_batch(cells, executor, scratch=scratch, quiet=quiet)
+        return run_batch(cells, executor, scratch=scratch, jobs=jobs)
     except KeyboardInterrupt:  # here, because leaving the executor would wait
         _stop()
 
@@ -641,16 +650,15 @@ def _batch(options: argparse.Namespace) -> int:
 
     _check(options.profile, overrides)
     read_records(out)  # a damaged one is better reported before the work than after it
-    # The pages that read records come last, and are made from whatever runs the book has.
-    last = chapters(root, options.profile) if pages and out == runs else []
+    # Chapters are made from whatever runs the book has.
+    cells += chapters(root, options.profile, [cell.name for cell in cells]) if pages and out == runs else []
     start, scratch = time.perf_counter(), root / "_build" / "progress"
     with _alone(out), _executor(options.executor, options.jobs, root) as executor:
         if pages:
             _set_aside(out, options.profile)
-        for folder in {Path(cell.page).parent for cell in last if cell.page} | {default_cache()}:
+        for folder in {Path(cell.page).parent for cell in cells if cell.page} | {default_cache()}:
             sweep(folder)
-        failures = _run(cells, executor, scratch) | _run(last, executor, scratch, quiet=True)
-    cells += last
+        failures = _run(cells, executor, scratch, options.jobs)
     if failures:
         print(f"\n{len(failures)} of {len(cells)} cells failed:", file=sys.stderr)
         for name, error in failures.items():
@@ -684,7 +692,7 @@ def _verify(options: argparse.Namespace) -> int:
     cells = {path: _cell_of(record, path, root, work) for path, record in records.items()}
     os.environ["ITLIB_CACHE"] = str(work / "cache")  # of the cells: nothing is found there but what a killed call has left
     with _alone(work), ThreadPoolExecutor(options.jobs) as executor:
-        failures = _run(list(cells.values()), executor, work / "progress")
+        failures = _run(list(cells.values()), executor, work / "progress", options.jobs)
         reference = read_records(root / "book" / "reference", "**/*.json")
         statuses = []
         for path, cell in cells.items():

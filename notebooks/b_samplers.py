@@ -1,5 +1,7 @@
 # ---
 # jupyter:
+#   itlib:
+#     reads: [_build/cache]
 #   jupytext:
 #     cell_metadata_filter: tags,mystnb,-all
 #     formats: py:percent,ipynb

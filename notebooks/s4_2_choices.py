@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   itlib:
-#     reads: [book/reference]
+#     reads: [book/reference, _build/cache]
 #   jupytext:
 #     cell_metadata_filter: tags,mystnb,-all
 #     formats: py:percent,ipynb

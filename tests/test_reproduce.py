@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -191,6 +191,8 @@ def test_every_notebook_takes_what_the_batch_gives_it() -> None:
         assert set(cell.parameters) <= set(parameters_of(cell.notebook)), cell.name
         if "read_record" in Path(cell.notebook).read_text():
             assert cell.reads, f"{cell.name} reads records, and its header should say which: itlib, reads"
+        if cell.chapter and "import resumable_base" in Path(cell.notebook).read_text():
+            assert str(ROOT / "_build/cache") in cell.reads, f"{cell.name} would train a base that another cell is training"
 
 
 def test_bases_come_first_then_the_longest_and_a_broken_base_stops_only_its_own(tmp_path: Path) -> None:
@@ -208,6 +210,33 @@ def test_bases_come_first_then_the_longest_and_a_broken_base_stops_only_its_own(
         "long1": "not run, because base1 failed",
         "short1": "not run, because base1 failed",
     }
+
+
+def test_chapters_fill_what_the_grid_leaves_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They run beside the base, give way to the runs, and those that read runs come after them, although one has failed."""
+    (tmp_path / "x.py").write_text("")
+    common = (str(tmp_path / "x.py"), {})
+    cells = [Cell(f"chapter{i}", *common, chapter=True) for i in range(8)]
+    cells += [Cell("late", *common, after=("base", "long", "short"), chapter=True), Cell("base", *common)]
+    cells += [Cell(name, *common, after=("base",)) for name in ("long", "short")]
+    begun: list[str] = []
+
+    def run(cell: dict[str, Any], progress: str) -> str:
+        begun.append(cell["name"])
+        if cell["name"] == "base":  # ends when two chapters have begun
+            wait_for(lambda: "chapter1" in begun, "a second chapter", 20)
+        if cell["name"] == "chapter2":  # ends when the base has ended
+            wait_for(lambda: "long" in begun, "a run", 20)
+        return "ValueError: no" if cell["name"] == "short" else ""
+
+    monkeypatch.setattr(reproduce, "run_in_process", run)
+    with ThreadPoolExecutor(2) as executor:
+        failures = run_batch(cells, executor, scratch=tmp_path / "progress", jobs=2)
+    assert failures == {"short": "ValueError: no"}
+    assert begun[:2] == ["base", "chapter0"]
+    assert max(begun.index("long"), begun.index("short")) < begun.index("chapter3")
+    assert begun.index("late") > begun.index("short")
+    assert sorted(begun) == sorted(cell.name for cell in cells)
 
 
 def test_an_executor_that_breaks_fails_its_cells_only(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def targets(html: str) -> Iterator[tuple[str, str]]:
     """Anchor and HTML of everything on a page that has a preview."""
     if not re.search(r'id="equation-|class="[^"]*\b(?:glossary|citation)\b', html):
         return
-    soup = BeautifulSoup(re.sub(r"<svg\b.*?</svg>", "", html, flags=re.DOTALL), "html.parser")
+    soup = BeautifulSoup(re.sub(r"<(svg|pre|script|nav)\b.*?</\1>", "", html, flags=re.DOTALL), "html.parser")
     for tag in soup.select("a.headerlink"):
         tag.decompose()
     for block in soup.select("div.math[id^=equation-]"):

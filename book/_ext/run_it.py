@@ -21,14 +21,15 @@ from itlib.grids import BASE, TEMPLATE
 
 WORDS_PER_MINUTE = 200
 LEARN = "You will see"  # opens the paragraph that says what a page teaches
-#: What is looked at rather than read.
-SILENT = "pre, script, style, svg, .math, .headerlink, .eqno, .run-it, details.hide > summary"
+#: What is looked at rather than read. Figures and code, most of a page's elements, go before it is parsed.
+UNREAD = re.compile(r"<(svg|pre|script|style)\b.*?</\1>", re.DOTALL)
+SILENT = ".math, .headerlink, .eqno, .run-it, details.hide > summary"
 GITHUB = re.compile(r"https://github\.com/([\w.-]+/[\w.-]+?)(?:\.git)?/?")
 
 
 def words(html: str) -> int:
     """Number of words in a page's text; code blocks, formulas and numbers are not words."""
-    soup = BeautifulSoup(re.sub(r"<svg\b.*?</svg>", "", html, flags=re.DOTALL), "html.parser")
+    soup = BeautifulSoup(UNREAD.sub("", html), "html.parser")
     for tag in soup.select(SILENT):
         tag.decompose()
     return len(re.findall(r"[^\W_]*[^\W\d_][^\W_]*(?:[-'’][^\W_]+)*", soup.get_text(" ")))
