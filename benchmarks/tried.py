@@ -7,8 +7,10 @@ import math
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from clocks import in_turns
@@ -21,8 +23,8 @@ from torch.profiler import ProfilerActivity, profile
 
 import itlib.network
 from itlib.network import FourierFeatures, Network
-from itlib.sampling import sample, transition
-from itlib.schedules import Cosine
+from itlib.sampling import sample, transitions
+from itlib.schedules import Cosine, Schedule
 from itlib.training import regression_step
 
 SCHEDULE = Cosine()
@@ -110,6 +112,19 @@ def _draw(network: nn.Module) -> Callable[[], Tensor]:
     return lambda: sample(network, SCHEDULE, 1000, steps=50, generator=torch.Generator().manual_seed(0))
 
 
+def _step_by_step(schedule: Schedule, times: Sequence[float], eta: float) -> Iterator[tuple[float, float, float]]:
+    """The coefficients of all steps, each computed when it is needed."""
+    return (next(transitions(schedule, pair, eta)) for pair in reversed(list(pairwise(times))))
+
+
+def _draw_slowly(network: nn.Module) -> Callable[[], Tensor]:
+    def work() -> Tensor:
+        with patch("itlib.sampling.transitions", _step_by_step):
+            return _draw(network)()
+
+    return work
+
+
 @torch.inference_mode()
 def _inference(network: nn.Module) -> Tensor:
     return _draw(network)()
@@ -124,12 +139,13 @@ def ladder(network: Network) -> tuple[dict[str, Callable[[], Tensor]], dict[str,
         "and SiLU in place": Variant(network, fuse=False),
     }
     if itlib.network._FUSED:
-        modules |= {
-            "and SiLU inside the product (itlib)": network,
-            "weights packed beforehand": Packed(network, 1000),
-            "bfloat16": Half(network),
-        }
-    works: dict[str, Callable[[], Tensor]] = {name: _draw(module) for name, module in modules.items()}
+        modules["and SiLU inside the product"] = network
+    works: dict[str, Callable[[], Tensor]] = {name: _draw_slowly(module) for name, module in modules.items()}
+    others: dict[str, nn.Module] = {"and coefficients at once (itlib)": network}
+    if itlib.network._FUSED:
+        others |= {"weights packed beforehand": Packed(network, 1000), "bfloat16": Half(network)}
+    modules |= others
+    works |= {name: _draw(module) for name, module in others.items()}
     works["inference_mode"] = lambda: _inference(network)
     before = {}
     try:
@@ -178,15 +194,6 @@ def sampling_variants(network: Network, turns: int = 5) -> dict[str, Any]:
             found[name]["samples"] = float(moved.square().sum(-1).mean().sqrt())
             if name in before:
                 found[name]["beforehand"] = before[name]
-    start = time.process_time()
-    for k in range(1, 200):
-        transition(SCHEDULE, (k - 1) / 200, k / 200, 1.0)
-    coefficients = (time.process_time() - start) / 199
-    found["coefficients computed beforehand"] = {
-        "time": ratio([s - 50 * coefficients for s in spent["itlib"]], spent["itlib"], "low"),
-        "change": 0.0,
-        "samples": 0.0,
-    }
     return found
 
 

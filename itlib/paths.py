@@ -38,7 +38,7 @@ import torch
 from torch import Tensor, nn
 
 from itlib.network import Denoiser, Residual
-from itlib.sampling import Variance, time_grid, transition, wider
+from itlib.sampling import Variance, time_grid, transitions, wider
 from itlib.schedules import Schedule
 
 
@@ -135,8 +135,7 @@ def chain_steps(
     """
     times, found = time_grid(schedule, steps), []
     x = torch.randn(n, d, generator=generator).to(device)
-    for t, s in zip(times[:0:-1], times[-2::-1], strict=True):
-        a, b, std = transition(schedule, s, t, eta)
+    for t, s, (a, b, std) in zip(times[:0:-1], times[-2::-1], transitions(schedule, times, eta), strict=True):
         x1_hat = denoiser(x, torch.tensor(t, device=device))
         if variance == "analytic":
             std = wider(schedule, s, t, std, x, x1_hat)

@@ -49,7 +49,8 @@ mass at :math:`\hat x_0` of the paper.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -74,19 +75,15 @@ def time_grid(schedule: Schedule, steps: int) -> list[float]:
     return [scale * k / steps for k in range(steps)] + [schedule.t_max]
 
 
-def _at(schedule: Schedule, t: float) -> tuple[float, float]:
-    """alpha and sigma at one time, in double precision."""
-    time = torch.tensor(t, dtype=torch.float64)
-    return float(schedule.alpha(time)), float(schedule.sigma(time))
+def _at(schedule: Schedule, *times: float) -> list[tuple[float, float]]:
+    """alpha and sigma at some times, in double precision."""
+    t = torch.tensor(times, dtype=torch.float64)
+    return list(zip(schedule.alpha(t).tolist(), schedule.sigma(t).tolist(), strict=True))
 
 
 def ddpm_std(schedule: Schedule, s: float, t: float) -> float:
     """Standard deviation of the DDPM bridge from t to s < t, for any schedule."""
-    return _bridge_std(*_at(schedule, s), *_at(schedule, t))
-
-
-def _bridge_std(alpha_s: float, sigma_s: float, alpha_t: float, sigma_t: float) -> float:
-    return sigma_s * math.sqrt(max(0.0, 1.0 - (alpha_t * sigma_s / (alpha_s * sigma_t)) ** 2))
+    return transition(schedule, s, t, 1.0)[2]
 
 
 def transition(schedule: Schedule, s: float, t: float, eta: float) -> tuple[float, float, float]:
@@ -97,13 +94,23 @@ def transition(schedule: Schedule, s: float, t: float, eta: float) -> tuple[floa
     Raises:
         ValueError: if the times are out of order, alpha_t vanishes, or eta lies outside [0, 1].
     """
-    (alpha_s, sigma_s), (alpha_t, sigma_t) = _at(schedule, s), _at(schedule, t)
-    if not 0.0 <= s < t or alpha_t <= 0.0:
-        raise ValueError(f"a reverse step needs 0 <= s < t < 1, got s={s:g}, t={t:g}: at t=1 alpha is zero")
+    return next(transitions(schedule, (s, t), eta))
+
+
+def transitions(schedule: Schedule, times: Sequence[float], eta: float) -> Iterator[tuple[float, float, float]]:
+    """The coefficients of :func:`transition` along a rising grid of times, the last step first: alpha and sigma at once.
+
+    Raises:
+        ValueError: as :func:`transition` does.
+    """
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"eta multiplies DDPM's noise and lies in [0, 1], got {eta:g}")
-    std = eta * _bridge_std(alpha_s, sigma_s, alpha_t, sigma_t)
-    return alpha_s / alpha_t, math.sqrt(sigma_s**2 - std**2) - alpha_s * sigma_t / alpha_t, std
+    ends = list(zip(times, _at(schedule, *times), strict=True))
+    for (s, (alpha_s, sigma_s)), (t, (alpha_t, sigma_t)) in reversed(list(pairwise(ends))):
+        if not 0.0 <= s < t or alpha_t <= 0.0:
+            raise ValueError(f"a reverse step needs 0 <= s < t < 1, got s={s:g}, t={t:g}: at t=1 alpha is zero")
+        std = eta * (sigma_s * math.sqrt(max(0.0, 1.0 - (alpha_t * sigma_s / (alpha_s * sigma_t)) ** 2)))
+        yield alpha_s / alpha_t, math.sqrt(sigma_s**2 - std**2) - alpha_s * sigma_t / alpha_t, std
 
 
 def posterior_std(schedule: Schedule, s: float, t: float, std: float, mean_square: float) -> float:
@@ -116,7 +123,7 @@ def posterior_std(schedule: Schedule, s: float, t: float, std: float, mean_squar
         std: standard deviation of the bridge, eta_s.
         mean_square: E ||x1_hat||^2 / d at time t. Above 1, which no exact denoiser reaches, it counts as 1.
     """
-    (alpha_s, sigma_s), (alpha_t, sigma_t) = _at(schedule, s), _at(schedule, t)
+    (alpha_s, sigma_s), (alpha_t, sigma_t) = _at(schedule, s, t)
     c = alpha_s - math.sqrt(sigma_s**2 - std**2) * alpha_t / sigma_t
     return c * sigma_t / alpha_t * math.sqrt(max(0.0, 1.0 - mean_square))
 
@@ -132,7 +139,7 @@ def wider(schedule: Schedule, s: float, t: float, std: float, x: Tensor, x1_hat:
         x: a batch at time t, (B, d).
         x1_hat: the denoiser's prediction for it, (B, d).
     """
-    alpha, sigma = _at(schedule, t)
+    ((alpha, sigma),) = _at(schedule, t)
     if sigma < alpha:
         mean_square = float(x1_hat.square().mean())
     else:
@@ -172,8 +179,7 @@ def reverse_process(
     if variance not in ("ddpm", "analytic"):
         raise ValueError(f"variance is 'ddpm' or 'analytic', got {variance!r}")
     times = time_grid(schedule, steps)
-    for t, s in zip(times[:0:-1], times[-2::-1], strict=True):
-        a, b, std = transition(schedule, s, t, eta)
+    for t, s, (a, b, std) in zip(times[:0:-1], times[-2::-1], transitions(schedule, times, eta), strict=True):
         x1_hat = denoiser(x, torch.tensor(t, dtype=x.dtype, device=x.device))
         if x1_hat.shape != x.shape:
             raise ValueError(f"a denoiser must return the shape of its samples, {tuple(x.shape)}, got {tuple(x1_hat.shape)}")
@@ -233,8 +239,7 @@ def path_log_weights(
     times = time_grid(schedule, steps)
     x = torch.randn(n, d, generator=generator, dtype=dtype).to(device)
     log_w = torch.zeros_like(x[:, 0])
-    for t, s in zip(times[:0:-1], times[-2::-1], strict=True):
-        a, b, std = transition(schedule, s, t, eta)
+    for t, (a, b, std) in zip(times[:0:-1], transitions(schedule, times, eta), strict=True):
         time = torch.tensor(t, dtype=dtype, device=device)
         mean = a * x + b * base(x, time)
         if std > 0.0:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from itlib.network import Denoiser, device_of
 from itlib.rewards import Reward
-from itlib.sampling import reverse_process, time_grid, transition
+from itlib.sampling import reverse_process, time_grid, transitions
 from itlib.schedules import Schedule
 from itlib.tilting import as_student, derive_seed
 
@@ -177,7 +177,7 @@ class NoisySteps:
         """Those of trajectories x_K, ..., x_0, as :func:`trajectory` gives them."""
         x, B, steps = torch.cat(states[:-2]), len(states[0]), len(states) - 1
         times = time_grid(schedule, steps)
-        each = [transition(schedule, times[k - 1], times[k], 1.0) for k in range(steps, 1, -1)]
+        each = list(transitions(schedule, times, 1.0))[:-1]
         t, a, b, std = (
             torch.tensor(v, dtype=x.dtype, device=x.device).repeat_interleave(B)
             for v in (times[:1:-1], *zip(*each, strict=True))

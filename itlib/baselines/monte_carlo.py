@@ -36,7 +36,7 @@ from torch import Tensor
 from itlib.baselines.guidance import Value, clean
 from itlib.network import Denoiser, device_of
 from itlib.rewards import Reward, evaluate
-from itlib.sampling import sample, time_grid, transition
+from itlib.sampling import sample, time_grid, transitions
 from itlib.schedules import Schedule
 
 
@@ -196,13 +196,12 @@ def sequential_monte_carlo(
     x = torch.randn(n, d, generator=generator, dtype=dtype).to(device)
     eps, psi, shift = look(x, times[-1])
     log_w, log_z, resampled = psi, 0.0, 0
-    for t, s in zip(times[:0:-1], times[-2::-1], strict=True):
+    for s, (a, b, std) in zip(times[-2::-1], transitions(schedule, times, 1.0), strict=True):
         if effective_sample_size(log_w) < config.threshold * n:
             log_z += float(torch.logsumexp(log_w, 0)) - math.log(n)
             index = systematic(log_w, n, generator)
             x, eps, psi, shift = x[index], eps[index], psi[index], shift[index]
             log_w, resampled = torch.zeros_like(log_w), resampled + 1
-        a, b, std = transition(schedule, s, t, 1.0)
         mean = a * x + b * eps
         if std > 0.0:
             z = torch.randn(x.shape, generator=generator, dtype=dtype).to(device)
