@@ -83,6 +83,7 @@ def plain_ticks(axis, values=None):
 #
 # The same loop takes twice as long when a neighbour uses the other half of a core, and a laptop slows down as it warms up. Seconds alone say little. So what is compared is measured *in turns*, many times, each turn backwards after one forwards; each turn gives a ratio;
 # and the median over turns is reported with its quartiles. On one thread the clock counts the processor's seconds, which others do not lengthen.
+# Memory that is freed is kept, for all alike: whether the system takes it back at every step is chance, and a small script of yours may gain by the same two variables (`bench` in the Makefile).
 #
 # `make bench` does that. It writes a record, compares it with the one in git, and says which ratios got worse by more than a fifth. This page shows the record in git, made on:
 
