@@ -3,11 +3,11 @@
     python -m itlib.reproduce --N 20 50 --seeds 0 1
 
 A *cell* is a notebook with parameters. The base denoiser of a seed is a cell too, and the tilts of that seed wait for it;
-the longest cells go first, and chapters of the book take what they leave free. A cell runs in a process of its own, so one that fails, or is killed, takes nothing with it. It
-leaves an executed notebook, which is a page of the book, and a JSON record (:mod:`itlib.records`). A page is made again
-when the text of its notebook, the library or its parameters have changed, never because of a date; the tilts themselves
-live in checkpoints (:mod:`itlib.runs`), so a page that only has to be drawn again takes seconds, and a batch that was
-killed goes on at the last finished tilt.
+the longest cells go first, and chapters of the book take what they leave free. A cell runs in a process of its own, so one
+that fails, or is killed, takes nothing with it. It leaves an executed notebook, which is a page of the book, and a JSON
+record (:mod:`itlib.records`). A page is made again when the text of its notebook, the library or its parameters have
+changed, never because of a date; the tilts themselves live in checkpoints (:mod:`itlib.runs`), so a page that only has to
+be drawn again takes seconds, and a batch that was killed goes on at the last finished tilt.
 
 The batch speaks to a :class:`concurrent.futures.Executor`: threads that watch local processes, or a Dask cluster. It holds
 a lock on its folder, which ends with the process; a second batch there is told so.
