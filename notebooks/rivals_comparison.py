@@ -398,7 +398,9 @@ with plots.house_style() as plt:
     for column, task in enumerate(tasks):
         row = names.index(trained.loc[task].idxmin())
         ax.add_patch(
-            plt.Rectangle((column, row), 1, 1, fill=False, edgecolor=plots.COLORS["learned"], linewidth=2.5, zorder=3)
+            plt.Rectangle(
+                (column, row), 1, 1, fill=False, edgecolor=plots.COLORS["learned"], linewidth=2.5, zorder=3, clip_on=False
+            )
         )
     ax.set(xlabel="", ylabel="")
     ax.tick_params(length=0)
