@@ -58,11 +58,11 @@ browser:  ## Install Debian's Chromium, in which the tests read the book; withou
 lab: $(VENV)/.ready  ## Open the notebooks in JupyterLab, or one: CHAPTER=s3_2_algorithm
 	@$(BIN)/jupyter lab notebooks$(if $(CHAPTER),/$(CHAPTER).ipynb)
 
-# What to measure: make bench ONLY="sampling training"; RECORD=1 writes the committed record, RESUME=1 goes on with a run
 # glibc gives what is freed back to the system, or keeps it, as the heap happens to lie; what is given back has to be fetched
 # again at every step. Told to keep it, two runs agree.
 bench: export MALLOC_TRIM_THRESHOLD_ := 268435456
 bench: export MALLOC_MMAP_THRESHOLD_ := 33554432
+# What to measure: make bench ONLY="sampling training"; RECORD=1 writes the committed record, RESUME=1 goes on with a run
 bench: $(VENV)/.ready  ## Measure speed in ratios, and compare with the committed record
 	@OMP_NUM_THREADS=1 KINETO_LOG_LEVEL=99 $(BIN)/python benchmarks/bench.py $(if $(ONLY),--only $(ONLY)) $(if $(RECORD),--record) $(if $(RESUME),--resume)
 

@@ -78,7 +78,7 @@ class Cell:
         page: where the executed notebook goes; None if it is not a page.
         record: where its record goes; None if it leaves none.
         title: appended to its first heading.
-        after: names of cells that have to succeed first.
+        after: names of cells that have to end first, and to succeed unless this is a chapter.
         work: how long it takes, in tilts.
         reads: folders of records, and files, that the page shows: it is stale when they change.
         chapter: it takes what the others leave free, and is made even if what it waits for failed.
@@ -250,8 +250,6 @@ def execute(cell: Cell) -> None:
     Raises:
         BatchError: naming what went wrong in the notebook.
     """
-    # A grammar of addresses, which nobody asks for here, takes longer to load than all the rest of what papermill imports.
-    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     import jupytext
     import nbformat
     import papermill
@@ -326,6 +324,9 @@ def _child(text: str) -> int:
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
+    # None makes its import fail, as if it were not installed. Its grammar of addresses, by which no notebook is judged,
+    # takes longer to load than all the rest of what papermill imports.
+    sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
     values: dict[str, Any] = json.loads(text)
     try:
         execute(Cell(**values))

@@ -176,7 +176,7 @@ def test_a_page_is_described_by_its_first_sentences() -> None:
         "", "", nodes.Text("The base "), nodes.math("", "p_0"), nodes.Text("is tilted. " + "More words. " * 40)
     )
     page = nodes.section("", nodes.title("", "Title"), text)
-    found = description(nodes.document(None, None, "", page))  # type: ignore[arg-type]
+    found = description(nodes.document(None, None, "", page))
     assert found.startswith("The base is tilted. More words.")
     assert len(found) <= 200
     assert found.endswith("…")

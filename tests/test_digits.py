@@ -112,9 +112,9 @@ def test_the_distance_is_zero_for_the_exact_tilt_only(cosine: Cosine, monkeypatc
     monkeypatch.setattr(comparison, "J", 200)
     target = mixture.tilted(parse_reward("paper"))
     base, tilt = ExactDenoiser(mixture, cosine), ExactDenoiser(target, cosine)
-    one = Setting(base, "paper", cosine, 0.1)  # type: ignore[arg-type]
-    x, exact = path_card(tilt, one, 4000, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
-    _, same = path_card(base, one, 4000, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    one = Setting(base, "paper", cosine, 0.1)
+    x, exact = path_card(tilt, one, 4000, torch.Generator().manual_seed(0))
+    _, same = path_card(base, one, 4000, torch.Generator().manual_seed(0))
     assert x.shape == (4000, 2)
     assert exact["distance"] + 4.0 == pytest.approx(0.0, abs=0.25)
     assert same["path_kl"] == 0.0

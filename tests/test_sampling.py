@@ -384,4 +384,4 @@ def test_analytic_variance_is_steady_with_few_samples(paper: GaussianMixture, co
 
 def test_an_unknown_variance_is_named(paper: GaussianMixture) -> None:
     with pytest.raises(ValueError, match="'ddpm' or 'analytic', got 'fixed'"):
-        sample(ExactDenoiser(paper, Cosine()), Cosine(), 1, steps=2, variance="fixed")  # type: ignore[arg-type]
+        sample(ExactDenoiser(paper, Cosine()), Cosine(), 1, steps=2, variance="fixed")

@@ -64,9 +64,9 @@ def test_a_licence_is_found_wherever_a_package_puts_it() -> None:
         metadata = Message()
 
     Package.metadata["Classifier"] = "License :: OSI Approved :: MIT License"
-    assert licence(Package()) == "MIT License"  # type: ignore[arg-type]
+    assert licence(Package()) == "MIT License"
     Package.metadata["License-Expression"] = "BSD-3-Clause"
-    assert licence(Package()) == "BSD-3-Clause"  # type: ignore[arg-type]
+    assert licence(Package()) == "BSD-3-Clause"
 
 
 #: What would run foreign code, or ask the network, at run time.

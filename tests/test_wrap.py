@@ -130,7 +130,7 @@ def test_each_prediction_gives_the_noise_back(prediction: str) -> None:
 
 def test_an_unknown_prediction_is_refused() -> None:
     with pytest.raises(ValueError, match="prediction is one of epsilon, sample, v_prediction, got 'flow'"):
-        FromModel(unet(), Cosine(), SHAPE, "flow")  # type: ignore[arg-type]
+        FromModel(unet(), Cosine(), SHAPE, "flow")
 
 
 def brightness(x: Tensor) -> Tensor:
