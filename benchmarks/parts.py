@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from itlib.rewards import parse_reward
 from itlib.runs import profile, resumable_base
 from itlib.sampling import sample
 from itlib.schedules import Cosine
-from itlib.tilting import PAPER_UPDATE, TiltingConfig, _learn_regression, configuration, iterative_tilting
+from itlib.tilting import CONFIGURATIONS, PAPER_UPDATE, TiltingConfig, _learn_regression, configuration, iterative_tilting
 from itlib.training import regression_step
 
 ROOT = Path(__file__).parents[1]
@@ -542,26 +543,35 @@ def attempts() -> Part:
 
 
 def gpu() -> Part:
-    """Absolute times of the same code where there is a GPU; nothing depends on them."""
+    """Absolute times of the same code on a GPU, where there is one, and on one core beside it; nothing depends on them."""
     if not torch.cuda.is_available():
         return {"ratios": {}, "absolute": {}, "found": {"device": None}}
-    network = Network(2).cuda()
-    run = iterative_tilting(network, parse_reward("paper"), SCHEDULE, TiltingConfig(N=100, lr=1e-6))
+    works: dict[str, Callable[[], object]] = {}
+    for place, device in (("GPU", "cuda"), ("one core", "cpu")):
+        for name in CONFIGURATIONS:
+            base = copy.deepcopy(trained("smoke", name)).to(device)
+            config = replace(CONFIGURATIONS[name], share=None, N=100, lr=1e-6)
+            run = iterative_tilting(base, parse_reward("paper"), SCHEDULE, config)
+            works[f"a tilt of {name}: {place}"] = lambda run=run: next(run)
+        network = copy.deepcopy(trained("smoke")).to(device)
+        for n in (1000, 10_000, 100_000, 1_000_000)[: None if device == "cuda" else 2]:
+            works[f"{n:,} samples: {place}"] = lambda network=network, n=n: sample(
+                network, SCHEDULE, n, steps=J, generator=seeded()
+            )
+            if device == "cuda":
+                works[f"{n:,} samples: GPU, noise drawn there"] = lambda network=network, n=n: sample(
+                    network, SCHEDULE, n, steps=J, generator=torch.Generator("cuda").manual_seed(0)
+                )
 
-    def wall(work: Callable[[], object]) -> list[float]:
-        def complete() -> None:
+    def complete(work: Callable[[], object]) -> Callable[[], object]:
+        def done() -> None:
             work()
             torch.cuda.synchronize()
 
-        return in_turns({"": complete}, 5, clock=time.perf_counter)[""]
+        return done
 
-    figures = {
-        f"{n:,} samples, {J} steps": absolute(
-            wall(lambda n=n: sample(network, SCHEDULE, n, steps=J, generator=seeded(), device="cuda")), "s"
-        )
-        for n in (1000, 10_000, 100_000)
-    }
-    figures["a tilt of the paper"] = absolute(wall(lambda: next(run)), "s")
+    spent = in_turns({name: complete(work) for name, work in works.items()}, 5, clock=time.perf_counter)
+    figures = {name: absolute(values, "s") for name, values in spent.items()}
     return {"ratios": {}, "absolute": figures, "found": {"device": torch.cuda.get_device_name()}}
 
 

@@ -101,7 +101,7 @@ class GaussianMixture:
         """Log-density in nats, (B,), at finite points x, (B, d)."""
         if x.shape[-1] != self.d or not bool(torch.isfinite(x).all()):
             raise ValueError(f"a density is asked at finite points of shape (B, {self.d}), got shape {tuple(x.shape)}")
-        result: Tensor = self.distribution().log_prob(x.double())
+        result: Tensor = self.distribution().log_prob(x.to(self.means))
         return result.to(x)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
@@ -147,7 +147,7 @@ class GaussianMixture:
 
         Times outside [0, 1] are not refused: a solver of the probability flow looks beyond the end to choose its first step.
         """
-        y, s = x.double(), t.double()
+        y, s = x.to(self.means), t.to(self.means)
         log_w, u = self._components(y, column(schedule.alpha(s), y), column(schedule.sigma(s), y))
         return -torch.einsum("bk,bke,kde->bd", log_w.exp(), u, self._eigenvectors).to(x)
 
@@ -160,7 +160,7 @@ class GaussianMixture:
             schedule: the pair alpha, sigma.
         """
         _noisy(t, schedule)
-        log_w, means, covariances = self._posterior(x.double(), t.double(), schedule)
+        log_w, means, covariances = self._posterior(x.to(self.means), t.to(self.means), schedule)
         return MixtureSameFamily(_categorical(log_w), MultivariateNormal(means, covariances))
 
     def _posterior(self, x: Tensor, t: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor, Tensor]:
@@ -252,7 +252,7 @@ class GaussianMixture:
 
     def posterior_reward(self, x: Tensor, t: Tensor, schedule: Schedule, reward: QuadraticReward) -> Tensor:
         """E[r(X_0) | X_t = x], (B,), for points x, (B, d), and times t, (B,) or ()."""
-        log_w, means, covariances = self._posterior(x.double(), t.double(), schedule)
+        log_w, means, covariances = self._posterior(x.to(self.means), t.to(self.means), schedule)
         values = reward(means) + 0.5 * torch.einsum("de,bked->bk", reward.A, covariances)
         return (log_w.exp() * values).sum(-1).to(x)
 
@@ -263,7 +263,7 @@ class GaussianMixture:
         the inner covariance splits into a part within and a part between components.
         """
         _noisy(t, schedule)
-        y, s = x.double(), t.double()
+        y, s = x.to(self.means), t.to(self.means)
         log_w, means, covariances = self._posterior(y, s, schedule)
         w = log_w.exp()
         gradients = torch.einsum("de,bke->bkd", reward.A, means) + reward.b

@@ -279,6 +279,7 @@ def image_card(x: Tensor) -> dict[str, float]:
         ``spread``, mean distance of two samples; ``spread_class``, of two that the judge takes for :data:`DIGIT`; and
         ``outside``, the share of pixels beyond what data can show.
     """
+    x = x.cpu()
     labels, near, twins = judged(x), _nearest(x, digits().x), _twins()
     card = {f"judge_{c}": float((labels == c).float().mean()) for c in range(10)}
     same = x[labels == DIGIT]

@@ -69,18 +69,18 @@ def score_errors(
 
 def negative_log_likelihood(samples: Tensor, mixture: GaussianMixture) -> float:
     """Mean of -log p over samples, (n, d), in nats."""
-    return -float(mixture.log_prob(samples.double()).mean())
+    return -float(mixture.log_prob(samples.to(mixture.means)).mean())
 
 
 def mean_mse(samples: Tensor, mixture: GaussianMixture) -> float:
     """Squared distance between the samples' mean and the mixture's, averaged over coordinates."""
-    return float((samples.double().mean(0) - mixture.mean).square().mean())
+    return float((samples.to(mixture.means).mean(0) - mixture.mean).square().mean())
 
 
 def _responsibilities(samples: Tensor, mixture: GaussianMixture, weights: Tensor) -> Tensor:
     """Posterior probability of each component, (n, K), under the given weights, (K,)."""
     component = mixture.distribution().component_distribution
-    log_p: Tensor = component.log_prob(samples.double().unsqueeze(1))
+    log_p: Tensor = component.log_prob(samples.to(mixture.means).unsqueeze(1))
     return torch.softmax(log_p + weights.log(), dim=-1)
 
 
@@ -99,7 +99,7 @@ def component_variances(samples: Tensor, mixture: GaussianMixture) -> Tensor:
     """
     r = _responsibilities(samples, mixture, mode_weights(samples, mixture))
     mass = r.sum(0).unsqueeze(-1)
-    x = samples.double()
+    x = samples.to(mixture.means)
     means = r.T @ x / mass
     variances = r.T @ x.square() / mass - means.square()
     return torch.where(mass > 1.0, variances, torch.nan)
@@ -111,13 +111,14 @@ def sliced_wasserstein(samples: Tensor, mixture: GaussianMixture, *, seed: int =
 
     exact = mixture.sample(len(samples), torch.Generator().manual_seed(seed))
     return float(
-        ot.sliced_wasserstein_distance(samples.double().numpy(), exact.numpy(), n_projections=projections, seed=seed)
+        ot.sliced_wasserstein_distance(samples.to(exact).numpy(), exact.numpy(), n_projections=projections, seed=seed)
     )
 
 
 def flow_nll(denoiser: Denoiser, schedule: Schedule, mixture: GaussianMixture, exact: Tensor) -> float:
     """Cross-entropy in nats of the denoiser's probability flow under the mixture, from exact draws, (n, d)."""
-    gap = mixture.log_prob(exact.double()) - log_likelihood(denoiser, schedule, exact).double()
+    found = log_likelihood(denoiser, schedule, exact.to(device_of(denoiser)))
+    gap = mixture.log_prob(exact.double()) - found.to(mixture.means)
     return mixture.entropy() + float(gap.mean())
 
 

@@ -37,8 +37,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from itlib.network import Denoiser, Residual
-from itlib.sampling import Variance, time_grid, transitions, wider
+from itlib.network import Denoiser, Residual, device_of
+from itlib.sampling import Variance, normal, time_grid, transitions, wider
 from itlib.schedules import Schedule
 
 
@@ -126,7 +126,6 @@ def chain_steps(
     eta: float = 1.0,
     variance: Variance = "analytic",
     generator: torch.Generator | None = None,
-    device: torch.device | str = "cpu",
 ) -> list[Step]:
     """The steps of Algorithm 1, their noise measured on n samples of a denoiser. Arguments as for ``sample``.
 
@@ -134,9 +133,9 @@ def chain_steps(
         ValueError: if a step has no noise; then chains have no weights.
     """
     times, found = time_grid(schedule, steps), []
-    x = torch.randn(n, d, generator=generator).to(device)
+    x = normal((n, d), generator, torch.float32, device_of(denoiser))
     for t, s, (a, b, std) in zip(times[:0:-1], times[-2::-1], transitions(schedule, times, eta), strict=True):
-        x1_hat = denoiser(x, torch.tensor(t, device=device))
+        x1_hat = denoiser(x, torch.tensor(t, device=x.device))
         if variance == "analytic":
             std = wider(schedule, s, t, std, x, x1_hat)
         if not std > 0.0:
@@ -145,7 +144,7 @@ def chain_steps(
                 "base that is trained (its predictions of the noise have a mean square below 1)"
             )
         found.append(Step(t, a, b, std))
-        x = a * x + b * x1_hat + std * torch.randn(x.shape, generator=generator).to(device)
+        x = a * x + b * x1_hat + std * normal(x.shape, generator, x.dtype, x.device)
     return found
 
 
@@ -157,7 +156,6 @@ def draw_paths(
     d: int,
     *,
     generator: torch.Generator | None = None,
-    device: torch.device | str = "cpu",
 ) -> Paths:
     """Draw n chains of a corrected base.
 
@@ -167,18 +165,17 @@ def draw_paths(
         n: number of chains.
         d: dimension of the data.
         generator: source of the noise.
-        device: where the student lives.
     """
-    x = torch.randn(n, d, generator=generator).to(device)
+    x = normal((n, d), generator, torch.float32, device_of(student))
     seen: list[tuple[Tensor, Tensor, Tensor]] = []
     for t, a, b, std in steps:
-        time = torch.tensor(t, device=device)
+        time = torch.tensor(t, device=x.device)
         correction = student.correction(x, time)
-        z = torch.randn(x.shape, generator=generator).to(device)
+        z = normal(x.shape, generator, x.dtype, x.device)
         seen.append((x, z, correction))
         x = a * x + b * (student.base(x, time) + correction) + std * z
     x_t, z, correction = (torch.stack(column, 1) for column in zip(*seen, strict=True))
-    t_k, gain = (torch.tensor(column, device=device) for column in ([s.t for s in steps], [s.b / s.std for s in steps]))
+    t_k, gain = (torch.tensor(column, device=x.device) for column in ([s.t for s in steps], [s.b / s.std for s in steps]))
     return Paths(x, x_t, z, correction, t_k, gain.unsqueeze(-1))
 
 

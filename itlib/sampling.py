@@ -56,7 +56,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from itlib.network import Denoiser
+from itlib.network import Denoiser, device_of
 from itlib.schedules import Schedule
 
 #: Of a reverse step: what Algorithm 1 says, or with the posterior's width put back.
@@ -148,6 +148,17 @@ def wider(schedule: Schedule, s: float, t: float, std: float, x: Tensor, x1_hat:
     return math.hypot(std, posterior_std(schedule, s, t, std, mean_square))
 
 
+def normal(
+    shape: Sequence[int], generator: torch.Generator | None, dtype: torch.dtype, device: torch.device | str
+) -> Tensor:
+    """Standard normal noise on a device, drawn where its generator lives.
+
+    A generator of the CPU gives the same noise for every device, one of the device saves the way there.
+    """
+    source = generator.device if generator else device
+    return torch.randn(*shape, generator=generator, dtype=dtype, device=source).to(device)
+
+
 @torch.no_grad()
 def reverse_process(
     denoiser: Denoiser,
@@ -168,7 +179,7 @@ def reverse_process(
         steps: K, the number of evaluations of the denoiser (the paper's J).
         eta: 0 is deterministic, 1 is DDPM.
         variance: "ddpm", that of Algorithm 1, or "analytic", which adds the mean variance of the posterior of X_0.
-        generator: source of the noise z.
+        generator: source of the noise z, of the CPU or of the device of x: see :func:`normal`.
 
     Yields:
         (t_k, x_{t_k}) for k = K-1, ..., 0; the last is (0, x_0).
@@ -187,7 +198,7 @@ def reverse_process(
             std = wider(schedule, s, t, std, x, x1_hat)
         x = a * x + b * x1_hat
         if std > 0.0:
-            x = x + std * torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
+            x = x + std * normal(x.shape, generator, x.dtype, x.device)
         yield s, x
 
 
@@ -202,12 +213,15 @@ def sample(
     variance: Variance = "ddpm",
     generator: torch.Generator | None = None,
     dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
 ) -> Tensor:
-    """Draw n samples of X_0, (n, d), by Algorithm 1. Arguments as in :func:`reverse_process`."""
+    """Draw n samples of X_0, (n, d), by Algorithm 1, on a device, by default where the denoiser's parameters are.
+
+    Arguments as in :func:`reverse_process`.
+    """
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ValueError(f"ask for a whole number of samples, at least one sample, got {n!r}")
-    x = torch.randn(n, d, generator=generator, dtype=dtype).to(device)
+    x = normal((n, d), generator, dtype, device or device_of(denoiser))
     for _, state in reverse_process(denoiser, schedule, x, steps=steps, eta=eta, variance=variance, generator=generator):
         x = state
     return x
@@ -225,11 +239,11 @@ def path_log_weights(
     eta: float = 1.0,
     generator: torch.Generator | None = None,
     dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Draw n samples of a denoiser, (n, d), with the log weights, (n,), that make them samples of the base.
 
-    Add lambda r(x_0) to the log weights, and they are samples of the tilted base. Arguments as in :func:`reverse_process`.
+    Add lambda r(x_0) to the log weights, and they are samples of the tilted base. Arguments as for :func:`sample`.
 
     Raises:
         ValueError: for steps < 1, or eta outside (0, 1]: without noise there is nothing to weigh.
@@ -237,14 +251,14 @@ def path_log_weights(
     if eta <= 0.0:
         raise ValueError(f"paths have weights only if the steps are noisy: eta must be positive, got {eta:g}")
     times = time_grid(schedule, steps)
-    x = torch.randn(n, d, generator=generator, dtype=dtype).to(device)
+    x = normal((n, d), generator, dtype, device or device_of(denoiser))
     log_w = torch.zeros_like(x[:, 0])
     for t, (a, b, std) in zip(times[:0:-1], transitions(schedule, times, eta), strict=True):
-        time = torch.tensor(t, dtype=dtype, device=device)
+        time = torch.tensor(t, dtype=dtype, device=x.device)
         mean = a * x + b * base(x, time)
         if std > 0.0:
             u = (a * x + b * denoiser(x, time) - mean) / std
-            z = torch.randn(x.shape, generator=generator, dtype=dtype).to(device)
+            z = normal(x.shape, generator, dtype, x.device)
             log_w -= (u * (z + 0.5 * u)).sum(-1)
             mean = mean + std * (u + z)
         x = mean

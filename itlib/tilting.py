@@ -492,28 +492,22 @@ def iterative_tilting(
         raise ValueError("a step on paths draws its own chains: leave out sampler and update, or choose another step")
     if update is None:
         update = PAPER_UPDATE if config.step == "explicit" else implicit
+    kernel: dict[str, Any] = {"steps": config.J, "eta": config.eta, "variance": config.variance}
     if sampler is None:
 
         def sampler(denoiser: Denoiser, k: int, S: int, generator: torch.Generator) -> Tensor:
-            return sample(
-                denoiser, schedule, S, d, steps=config.J, eta=config.eta, variance=config.variance, generator=generator,
-                device=device_of(denoiser),
-            )  # fmt: skip
+            return sample(denoiser, schedule, S, d, generator=generator, **kernel)
 
     if start == 0 and config.student == "adapter":
         first = sampler(base, 1, max(1000, 2 * d), torch.Generator().manual_seed(derive_seed(seed, "coordinates")))
         student = student_of(base, first, schedule, config, d=d, seed=seed)
     else:
         student = as_student(base, d, derive_seed(seed, "weights"), beside=on_paths and start == 0)
-    device = device_of(student)
     if on_paths:
         if not isinstance(student, Corrected):
             raise ValueError("to go on with steps on paths, pass the denoiser that the last of them left")
         corrected, widths = student, torch.Generator().manual_seed(derive_seed(seed, "widths"))
-        steps = chain_steps(
-            student.base, schedule, 10_000, d, steps=config.J, eta=config.eta, variance=config.variance, generator=widths,
-            device=device,
-        )  # fmt: skip
+        steps = chain_steps(student.base, schedule, 10_000, d, generator=widths, **kernel)
     _optimizer(config, student)  # the first optimiser of a process imports for seconds, which is no cost of a tilt
     strength = strengths[-1] if strengths else 0.0
     settled = sum(math.isclose(s, config.lam) for s in strengths) - 1
@@ -523,7 +517,7 @@ def iterative_tilting(
         generator = torch.Generator().manual_seed(derive_seed(seed, "tilt", k))
         clock = time.process_time()
         if on_paths:
-            paths = draw_paths(corrected, steps, config.S, d, generator=generator, device=device)
+            paths = draw_paths(corrected, steps, config.S, d, generator=generator)
             data = paths.x_0
         else:
             data = sampler(student, k, config.S, generator).to(next(student.parameters()))  # line 3

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from itlib.network import Denoiser, device_of
 from itlib.rewards import Reward
-from itlib.sampling import reverse_process, time_grid, transitions
+from itlib.sampling import normal, reverse_process, time_grid, transitions
 from itlib.schedules import Schedule
 from itlib.tilting import as_student, derive_seed
 
@@ -122,7 +122,7 @@ class Workbench:
     def noise(self, n: int, generator: torch.Generator) -> Tensor:
         """Where Algorithm 1 starts, (n, d), as the student's parameters are stored."""
         like = self.parameters[0]
-        return torch.randn(n, *self._shape, generator=generator, dtype=like.dtype).to(device_of(self.student))
+        return normal((n, *self._shape), generator, like.dtype, device_of(self.student))
 
     def descend(self, k: int, loss: Tensor) -> None:
         """One optimiser step of iteration k.

@@ -32,7 +32,7 @@ from torch import Tensor
 from itlib.baselines.common import Step, Workbench
 from itlib.network import Denoiser
 from itlib.rewards import Reward
-from itlib.sampling import time_grid, transition
+from itlib.sampling import normal, time_grid, transition
 from itlib.schedules import Schedule, noise
 from itlib.tilting import derive_seed
 
@@ -112,7 +112,7 @@ def rollout(
                 cost = cost + (b / std) ** 2 * 0.5 * (eps - base(x, t)).square().sum(-1)
             x = a * x + b * eps
             if std:
-                x = x + std * torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
+                x = x + std * normal(x.shape, generator, x.dtype, x.device)
     return x, cost
 
 
@@ -123,7 +123,7 @@ def low_variance(
     last = time_grid(schedule, config.J)[1]
     x_0 = x_0.detach().repeat(config.renoise, 1)
     t = torch.tensor(last, dtype=x_0.dtype, device=x_0.device)
-    z = torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype).to(x_0.device)
+    z = normal(x_0.shape, generator, x_0.dtype, x_0.device)
     x_t = noise(schedule, x_0, z, t)
     a, b, _ = transition(schedule, 0.0, last, 0.0)
     return a * x_t + b * student(x_t, t)

@@ -36,7 +36,7 @@ from torch import Tensor
 from itlib.baselines.guidance import Value, clean
 from itlib.network import Denoiser, device_of
 from itlib.rewards import Reward, evaluate
-from itlib.sampling import sample, time_grid, transitions
+from itlib.sampling import normal, sample, time_grid, transitions
 from itlib.schedules import Schedule
 
 
@@ -49,7 +49,8 @@ def effective_sample_size(log_w: Tensor) -> float:
 def systematic(log_w: Tensor, n: int, generator: torch.Generator) -> Tensor:
     """n indices drawn in proportion to exp(log_w), by systematic resampling: one uniform, evenly spaced points."""
     cumulative = torch.softmax(log_w.double(), 0).cumsum(0).cpu()
-    points = (torch.arange(n, dtype=torch.float64) + torch.rand((), generator=generator, dtype=torch.float64)) / n
+    start = torch.rand((), generator=generator, dtype=torch.float64, device=generator.device).cpu()
+    points = (torch.arange(n, dtype=torch.float64) + start) / n
     return torch.searchsorted(cumulative, points).clamp_max(len(log_w) - 1).to(log_w.device)
 
 
@@ -65,7 +66,7 @@ def importance(
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """Samples of the base, (n, d), and their log weights lam r, (n,)."""
-    x = sample(base, schedule, n, d, steps=J, generator=generator, device=device_of(base))
+    x = sample(base, schedule, n, d, steps=J, generator=generator)
     return x, lam * evaluate(reward, x)
 
 
@@ -81,7 +82,7 @@ def best_of_n(
     generator: torch.Generator,
 ) -> Tensor:
     """n samples, (n, d), each the best by reward of so many candidates drawn from the base."""
-    x = sample(base, schedule, n * candidates, d, steps=J, generator=generator, device=device_of(base))
+    x = sample(base, schedule, n * candidates, d, steps=J, generator=generator)
     best = evaluate(reward, x).reshape(n, candidates).argmax(1)
     return x.reshape(n, candidates, d)[torch.arange(n, device=x.device), best]
 
@@ -193,7 +194,7 @@ def sequential_monte_carlo(
                 shift = -float(schedule.sigma(torch.tensor(t, dtype=torch.float64))) * gradient
         return eps.detach(), psi.detach(), shift
 
-    x = torch.randn(n, d, generator=generator, dtype=dtype).to(device)
+    x = normal((n, d), generator, dtype, device)
     eps, psi, shift = look(x, times[-1])
     log_w, log_z, resampled = psi, 0.0, 0
     for s, (a, b, std) in zip(times[-2::-1], transitions(schedule, times, 1.0), strict=True):
@@ -204,7 +205,7 @@ def sequential_monte_carlo(
             log_w, resampled = torch.zeros_like(log_w), resampled + 1
         mean = a * x + b * eps
         if std > 0.0:
-            z = torch.randn(x.shape, generator=generator, dtype=dtype).to(device)
+            z = normal(x.shape, generator, dtype, device)
             x = mean + b * shift + std * z
             log_w = log_w + 0.5 * (z.square() - ((x - mean) / std).square()).sum(-1)
             eps, now, shift = look(x, s)
