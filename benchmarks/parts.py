@@ -570,7 +570,7 @@ def gpu() -> Part:
 
         return done
 
-    spent = in_turns({name: complete(work) for name, work in works.items()}, 5, clock=time.perf_counter)
+    spent = in_turns({name: complete(work) for name, work in works.items()}, 3, clock=time.perf_counter)
     figures = {name: absolute(values, "s") for name, values in spent.items()}
     return {"ratios": {}, "absolute": figures, "found": {"device": torch.cuda.get_device_name()}}
 

@@ -101,7 +101,7 @@ def test_the_base_trains_there() -> None:
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_tilts_are_those_of_the_cpu(name: str) -> None:
-    config = replace(CONFIGURATIONS[name], S=128, J=20, E=5, B=32)
+    config = replace(CONFIGURATIONS[name], S=128, J=20, E=5, B=32, lr=1e-4)
     (*_, there), (*_, here) = (
         [step for _, step in zip(range(2), iterative_tilting(f(base()), REWARD, SCHEDULE, config), strict=False)]
         for f in (on_gpu, copy.copy)
