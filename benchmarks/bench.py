@@ -103,6 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     here = provenance("all")
     done = {name for name, part in record["parts"].items() if options.resume and _same(part["made"], here)}
     names = [name for name in options.only or PARTS if name not in done]
+    if "gpu" in names and "gpu" in record["parts"] and not torch.cuda.is_available():
+        names.remove("gpu")  # what another machine has found stays
     start = time.perf_counter()
     for i, name in enumerate(names, 1):
         print(f"[{i}/{len(names)}] {name}", flush=True)
@@ -115,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{len(names)} parts in {(time.perf_counter() - start) / 60:.1f} minutes: {os.path.relpath(out)}")
     measured = {"parts": {name: part for name, part in record["parts"].items() if name in names}}
     worse = regressions(committed, measured)
-    before = {part["made"]["processor"] for part in committed["parts"].values()}
+    before = {part["made"]["processor"] for part in committed["parts"].values() if part["ratios"]}
     if worse and here["processor"] not in before:
         print(f"The committed record is of another processor, {', '.join(before)}: ratios may differ.")
     for sentence in worse:

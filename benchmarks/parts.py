@@ -545,7 +545,7 @@ def attempts() -> Part:
 def gpu() -> Part:
     """Absolute times of the same code on a GPU, where there is one, and on one core beside it; nothing depends on them."""
     if not torch.cuda.is_available():
-        return {"ratios": {}, "absolute": {}, "found": {"device": None}}
+        return {"ratios": {}, "absolute": {}, "found": {}}
     works: dict[str, Callable[[], object]] = {}
     for place, device in (("GPU", "cuda"), ("one core", "cpu")):
         for name in CONFIGURATIONS:
@@ -572,7 +572,7 @@ def gpu() -> Part:
 
     spent = in_turns({name: complete(work) for name, work in works.items()}, 3, clock=time.perf_counter)
     figures = {name: absolute(values, "s") for name, values in spent.items()}
-    return {"ratios": {}, "absolute": figures, "found": {"device": torch.cuda.get_device_name()}}
+    return {"ratios": {}, "absolute": figures, "found": {"device": torch.cuda.get_device_name(), "steps": J}}
 
 
 def book(full: bool = False) -> Part:

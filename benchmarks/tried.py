@@ -236,6 +236,35 @@ class OneDNN(nn.Module):
         return result
 
 
+def _one_dnn(a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(a, weight, bias, "none", [], "")
+    return product
+
+
+@torch.no_grad()
+def step_by_hand(network: Network, optimizer: torch.optim.Optimizer, x: Tensor, t: Tensor, target: Tensor) -> Tensor:
+    """:func:`~itlib.training.regression_step` without autograd: the chain rule layer by layer, all products by oneDNN."""
+    features = network.features(t)
+    before = [network.space(x) + network.time(features)]  # what enters each SiLU ...
+    after = [functional.silu(before[0])]  # ... and leaves it
+    for layer in network.hidden:
+        before.append(_one_dnn(after[-1], layer.weight, layer.bias))
+        after.append(functional.silu(before[-1]))
+    error = network.output(after[-1]) - target
+    gradient = 2 / len(x) * error
+    network.output.weight.grad, network.output.bias.grad = gradient.t() @ after[-1], gradient.sum(0)
+    gradient = gradient @ network.output.weight
+    for i, layer in reversed(list(enumerate(network.hidden))):
+        gradient = torch.ops.aten.silu_backward(gradient, before[i + 1])
+        layer.weight.grad, layer.bias.grad = _one_dnn(gradient.t(), after[i].t()), gradient.sum(0)
+        gradient = _one_dnn(gradient, layer.weight.t())
+    gradient = torch.ops.aten.silu_backward(gradient, before[0])
+    network.space.weight.grad, network.space.bias.grad = gradient.t() @ x, gradient.sum(0)
+    network.time.weight.grad = _one_dnn(gradient.t(), features.t())
+    optimizer.step()
+    return error.square().sum(-1).mean()
+
+
 def training_variants(network: Network, turns: int = 7, rows: int = 64) -> dict[str, Any]:
     """Ratios of seconds of an optimiser step to those of `itlib`, and the change of its gradient."""
     generator = torch.Generator().manual_seed(2)
@@ -245,17 +274,17 @@ def training_variants(network: Network, turns: int = 7, rows: int = 64) -> dict[
     gradients: dict[str, Tensor] = {}
     before = {}
 
-    def add(name: str, wrap: Callable[[Network], nn.Module] = lambda n: n, **adam: Any) -> None:
+    def add(name: str, wrap: Callable[[Network], nn.Module] = lambda n: n, step: Any = regression_step, **adam: Any) -> None:
         own = copy.deepcopy(network)
         module = wrap(own)
         optimizer = torch.optim.Adam(own.parameters(), lr=1e-7, **adam)
-        (module(x, t) - target).square().sum(-1).mean().backward()
+
+        def work(steps: int = 50) -> None:
+            for _ in range(steps):
+                step(module, optimizer, x, t, target)
+
+        work(1)
         gradients[name] = torch.cat([p.grad.flatten() for p in own.parameters() if p.grad is not None])
-
-        def work() -> None:
-            for _ in range(50):
-                regression_step(module, optimizer, x, t, target)
-
         works[name] = work
 
     add("itlib", fused=True)
@@ -263,6 +292,7 @@ def training_variants(network: Network, turns: int = 7, rows: int = 64) -> dict[
     add("Adam over lists of parameters", foreach=True)
     if itlib.network._FUSED:
         add("products by oneDNN", OneDNN, fused=True)
+        add("and no autograd", step=step_by_hand, fused=True)
     try:
         start = time.perf_counter()
         add("torch.compile", torch.compile, fused=True)

@@ -89,8 +89,8 @@ def plain_ticks(axis, values=None):
 
 # %% tags=["remove-input"]
 rows = []
-for name, part in parts.items():
-    made = part["made"]
+for name in sorted(parts.keys() - {"gpu"}, key=list(parts).index):
+    made = parts[name]["made"]
     rows.append(
         {
             "part": name,
@@ -455,38 +455,26 @@ plots.show(
 products = 100 * profiles["training, itlib"]["matrix products"]
 text = f"With its share of the teacher a step takes {a['itlib, 1 thread']['median']:.2f} ms. Products are {products:.0f} % of a step, so all the rest together could gain {100 / products:.2f} at most."
 if "products by oneDNN" in variants:
-    dnn = variants["products by oneDNN"]
-    gain = 1 / dnn["time"]["median"]
+    dnn, hand = variants["products by oneDNN"], variants["and no autograd"]
+    gain = 1 / hand["time"]["median"]
     text += (
-        f" The other handle is the library: with oneDNN forward and backward, in fifteen lines, a step would be {gain:.2f} times as fast here, and change gradients by {power(dnn['change'])} of their length. "
+        f" The other handle is the library: with oneDNN forward and backward, in fifteen lines, a step would be {1 / dnn['time']['median']:.2f} times as fast here; with the chain rule written out by hand as well, in thirty, {gain:.2f} times. Either changes gradients by {power(hand['change'])} of their length. "
         + (
             "That would be enough for a second path."
             if gain >= threshold
-            else f"That is below the {threshold:g} that a second path must gain, so it stays out."
+            else f"Both are below the {threshold:g} that a second path must gain, and autograd is the readable one, so they stay out."
         )
     )
 missing = [name for name in ("textbook / itlib", "one step / floor") if not reached(r[name])]
 if missing:
-    both = (
-        {
-            name: r[name]["median"]
-            * (
-                variants["products by oneDNN"]["time"]["median"]
-                if name == "one step / floor"
-                else 1 / variants["products by oneDNN"]["time"]["median"]
-            )
-            for name in missing
-        }
-        if "products by oneDNN" in variants
-        else {}
-    )
-    text += (
-        " So the target is missed for "
-        + " and ".join({"textbook / itlib": "the textbook", "one step / floor": "the products"}[name] for name in missing)
-        + "."
-    )
-    if both:
-        text += " With that path it would come to " + " and ".join(f"{value:.2f}" for value in both.values()) + "."
+    named = {"textbook / itlib": "the textbook", "one step / floor": "the products"}
+    text += " So the target is missed for " + " and ".join(named[name] for name in missing) + "."
+    if "and no autograd" in variants:
+        with_teacher, alone = (a[f"{name}, 1 thread"]["median"] for name in ("itlib", "one step"))
+        faster = {"textbook / itlib": with_teacher / (with_teacher - alone + alone / gain), "one step / floor": 1 / gain}
+        text += (
+            " By hand it would come to " + " and ".join(f"{r[name]['median'] * faster[name]:.2f}" for name in missing) + "."
+        )
 display(Markdown(text))
 
 # %% [markdown]
@@ -811,17 +799,34 @@ display(Markdown(text))
 # ## On a GPU
 
 # %% tags=["remove-input"]
-device = found["gpu"]["device"]
-if device is None:
+gpu = absolute.get("gpu", {})
+if not gpu:
     display(
         Markdown(
             "None was at hand when the record was made. The code asks a denoiser where its weights are and works there; `make bench ONLY=gpu RECORD=1` adds the table."
         )
     )
 else:
-    rows = [[name, within(figure, ".3f")] for name, figure in absolute["gpu"].items()]
-    display(Markdown(f"Absolute times on one {device}; nothing else in the book depends on them."))
-    display(Markdown(pd.DataFrame(rows, columns=["", "seconds"]).to_markdown(index=False, disable_numparse=True)))
+    places, made = ("GPU", "GPU, noise drawn there", "one core"), parts["gpu"]["made"]
+    names = list(dict.fromkeys(name.rpartition(": ")[0] for name in gpu))
+    table = [
+        [name] + [within(gpu[f"{name}: {p}"], ".2f") if f"{name}: {p}" in gpu else "" for p in places] for name in names
+    ]
+    seconds = {name: figure["median"] for name, figure in gpu.items()}
+    gains = {
+        name: seconds[f"{name}: one core"] / seconds[f"{name}: GPU"] for name in names if f"{name}: one core" in seconds
+    }
+    few, more = (name for name in gains if "samples" in name)
+    slow = [name for name, gain in gains.items() if gain < 1]
+    display(
+        Markdown(
+            f"Absolute seconds on one {found['gpu']['device']}, and on one core of the machine that it is in ({made['processor']}, torch {made['versions']['torch']}); samples in {found['gpu']['steps']} steps. Nothing else in the book depends on them, and a test holds that every method computes there what it computes here.\n\n"
+            + pd.DataFrame(table, columns=["", *places]).to_markdown(index=False, disable_numparse=True)
+            + f"\n\nA GPU is told each small product separately, so {more} take {seconds[f'{more}: GPU'] / seconds[f'{few}: GPU']:.1f} times as long as {few}: the gain over a core is {gains[few]:.0f} for the few and {gains[more]:.0f} for the many. A tilt of the paper gains {gains['a tilt of paper']:.1f}; one of `recommended` {gains['a tilt of recommended']:.1f}, since it learns from 16 chains at a time"
+            + (", and is better left where it is. " if slow else ". ")
+            + "Noise comes from the CPU by default, the same for all devices; a `generator` of the GPU draws it there."
+        )
+    )
 
 # %% [markdown]
 # ## When it gets slower

@@ -20,13 +20,14 @@ from fast import multistep, sliced_distance, sorted_projections  # noqa: E402
 from judging import batch, exponent, judged, makespan, met, ratio, regressions, spread, worse_by  # noqa: E402
 from parts import beyond  # noqa: E402
 from published import Plain, diffusers_sample, textbook_sample, textbook_tilt  # noqa: E402
-from tried import OneDNN, Packed, Variant  # noqa: E402
+from tried import OneDNN, Packed, Variant, step_by_hand  # noqa: E402
 
 from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture  # noqa: E402
 from itlib.network import Network  # noqa: E402
 from itlib.sampling import sample  # noqa: E402
 from itlib.schedules import Cosine  # noqa: E402
 from itlib.tilting import PAPER_UPDATE, TiltingConfig, _learn_regression  # noqa: E402
+from itlib.training import regression_step  # noqa: E402
 
 # What is made of times
 
@@ -225,6 +226,13 @@ def test_what_was_tried_is_the_same_function(network: Network) -> None:
         module(x, t).square().sum().backward()
     for a, b in zip(own.parameters(), other_network.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5)
+    times, target = torch.rand(20), torch.zeros(20, 2)
+    losses = []
+    for step, module in ((regression_step, own), (step_by_hand, other_network)):
+        losses.append(step(module, torch.optim.SGD(module.parameters(), lr=1e-3), x, times, target))
+    torch.testing.assert_close(*losses)
+    for a, b in zip(own.parameters(), other_network.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("library", [*clocks.LIBRARIES, "with SiLU"])
