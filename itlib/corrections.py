@@ -49,11 +49,12 @@ class Gaussian(nn.Module):
         mean, covariance = (
             (torch.zeros(data), torch.eye(data)) if isinstance(data, int) else (data.mean(0), data.double().T.cov())
         )
-        eigenvalues, eigenvectors = torch.linalg.eigh(covariance.reshape(len(mean), -1))
+        # By one library for all devices: they differ in the signs of eigenvectors, and a network would see other inputs.
+        eigenvalues, eigenvectors = torch.linalg.eigh(covariance.reshape(len(mean), -1).cpu())
         if not bool((eigenvalues > 1e-12 * eigenvalues.abs().max()).all()):
             raise ValueError("the data have no variance in some direction: give more samples, or fewer dimensions")
         for name, value in (("mean", mean), ("eigenvalues", eigenvalues), ("eigenvectors", eigenvectors)):
-            self.register_buffer(name, value.detach().float().clone(memory_format=torch.contiguous_format))
+            self.register_buffer(name, value.detach().to(mean.device).float().clone(memory_format=torch.contiguous_format))
 
     def whiten(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """alpha and sigma, (B, 1) or (), V_t, (B, d) or (d,), and the whitened x, (B, d)."""
