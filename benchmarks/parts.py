@@ -396,9 +396,9 @@ while input():
             raise RuntimeError("a worker did not start")
         yield child
     finally:
-        child.stdin.close()
         child.kill()
         child.wait()
+        child.stdin.close()
 
 
 def workers() -> Part:

@@ -38,6 +38,7 @@ from IPython.display import Markdown, display
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
 from itlib import plots
+from itlib.tilting import CONFIGURATIONS
 
 record = json.loads(Path(bench).read_text())
 parts = record["parts"]
@@ -817,13 +818,16 @@ else:
         name: seconds[f"{name}: one core"] / seconds[f"{name}: GPU"] for name in names if f"{name}: one core" in seconds
     }
     few, more = (name for name in gains if "samples" in name)
-    slow = [name for name, gain in gains.items() if gain < 1]
     display(
         Markdown(
             f"Absolute seconds on one {found['gpu']['device']}, and on one core of the machine that it is in ({made['processor']}, torch {made['versions']['torch']}); samples in {found['gpu']['steps']} steps. Nothing else in the book depends on them, and a test holds that every method computes there what it computes here.\n\n"
             + pd.DataFrame(table, columns=["", *places]).to_markdown(index=False, disable_numparse=True)
-            + f"\n\nA GPU is told each small product separately, so {more} take {seconds[f'{more}: GPU'] / seconds[f'{few}: GPU']:.1f} times as long as {few}: the gain over a core is {gains[few]:.0f} for the few and {gains[more]:.0f} for the many. A tilt of the paper gains {gains['a tilt of paper']:.1f}; one of `recommended` {gains['a tilt of recommended']:.1f}, since it learns from 16 chains at a time"
-            + (", and is better left where it is. " if slow else ". ")
+            + f"\n\nA GPU is told each product separately, however small, so {more} take {seconds[f'{more}: GPU'] / seconds[f'{few}: GPU']:.1f} times as long as {few}: the many are {gains[more]:.0f} times as fast as on a core, the few {gains[few]:.0f} times. A tilt of the paper is {gains['a tilt of paper']:.1f} times as fast; one of `recommended`, which learns from {CONFIGURATIONS['recommended'].B} chains at a time, "
+            + (
+                f"{gains['a tilt of recommended']:.1f} times. "
+                if gains["a tilt of recommended"] > 1.2
+                else "gains nothing. "
+            )
             + "Noise comes from the CPU by default, the same for all devices; a `generator` of the GPU draws it there."
         )
     )

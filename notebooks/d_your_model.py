@@ -291,7 +291,8 @@ display(
 # ## On a GPU
 #
 # Move the base, `base.to("cuda")`, and nothing else. Samples are drawn where the weights are, the reward gets them there (hence `.cpu()` above), and
-# random numbers are drawn on the processor, so that a seed means the same on every device. This book was made on processors only, in single precision: try one tilt first.
+# a run draws its random numbers on the processor, so that a seed means the same on every device. A `generator` that you pass to `sample` may be one of the GPU.
+# Where there is a GPU, the tests compare every method on it with the processor. The records of this book come from processors; {doc}`b_speed` has times of both.
 #
 # ## When it does not work
 #
