@@ -210,7 +210,7 @@ class GaussianMixture:
 
         Raises:
             NotNormalisableError: if Sigma_i^-1 - lam A is not positive definite for some component, or a number overflows.
-        ValueError: if the reward has another dimension or lam is not finite.
+            ValueError: if the reward has another dimension or lam is not finite.
         """
         return self._tilt(reward, lam)[0]
 

@@ -145,7 +145,7 @@ class Residual(nn.Module):
     networks of :mod:`itlib.corrections` are.
 
     Args:
-        base: any denoiser; never trained.
+        base: any denoiser. No regression trains it; freeze its parameters against losses that differentiate samples.
         correction: the network that learns; its last layer, ``output``, is set to zero here.
     """
 

@@ -112,6 +112,10 @@ def _key(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def _described(mixture: GaussianMixture, schedule: Schedule) -> list[Any]:
+    return [mixture.weights.tolist(), mixture.means.tolist(), mixture.covariances.tolist(), schedule]
+
+
 def save_state(path: Path, state: RunState) -> None:
     """Write a state as one safetensors file, atomically."""
     tensors = {f"theta.{name}": value.detach().cpu().contiguous() for name, value in state.denoiser.state_dict().items()}
@@ -176,7 +180,7 @@ def resumable_base(
         A :class:`RunState` per epoch, or a single one if it was found; the last holds the weights of the best epoch once
         the iterator is exhausted.
     """
-    described = [mixture.weights.tolist(), mixture.means.tolist(), mixture.covariances.tolist(), schedule]
+    described = _described(mixture, schedule)
     path = (cache or default_cache()) / f"base_{_key('base', described, asdict(config), n, seed, kind)}.safetensors"
     data = mixture.sample(n, torch.Generator().manual_seed(derive_seed(seed, "data"))).float()
     weights = derive_seed(seed, "weights")
@@ -217,7 +221,7 @@ def resumable_tilting(
     there and ends with the same numbers, bit for bit on the same machine. A finished run is found, not repeated.
 
     Args:
-        base: the pretrained denoiser.
+        base: the pretrained denoiser. What it computes follows from its parameters and the mixture, for they name the file.
         mixture: the exact base distribution: it gives the trace its truth, and the method nothing.
         reward: the tilt.
         schedule: the pair alpha, sigma.
@@ -237,7 +241,7 @@ def resumable_tilting(
     """
     mixture.tilted(reward, config.lam)  # a target that does not exist is better found now than at the last tilt
     start = hashlib.sha256(safetensors.torch.save(dict(base.state_dict()))).hexdigest()
-    tilt = [reward.A.tolist(), reward.b.tolist(), reward.c, schedule]
+    tilt = [*_described(mixture, schedule), reward.A.tolist(), reward.b.tolist(), reward.c]
     file = (
         cache or default_cache()
     ) / f"tilts_{_key('tilts', start, tilt, asdict(config), seed, trace_samples)}.safetensors"

@@ -153,9 +153,9 @@ def normal(
 ) -> Tensor:
     """Standard normal noise on a device, drawn where its generator lives.
 
-    A generator of the CPU gives the same noise for every device, one of the device saves the way there.
+    One of the CPU, or none, gives the same noise for every device; one of the device saves the way there.
     """
-    source = generator.device if generator else device
+    source = generator.device if generator else "cpu"
     return torch.randn(*shape, generator=generator, dtype=dtype, device=source).to(device)
 
 

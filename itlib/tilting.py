@@ -55,7 +55,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard, cast
 
 import numpy as np
 import torch
@@ -299,7 +299,8 @@ class TiltStep:
         samples: D_k, (S, d), drawn from the model of tilt k-1.
         rewards: r on D_k, (S,).
         losses: the loss of each optimiser step.
-        seconds: processor seconds spent "sampling" and "training" (wall-clock seconds, on a quiet machine).
+        seconds: processor seconds spent "sampling" and "training" (wall-clock seconds, on a quiet machine). What a run does
+            before its first tilt is sampling of that tilt.
         delta: size of the tilt.
         strength: of all tilts so far; lambda at the end.
         left: number of tilts to come, as far as can be seen.
@@ -322,11 +323,15 @@ def derive_seed(seed: int, purpose: str, k: int = 0) -> int:
     return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0] >> 1)
 
 
+def _learns(denoiser: Denoiser) -> TypeGuard[nn.Module]:
+    return isinstance(denoiser, nn.Module) and any(p.requires_grad for p in denoiser.parameters())
+
+
 def as_student(denoiser: Denoiser, d: int, seed: int, beside: bool = False) -> nn.Module:
-    """A trainable copy, beside the original if asked for; what is no network gets a :class:`~itlib.network.Residual`."""
-    if isinstance(denoiser, nn.Module) and any(p.requires_grad for p in denoiser.parameters()):
+    """A copy that learns, beside the original if asked for; what is frozen or no network gets a trainable correction."""
+    if _learns(denoiser):
         return Beside(denoiser) if beside else copy.deepcopy(denoiser)
-    return Residual(denoiser, Network(d, seed=seed))
+    return Residual(denoiser, Network(d, seed=seed)).to(device_of(denoiser))
 
 
 def student_of(
@@ -463,9 +468,13 @@ def iterative_tilting(
     Tilt k depends on theta^{k-1}, the seed and the strengths so far only, so a run is resumed by passing theta^k as ``base``
     and the ``strengths`` of its k tilts.
 
+    Two choices of "recommended" begin with samples of the base, each in one batch: the step on paths measures its noise on
+    10,000 (for d above 100 on 10^6 / d, or S if that is more), and the adapter takes its coordinates from 1000 (or 2 d) and
+    keeps a matrix of d x d. For images of many pixels choose ``student="copy"``, on LoRA if memory is short.
+
     Args:
-        base: the pretrained denoiser, or theta^k. It is not changed: a network is copied, and a denoiser without
-            parameters, such as an exact one, is frozen under a trainable correction.
+        base: the pretrained denoiser, or theta^k. It is not changed: a network is copied, and a denoiser without parameters
+            that learn, an exact one or a frozen network, stays under a trainable correction.
         reward: forward evaluations only; called once per tilt on (S, d), returns (S,).
         schedule: the pair alpha, sigma.
         config: "recommended", "paper", or the knobs one by one.
@@ -479,8 +488,8 @@ def iterative_tilting(
         A :class:`TiltStep` per tilt.
 
     Raises:
-        ValueError: for an unknown configuration, more tilts done than there are, a sampler or an update for a step on paths,
-            or a reward that returns NaN or a wrong shape.
+        ValueError: for an unknown configuration, more tilts done than there are, or done by no denoiser that learns, a
+            sampler or an update for a step on paths, or a reward that returns NaN or a wrong shape.
         FloatingPointError: if samples, loss or weights stop being finite or a chosen step vanishes, naming the tilt and the
             likely cause.
     """
@@ -488,26 +497,24 @@ def iterative_tilting(
     rule, start, on_paths = config.rule(), len(strengths), config.step == "paths"
     if rule is None and start > config.N:
         raise ValueError(f"{start} tilts are done already, but N is {config.N}")
+    if start and not (_learns(base) and (not on_paths or isinstance(base, Corrected))):
+        raise ValueError("to go on after tilts that are done, pass the denoiser that the last of them left, and not frozen")
     if on_paths and (update is not None or sampler is not None):
         raise ValueError("a step on paths draws its own chains: leave out sampler and update, or choose another step")
-    if update is None:
-        update = PAPER_UPDATE if config.step == "explicit" else implicit
+    update = update or (PAPER_UPDATE if config.step == "explicit" else implicit)
     kernel: dict[str, Any] = {"steps": config.J, "eta": config.eta, "variance": config.variance}
-    if sampler is None:
-
-        def sampler(denoiser: Denoiser, k: int, S: int, generator: torch.Generator) -> Tensor:
-            return sample(denoiser, schedule, S, d, generator=generator, **kernel)
-
+    sampler = sampler or (lambda denoiser, k, S, draws: sample(denoiser, schedule, S, d, generator=draws, **kernel))
+    clock = time.process_time()
     if start == 0 and config.student == "adapter":
         first = sampler(base, 1, max(1000, 2 * d), torch.Generator().manual_seed(derive_seed(seed, "coordinates")))
         student = student_of(base, first, schedule, config, d=d, seed=seed)
     else:
         student = as_student(base, d, derive_seed(seed, "weights"), beside=on_paths and start == 0)
     if on_paths:
-        if not isinstance(student, Corrected):
-            raise ValueError("to go on with steps on paths, pass the denoiser that the last of them left")
-        corrected, widths = student, torch.Generator().manual_seed(derive_seed(seed, "widths"))
-        steps = chain_steps(student.base, schedule, 10_000, d, generator=widths, **kernel)
+        corrected, widths = cast(Corrected, student), torch.Generator().manual_seed(derive_seed(seed, "widths"))
+        pilot = min(10_000, max(config.S, 10**6 // d))
+        steps = chain_steps(corrected.base, schedule, pilot, d, generator=widths, **kernel)
+    before = time.process_time() - clock
     _optimizer(config, student)  # the first optimiser of a process imports for seconds, which is no cost of a tilt
     strength = strengths[-1] if strengths else 0.0
     settled = sum(math.isclose(s, config.lam) for s in strengths) - 1
@@ -547,5 +554,5 @@ def iterative_tilting(
                 f"tilt {k}, strength {strength:g} of {config.lam:g}: the loss is no longer finite. "
                 f"{_likely_cause(config, delta, data, rewards)}"
             )
-        spent = {"sampling": sampled - clock, "training": trained - sampled}
+        spent, before = {"sampling": before + sampled - clock, "training": trained - sampled}, 0.0
         yield TiltStep(k, student, data, rewards, loss, spent, delta, strength, left)

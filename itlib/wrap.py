@@ -51,10 +51,10 @@ class Tabulated(Schedule):
     """
 
     def __init__(self, alphas_cumprod: Tensor) -> None:
-        table = torch.as_tensor(alphas_cumprod, dtype=torch.float64).detach().cpu()
-        if table.ndim != 1 or len(table) < 2 or not bool((table[:-1] > table[1:]).all()) or table[0] >= 1 or table[-1] < 0:
+        table = torch.as_tensor(alphas_cumprod, dtype=torch.float64).detach().cpu().clone()
+        if table.ndim != 1 or len(table) < 3 or not bool((table[:-1] > table[1:]).all()) or table[0] >= 1 or table[-1] < 0:
             raise ValueError(
-                f"alphas_cumprod must fall from below 1 to 0 or more, shape (T,); got shape {tuple(table.shape)} "
+                f"alphas_cumprod must fall from below 1 to 0 or more, (T,) with T of 3 or more; got {tuple(table.shape)} "
                 f"from {float(table.flatten()[0]):g} to {float(table.flatten()[-1]):g}"
             )
         self.T = len(table)

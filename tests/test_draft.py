@@ -147,6 +147,8 @@ def test_counts_and_errors() -> None:
         ({"K": 9, "J": 4}, "between 1 and J=4"),
         ({"renoise": 2}, "K=1"),
         ({"kl": 1.0, "eta": 0.0}, "noisy"),
+        ({"kl": 1.0, "K": 1}, "that gradients reach"),
+        ({"kl": 1.0, "J": 1}, "that gradients reach"),
     ],
 )
 def test_refuses(knobs: dict[str, float], message: str) -> None:

@@ -255,6 +255,7 @@ def test_the_key_sees_everything_that_changes_a_number(tmp_path: Path, monkeypat
         schedule: Any = Cosine(),  # noqa: B008
         seed: int = 0,
         n: int = 9,
+        mixture: Any = mixture,
         **knobs: Any,
     ) -> str:
         if "settle" in knobs:
@@ -270,6 +271,7 @@ def test_the_key_sees_everything_that_changes_a_number(tmp_path: Path, monkeypat
     assert set(changed) == {field.name for field in dataclasses.fields(TiltingConfig)}
     variants = [{}, *({name: value} for name, value in changed.items()), {"reward": "unequal"}, {"reward": "b=0,4 c=1"}]
     variants += [{"schedule": Linear()}, {"schedule": Cosine(0.01)}, {"seed": 1}, {"n": 10}, {"base": Network(2, seed=1)}]
+    variants += [{"mixture": shifted}]
     assert len({key(**variant) for variant in variants}) == len(variants)
     assert key() == key(base=Network(2, seed=0))
 

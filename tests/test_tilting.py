@@ -552,6 +552,13 @@ def test_a_run_with_chosen_steps_resumes_to_the_same_weights() -> None:
     assert [s.delta for s in settling] == [0.0]
     with pytest.raises(ValueError, match="pass the denoiser that the last of them left"):
         next(iterative_tilting(small(), reward, Cosine(), FAST, strengths=done))
+    # A frozen model would pass for a base, and be tilted by what is left only.
+    frozen = copy.deepcopy(at.denoiser).requires_grad_(False)
+    for unfit in (frozen, EXACT):
+        with pytest.raises(ValueError, match="and not frozen"):
+            next(iterative_tilting(unfit, reward, Cosine(), FAST, strengths=done))
+    with pytest.raises(ValueError, match="and not frozen"):
+        next(iterative_tilting(small().requires_grad_(False), reward, Cosine(), TiltingConfig(N=3), strengths=[1 / 3]))
 
 
 def test_an_adapter_is_trained_and_the_base_is_not() -> None:

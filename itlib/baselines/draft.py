@@ -45,7 +45,7 @@ class DraftConfig:
         iterations: optimiser steps.
         lam: weight of the reward.
         kl: weight w of the path KL; 0 is the published method, 1 has the exact tilt as its optimum.
-        K: steps that gradients flow through, counted from the end; None is all of them.
+        K: steps that gradients flow through, counted from the end, those of the path KL too; None is all of them.
         renoise: n of DRaFT-LV (2 in its paper), with K = 1; 0 is none.
         B: samples of an iteration.
         J: steps of the sampler.
@@ -73,8 +73,10 @@ class DraftConfig:
             raise ValueError(f"K must lie between 1 and J={self.J}, got {self.K}")
         if self.renoise and (self.K != 1 or self.kl):
             raise ValueError("renoise is DRaFT-LV: it needs K=1 and kl=0")
-        if self.kl and not self.eta:
-            raise ValueError("a path KL needs a noisy sampler: set eta above 0, or kl to 0")
+        if self.kl and not (self.eta and self.J > 1 and self.K != 1):  # the last step has no noise
+            raise ValueError(
+                "a path KL needs noisy steps that gradients reach: set eta above 0, J and K above 1, or kl to 0"
+            )
 
 
 def rollout(
