@@ -16,8 +16,8 @@
 # %% [markdown]
 # # How many tilts?
 #
-# The paper cuts the tilt into $N$ equal ones, takes $N = 20$ to $200$, and leaves open how to choose. Its own task has no answer to give:
-# there the first-order step is exact for every $N$ ({doc}`s3_1_tilted_score`). Other tasks have one.
+# The paper cuts the tilt into $N$ equal ones, takes $N = 20$ to $200$, and leaves open how to choose. On its own task the remainder
+# cannot say: there the first-order step is exact for every $N$ ({doc}`s3_1_tilted_score`). On others it can.
 #
 # **You will see** that tilting is a sum in place of an integral; two rules that choose each step from the rewards of the current samples, with
 # what they promise and what they cannot see; where they take small steps, and how many tilts that saves; why a rule should want

@@ -504,7 +504,7 @@ display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=Tr
 
 # %% [markdown]
 # *Guidance by the exact value* is a reference, not a method: nobody has that value. It keeps the error of the base network alone, so it shows
-# how close any method can come that starts from this base.
+# how close one comes that adds to this base and keeps it. What resamples or learns anew can come closer.
 #
 # ## Try this
 #

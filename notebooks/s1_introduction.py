@@ -416,7 +416,7 @@ if full:
 sides = int((np.diff(np.sign(points[:, :, 0]), axis=0) != 0).sum())
 display(
     Markdown(
-        f"In numbers: the mean of $x_2$ ends {lag:.2f} short of {exact_means[N, 1]:g}; the error goes from {errors[0]:.3f} to {errors[N]:.3f}; "
+        f"In numbers: the mean of $x_2$ ends at {exact_means[N, 1] - lag:.2f}, and should at {exact_means[N, 1]:g}; the error goes from {errors[0]:.3f} to {errors[N]:.3f}; "
         f"a change of sides happened {sides} times, in {points.shape[1] * N:,} steps of a point."
     )
 )

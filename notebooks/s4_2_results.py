@@ -359,7 +359,7 @@ display(Markdown(pd.DataFrame(lines).to_markdown(index=False, disable_numparse=T
 # %% [markdown]
 # ## The base model
 #
-# Everything starts from the base network. Its error at noised samples of the *target* is the floor: exact tilts would keep just
+# Everything starts from the base network. Its error at noised samples of the *target* is the floor: exact covariances, added to it, would keep just
 # that error ({doc}`s2_1_3_score`).
 
 # %% tags=["hide-input"]

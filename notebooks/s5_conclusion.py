@@ -79,7 +79,7 @@ def each(values, form):
 #
 # How far is the tilted model from the exact target, in the units in which the network is trained? Two errors give the scale. The *distance to
 # travel* is that of a perfect base model that was never tilted. The *floor* is the error that the trained base network makes against the exact
-# base, at noised samples of the target: exact tilts would keep just this error ({doc}`s2_1_3_score`). Every seed has a base network of its own.
+# base, at noised samples of the target: exact covariances, added to it, would keep just this error ({doc}`s2_1_3_score`). Every seed has a base network of its own.
 
 # %% tags=["hide-input"]
 travel = score_errors(ExactDenoiser(base, schedule), target, schedule).eps_rmse
@@ -235,8 +235,8 @@ display(
 # ## What is open
 #
 # The paper names four questions. To reduce the variance of the covariance estimate, a first step is to centre the reward
-# ({doc}`s3_2_algorithm`), and {doc}`b_estimators` goes on from there. How to choose $N$ cannot be asked on this task, where the step is exact and no $N$ is best: {doc}`b_how_many_tilts`
-# asks it on others. Nor can the other two, high dimension with a learned reward and adapters such as LoRA: {doc}`d_digits` tries both on images. Where the truth is to be known, a task needs a reward for which the step has a remainder
+# ({doc}`s3_2_algorithm`), and {doc}`b_estimators` goes on from there. The size of the step cannot say how to choose $N$ on this task, where the step is exact: {doc}`b_how_many_tilts`
+# finds what can, and asks it on others. Nor can the other two, high dimension with a learned reward and adapters such as LoRA: {doc}`d_digits` tries both on images. Where the truth is to be known, a task needs a reward for which the step has a remainder
 # (all but the paper's in {doc}`s3_1_tilted_score`), and a dimension in which a thousand samples are few: {doc}`b_scaling` makes such
 # tasks, with rewards that are known. A comparison with the methods of
 # {doc}`s2_2_fine_tuning` is missing in the paper too: {doc}`rivals_comparison` makes it. And {doc}`b_recommended` puts together what helps: small tilts that are

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from bs4 import BeautifulSoup
 from docutils import nodes
+from nbformat.v4 import new_code_cell, new_notebook
 
 from itlib import plots
 from itlib.gaussian_mixture import paper_mixture
@@ -34,7 +35,7 @@ from inline_svg import strip_prolog  # noqa: E402
 from offline_site import add_scope, label_cells, mathjax_file, mend_lists  # noqa: E402
 from paper_equations import split_tag  # noqa: E402
 from previews import targets  # noqa: E402
-from run_it import head, links, notebook_of, words  # noqa: E402
+from run_it import head, hurried, links, notebook_of, words  # noqa: E402
 from sharing import description  # noqa: E402
 from site_checks import check_site  # noqa: E402
 
@@ -129,6 +130,20 @@ def test_every_chapter_of_the_contents_has_a_notebook_to_open() -> None:
     chapters = re.findall(r"file: book/pages/(\S+)", (small_book.ROOT / "_toc.yml").read_text("utf-8"))
     assert len(chapters) > 15
     assert [c for c in chapters if not (small_book.ROOT / "notebooks" / f"{c}.ipynb").is_file()] == []
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        ([("parameters", 'profile = "smoke"')], False),  # a default, or a page that talks of it
+        ([("injected-parameters", '# Parameters\nprofile = "full"')], False),
+        ([("parameters", 'profile = "full"'), ("injected-parameters", '# Parameters\nprofile = "smoke"\nN = 10')], True),
+    ],
+)
+def test_a_page_made_in_a_hurry_says_so(tmp_path: Path, cells: list[tuple[str, str]], expected: bool) -> None:
+    made = [new_code_cell(source, metadata={"tags": [tag]}) for tag, source in cells]
+    nbformat.write(new_notebook(cells=made), tmp_path / "page.ipynb")
+    assert hurried(tmp_path / "page.ipynb") is expected
 
 
 def test_services_open_the_paired_notebook() -> None:

@@ -1,4 +1,4 @@
-"""Head of a computed page: how long it takes to read, and the ways to run it.
+"""Head of a computed page: how long it takes to read, the ways to run it, and a warning if it was made in a hurry.
 
 A page in ``book/pages`` or ``book/runs`` was made from a notebook in ``notebooks``; the links open that notebook, not the
 page. Those that need the repository's address (Binder, Colab) are there once ``repository: url`` of ``_config.yml`` is set.
@@ -6,9 +6,10 @@ page. Those that need the repository's address (Binder, Colab) are there once ``
 
 from __future__ import annotations
 
+import json
 import re
 from html import escape
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
@@ -24,6 +25,10 @@ LEARN = "You will see"  # opens the paragraph that says what a page teaches
 #: What is looked at rather than read. Figures and code, most of a page's elements, go before it is parsed.
 UNREAD = re.compile(r"<(svg|pre|script|style)\b.*?</\1>", re.DOTALL)
 SILENT = ".math, .headerlink, .eqno, .run-it, details.hide > summary"
+HURRIED = (
+    '<div class="admonition warning"><p class="admonition-title">A first look</p><p>This page comes from <code>PROFILE=smoke'
+    "</code>, which shows that everything works. What it computes means nothing, and may contradict its text.</p></div>"
+)
 GITHUB = re.compile(r"https://github\.com/([\w.-]+/[\w.-]+?)(?:\.git)?/?")
 
 
@@ -48,6 +53,13 @@ def notebook_of(pagename: str) -> str | None:
     if page.parts[:2] == ("book", "runs"):
         return BASE if page.stem.startswith("base") else TEMPLATE
     return None
+
+
+def hurried(page: Path) -> bool:
+    """Whether an executed notebook was told to do little work."""
+    cells = json.loads(page.read_text("utf-8"))["cells"]
+    told = ["".join(c["source"]) for c in cells if "injected-parameters" in c["metadata"].get("tags", [])]
+    return any('profile = "smoke"' in source.splitlines() for source in told)
 
 
 def links(notebook: str, url: str, branch: str) -> list[tuple[str, str]]:
@@ -88,6 +100,7 @@ def add_head(app: Sphinx, pagename: str, templatename: str, context: dict[str, A
         html = head(
             notebook, download, minutes(body), options.get("repository_url", ""), options.get("repository_branch", "main")
         )
+        html += HURRIED if hurried(Path(app.env.doc2path(pagename))) else ""
         context["body"] = body.replace("</h1>", f"</h1>\n{html}", 1)
 
 
