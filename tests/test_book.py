@@ -32,6 +32,7 @@ from api_modules import module_names, section  # noqa: E402
 from browsing import complaints, requests, visit  # noqa: E402
 from glossary_links import pattern  # noqa: E402
 from inline_svg import strip_prolog  # noqa: E402
+from numerals import printed  # noqa: E402
 from offline_site import add_scope, label_cells, mathjax_file, mend_lists  # noqa: E402
 from paper_equations import split_tag  # noqa: E402
 from previews import targets  # noqa: E402
@@ -130,6 +131,20 @@ def test_every_chapter_of_the_contents_has_a_notebook_to_open() -> None:
     chapters = re.findall(r"file: book/pages/(\S+)", (small_book.ROOT / "_toc.yml").read_text("utf-8"))
     assert len(chapters) > 15
     assert [c for c in chapters if not (small_book.ROOT / "notebooks" / f"{c}.ipynb").is_file()] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("3e-05", "3·10^−5"),
+        ("at most 1.0e-02, or 1e+01", "at most 1.0·10^−2, or 10^1"),
+        ("1e-3e, v1e-3, 0x1e5 and e-3", "1e-3e, v1e-3, 0x1e5 and e-3"),
+        ("Adam, 1e-3", "Adam, 10^−3"),
+    ],
+)
+def test_powers_of_ten_are_printed(text: str, expected: str) -> None:
+    pieces = [piece.astext() if isinstance(piece, nodes.Text) else f"^{piece.astext()}" for piece in printed(text)]
+    assert "".join(pieces) == expected
 
 
 @pytest.mark.parametrize(
