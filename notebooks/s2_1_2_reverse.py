@@ -556,7 +556,7 @@ plots.show(
 # :name: fig-reverse-order
 #
 # Variance lost by Algorithm 1 with the exact denoiser of $\mathcal N(\mu, \frac12)$. Dashed, on the right: the limit {eq}`eq-rate` over $K$. The
-# loss falls like $1/K$ for every $e$; noise costs a constant factor.
+# loss falls like $1/K$ for every $e$, but for a logarithm on the left that is too weak to be seen; noise costs a constant factor.
 # ```
 #
 # Over a whole chain DDPM loses less than 4 times as much as DDIM. {numref}`fig-reverse-variance` shows why: noise shrinks old errors too.

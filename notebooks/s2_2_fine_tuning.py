@@ -443,7 +443,7 @@ plots.show(
 # :name: fig-fine-tuning-runaway
 #
 # DRaFT on the second coordinate of the toy, in closed form, 20 reverse steps. Left: a reward without a maximum; the mean never stops. Right: a
-# reward with a maximum at 2; the density (from pale to full colour, as the optimiser goes on) contracts to a point. With the path KL both end at the tilt.
+# reward with a maximum at 2; the density (from pale to full colour, as the optimiser goes on) contracts to a point. With the path KL the left one ends at the tilt, the right one close to it.
 # ```
 
 # %% tags=["hide-input"]
@@ -619,7 +619,7 @@ display(
 #
 # $$b = \tfrac12 \beta\, y + \tfrac12 (\beta + g^2)\, \nabla\log p_t(y).$$ (eq-noise-levels)
 #
-# $g = 0$ is the probability flow {eq}`eq-2-13`, $g^2 = \beta$ is the reverse SDE {eq}`eq-2-12`. Every one is linear, so
+# $g = 0$ is the probability flow {eq}`eq-flow` (reversed clock), $g^2 = \beta$ is the reverse SDE {eq}`eq-reverse-sde`. Every one is linear, so
 # $Y_1 \mid Y_\tau = y$ is $N(A_\tau y, S_\tau)$ with
 # $A_\tau = \exp\int_\tau^1 \partial_y b$ and $S_\tau = v_0 - A_\tau^2 v_t$. The Hamilton–Jacobi–Bellman equation and its solution are
 #

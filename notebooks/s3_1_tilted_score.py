@@ -286,9 +286,9 @@ display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=Tr
 #
 # $$C_{k-1}(x_t, t) = \frac{\alpha_t}{2 v_t}\, b, \qquad b = (0, 4), \quad \text{for every } k \text{ and } x_t ,$$
 #
-# so {eq}`eq-3-10` is exact for every $N$, and one tilt is as good as two hundred. **Whatever depends on $N$ in the paper's Table 1
-# and Figure 2 is not the error of the Taylor step.** It is noise of the covariance estimate, optimisation, the sampler, or a
-# region that the samples do not reach. The formula is checked below at random points, along the whole path.
+# so {eq}`eq-3-10` is exact for every $N$, and one tilt is as good as two hundred. **On the exact laws nothing that
+# depends on $N$ is the error of the Taylor step**, and a learned model, whose modes differ a little in variance, brings little of it back (the last question below). What depends on $N$ in the
+# paper's Table 1 and Figure 2 is noise of the covariance estimate, optimisation, the sampler, or a region that the samples do not reach. The formula is checked below at random points, along the whole path.
 
 # %%
 alpha, sigma = at(float(t))

@@ -148,7 +148,9 @@ assert (runs["error"] > runs["floor"]).all()
 assert (runs["error"] < travel).all()
 assert difference.mean() > -2 * standard_error  # more tilts are no better
 assert (runs["growth"] > 1).all()
-assert (by_N["mean"].mean() < 0.1 * float((target.mean - base.mean).square().mean())).all()  # the mean has arrived
+assert (by_N["mean"].mean() < 0.1 * float((target.mean - base.mean).square().mean())).all()  # the mean has nearly arrived
+chance = float(target.sample(100_000, torch.Generator().manual_seed(0)).var(0).mean()) / 5000  # 5000 exact samples
+assert by_N["variance"].mean().iloc[-1] < by_N["variance"].mean().iloc[0]  # more tilts shrink it more
 assert (by_N["variance"].mean() < float(target.covariances[0, 0, 0])).all()
 assert np.ptp(by_N["seconds"].median()) < 0.3 * by_N["seconds"].median().mean()
 
@@ -197,16 +199,16 @@ claims = [
     ),
     (
         "The target distribution is recovered",
-        "**in its mean, not in its shape**",
-        f"MSE of the mean {each(by_N['mean'].mean(), '.2f')}, at first {float((target.mean - base.mean).square().mean()):.2f}; variance within "
+        "**nearly in its mean, not in its shape**",
+        f"MSE of the mean {each(by_N['mean'].mean(), '.2f')}, at first {float((target.mean - base.mean).square().mean()):.2f}, by chance {chance:.4f}; variance within "
         f"the modes {each(by_N['variance'].mean(), '.2f')} instead of {float(target.covariances[0, 0, 0]):.2f}; weights of the modes off by "
         f"{each(by_N['drift'].mean(), '.2f')}",
         "{doc}`s4_2_results`",
     ),
     (
         "The figures of Table 1",
-        "**fit if it was scored against the base**",
-        "no choice that the paper leaves open makes them fit the target",
+        "**fit if they were scored against the base**",
+        "none of the choices that we varied makes them fit the target; a model that hardly moves would",
         "{doc}`s4_2_choices`",
     ),
 ]
@@ -223,11 +225,13 @@ display(
 #
 # ## Why the models shrink
 #
-# Two causes were isolated on the way, and one feeds the other.
+# Two mechanisms are known exactly, and one feeds the other.
 #
 # - The sampler of the experiment returns a little too little variance, even with the exact score: {doc}`s2_1_2_reverse`.
 # - The single-sample estimate is not centred. If the reward has mean $c$, each tilt also moves the model by a fraction $\lambda c/N$ toward the
 #   law of its own samples, which are too narrow. Over $N$ tilts the fractions add up to $\lambda c$, whatever $N$ is: {doc}`s3_2_algorithm`.
+#
+# Both are the same for every $N$, and in the table above the variance falls with $N$. So they are not the whole story: each teacher hands its errors to the next, and with more tilts more often ({doc}`b_error_budget`).
 #
 # A third error is there before the first tilt. The target lies in the tail of the base, where the base network is least accurate. This is the
 # floor, and it does not depend on $N$ either. {doc}`b_error_budget` sets all the errors side by side, by replacing one ingredient at a time.
@@ -235,7 +239,7 @@ display(
 # ## What is open
 #
 # The paper names four questions. To reduce the variance of the covariance estimate, a first step is to centre the reward
-# ({doc}`s3_2_algorithm`), and {doc}`b_estimators` goes on from there. The size of the step cannot say how to choose $N$ on this task, where the step is exact: {doc}`b_how_many_tilts`
+# ({doc}`s3_2_algorithm`), which takes noise away, but alone does not make a run better ({doc}`b_error_budget`); {doc}`b_estimators` goes on from there. The size of the step cannot say how to choose $N$ on this task, where the step is exact: {doc}`b_how_many_tilts`
 # finds what can, and asks it on others. Nor can the other two, high dimension with a learned reward and adapters such as LoRA: {doc}`d_digits` tries both on images. Where the truth is to be known, a task needs a reward for which the step has a remainder
 # (all but the paper's in {doc}`s3_1_tilted_score`), and a dimension in which a thousand samples are few: {doc}`b_scaling` makes such
 # tasks, with rewards that are known. A comparison with the methods of
