@@ -11,7 +11,8 @@ same widths :math:`\eta`. A chain of the student that used the noises :math:`z` 
    u_t = \frac{b}{\eta}\,\big(\hat x_1^\theta-\hat x_1^{\mathrm{base}}\big)(x_t,t) .
 
 These weights turn the student's chains into chains of the base tilted by :math:`e^{s r}`. They are all equal if and only if
-the student *is* that tilt. So a tilt may be learned by
+the student *is* that tilt. (This needs DDPM's noise. With less, the end of a chain depends on its start, whose law no
+correction moves, and no student is the tilt.) So a tilt may be learned by
 
 .. math:: \min_\theta\ \mathrm{Var}\big[\log W_s\big]
 

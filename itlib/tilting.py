@@ -129,8 +129,8 @@ class TiltingConfig:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {' or '.join(map(repr, choices))}, got {getattr(self, name)!r}")
-        if self.step == "paths" and self.B < 2:
-            raise ValueError("the step 'paths' compares chains of a minibatch and needs B of at least 2, got 1")
+        if self.step == "paths" and (self.B < 2 or self.eta < 1.0):
+            raise ValueError("the step 'paths' compares chains that forget their start: B must be at least 2, and eta 1")
         if self.settle != 0 and (self.step != "paths" or not 0 < self.settle < self.N):
             raise ValueError(f"settle counts tilts, fewer than N={self.N}, and needs step='paths'; got {self.settle!r}")
         self.rule()

@@ -103,7 +103,7 @@ def median(values, form=".3f"):
 # $$ \log W_s \;=\; s\, r(x_{t_0}) + \log\frac{p_{\text{base}}}{p_\theta} \;=\; s\, r(x_{t_0}) + \tfrac12 \sum_t \big( |z_t|^2 - |z_t + u_t|^2 \big) . $$ (eq-chain-weight)
 #
 # Under these weights chains of $\theta$ become chains of the base, tilted by $e^{sr}$. We used them in {doc}`b_estimators` to mend samples. But they also say whether there is anything to mend: **all
-# weights are equal if and only if the model is the tilt.** So let a tilt minimise
+# weights are equal if and only if the model is the tilt.** (With DDPM's noise, $\eta = 1$ in the sampler's knobs. With less, the end of a chain remembers its start, whose law no correction moves.) So let a tilt minimise
 #
 # $$ \operatorname{Var}\big[ \log W_s \big] $$ (eq-log-variance)
 #
@@ -182,7 +182,7 @@ display(
 # :class: note
 # The loop is: $N$ small tilts, samples of the current model, one forward evaluation of the reward for each, no gradient of it. What is gone is the regression on a covariance. And the
 # target of tilt $k$ is no longer "the last model, tilted by $\delta$" but "the base, tilted by $s_k$". The small steps are there for one reason only: so that chains of the last model still carry the next one.
-# Among the rivals ({doc}`rivals_methods`), DPOK is closest: it follows the gradient of a divergence of chains, by policy gradients.
+# Among the rivals ({doc}`rivals_methods`), DPOK with future KL is closest: it follows the gradient of a divergence of chains, by policy gradients.
 # ```
 #
 # ## What changes
@@ -459,7 +459,7 @@ display(
             else ""
         )
         + (
-            f" Added alone to Algorithm 2, the base on a Gaussian does harm: {against_paper('plus_skip')} times the error. Its few weights all move in every tilt; beyond that we do not know why."
+            f" Added alone to Algorithm 2, the base on a Gaussian does harm: {against_paper('plus_skip')} times the error. Its few weights all move in every tilt; beyond that we do not know why. The correction of a frozen base, added alone, has {against_paper('plus_adapter')} times the error: it pays with the loss on paths."
             if min(np.median(found(w, "plus_skip")) / np.median(found(w, "plus_paper")) for w in ("paper", "one-mode")) > 1.1
             else ""
         )
@@ -511,5 +511,5 @@ display(
 # ## Try this
 #
 # - Tilt a *learned* base, and compare `effective_paths` of its chains before and after the last, settling tilts.
-# - Set `eta = 0.5` in the recommended configuration: less noise in each step, so larger $u_t$ for the same correction. Does the variance in {numref}`fig-chain-weights` fall or rise?
+# - Pass `eta=0.5` to `chain_steps` where {numref}`fig-chain-weights` is made. Why does the variance no longer fall with the number of steps?
 # - Take `itlib.scaling.jump` for a reward in one dimension. No step asks for its gradient: does {eq}`eq-log-variance` mind the jump?

@@ -263,7 +263,7 @@ display(
 # the rest of the page stays as it is. Save what learned, and give the merged model back to the program it came from.
 #
 # Here with the recommended step, on whole chains ({doc}`b_recommended`): `student="copy"` lets all weights learn that are not frozen, beside the base that they started from. On the digits
-# this pair came closest ({doc}`d_digits`).
+# this pair came closest of all methods without a gradient ({doc}`d_digits`).
 
 # %%
 from dataclasses import replace

@@ -557,8 +557,8 @@ laws = {
 # %% [markdown]
 # ### Learned guidance weights
 #
-# *Idea.* Keep the form {eq}`eq-rivals-cfg`, but let the weight depend on the times $t$ and $s$ of a step, and learn it. {cite:t}`galashov2025learn` noise a sample to $s$, and noise it to $t > s$ and take it back to $s$ with one guided
-# step; they train $\omega(s, t)$ (and its dependence on $c$) to make the two agree. Their distance is an energy distance, or the mean square. (They condition both on the same clean sample, and write $1 + \omega$ for our weight.)
+# *Idea.* Keep the form {eq}`eq-rivals-cfg`, but let the weight depend on the times $t$ and $s$ of a step, and learn it. {cite:t}`galashov2025learn` make two noised versions of a clean sample at time $s$. One is noised to $s$
+# directly. The other is noised further, to $t > s$, and brought back to $s$ by one guided step. They train $\omega(s, t)$ (and its dependence on $c$) so that both have the same law, by an energy distance, or are close in mean square. (They condition both on the same clean sample, and write $1 + \omega$ for our weight.)
 #
 # With exact ingredients the laws themselves can be compared. For each step of a sampler without noise, minimise over one number
 #
@@ -741,7 +741,7 @@ columns = ["method", r"$\nabla r$", "ends at the tilt", "keeps", "left over"]
 display(Markdown(pd.DataFrame(rows, columns=columns).to_markdown(index=False, disable_numparse=True)))
 
 # %% [markdown]
-# What is *recommended here* has its derivation in {doc}`b_recommended`. Read by columns, without any network yet. Of the methods that train with values of $r$ alone, the implicit form and the iterated weighted regression leave nothing over, and of these the first is less noisy in small tilts. Of those with a gradient, Adjoint Matching shares its optimum with DRaFT and a path KL, and keeps one evaluation instead of all
+# What is *recommended here* has its derivation in {doc}`b_recommended`. Read by columns, without any network yet. Of the methods that train with values of $r$ alone, the implicit form and the iterated weighted regression leave nothing over, and of these the first is less noisy in small tilts. Of those with a gradient, Adjoint Matching shares its optimum, in the limit of many steps, with DRaFT and a path KL, and keeps one evaluation instead of all
 # steps. Weighted samples need no training, and pay with $n$. {doc}`rivals_comparison` asks what is left of this order when networks, budgets and samplers are finite.
 #
 # ## Try this

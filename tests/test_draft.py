@@ -148,6 +148,10 @@ def test_counts_and_errors() -> None:
         ({"renoise": 2}, "K=1"),
         ({"kl": 1.0, "eta": 0.0}, "noisy"),
         ({"kl": 1.0, "K": 1}, "that gradients reach"),
+        ({"kl": -1.0}, "kl not negative"),
+        ({"lr": 0.0}, "lr must be positive"),
+        ({"eta": 2.0}, "eta in"),
+        ({"lam": float("nan")}, "lam finite"),
         ({"kl": 1.0, "J": 1}, "that gradients reach"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -125,6 +126,13 @@ def test_forward_only_where_it_says_so(paper: GaussianMixture) -> None:
         list(sequential_monte_carlo(base, reward, Cosine(), SMCConfig(n=4, J=3, twisted=True), generator=generator))
     with pytest.raises(RuntimeError, match="forward-only"):
         guided(base, plug_in_value(base, reward, Cosine()), Cosine())(torch.zeros(1, 2), torch.tensor(0.5))
+
+
+@pytest.mark.parametrize("reward", [lambda x: x[:, :1], lambda x: x[:, 0] * float("nan")])
+def test_a_twisted_reward_is_one_finite_number_for_each(reward: Callable[[Tensor], Tensor]) -> None:
+    config = SMCConfig(n=4, J=3, twisted=True)
+    with pytest.raises(ValueError, match=r"must be finite, shape \(4,\)"):
+        next(sequential_monte_carlo(Network(), reward, Cosine(), config, generator=torch.Generator()))
 
 
 @pytest.mark.parametrize("knobs", [{"n": 0}, {"J": 1}, {"threshold": 1.5}])

@@ -601,7 +601,7 @@ def test_unknown_choices_are_refused(knob: str, value: object) -> None:
 
 @pytest.mark.parametrize(
     "knobs",
-    [{"B": 1}, {"settle": -1}, {"settle": 20, "N": 20}, {"settle": 1, "step": "implicit"}],
+    [{"B": 1}, {"eta": 0.5}, {"settle": -1}, {"settle": 20, "N": 20}, {"settle": 1, "step": "implicit"}],
 )
 def test_paths_need_what_they_need(knobs: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"paths'"):

@@ -13,8 +13,9 @@ the student and of the base,
    \mathrm{KL}_{\mathrm{path}} = \sum_k \mathbb E\,\frac{\|m_\theta(x_{t_k})-m_{\mathrm{base}}(x_{t_k})\|^2}{2\,\eta_k^2},
 
 with transition means :math:`m` and standard deviations :math:`\eta_k` of (2.7), makes the exact tilt of the base chain
-the optimum at :math:`w=1`: the objective (2.17) of stochastic optimal control in discrete time. Algorithm 1 ends with a
-Dirac mass, where a path KL cannot be finite, so with :math:`w>0` the last step is the base's.
+the optimum at :math:`w=1` (with DDPM's noise; with less a chain remembers its start, and the optimum is another): the
+objective (2.17) of stochastic optimal control in discrete time. Algorithm 1 ends with a Dirac mass, where a path KL cannot
+be finite, so with :math:`w>0` the last step is the base's.
 
 - ``K``: gradients flow through the last K steps only (DRaFT-K); all by default.
 - ``renoise``: DRaFT-LV: the detached sample is noised to the last time again, n times, and denoised with gradient; the
@@ -23,6 +24,7 @@ Dirac mass, where a path KL cannot be finite, so with :math:`w>0` the last step 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -49,7 +51,7 @@ class DraftConfig:
         renoise: n of DRaFT-LV (2 in its paper), with K = 1; 0 is none.
         B: samples of an iteration.
         J: steps of the sampler.
-        eta: DDIM multiplier; the path KL needs noise.
+        eta: DDIM multiplier; the path KL needs noise, and has the tilt as its optimum with eta = 1 only.
         lr: Adam's learning rate.
 
     Raises:
@@ -69,6 +71,8 @@ class DraftConfig:
     def __post_init__(self) -> None:
         if min(self.iterations, self.B, self.J) < 1:
             raise ValueError("iterations, B and J must be at least 1")
+        if not (0 < self.lr < math.inf and 0 <= self.kl < math.inf and 0 <= self.eta <= 1 and math.isfinite(self.lam)):
+            raise ValueError(f"lr must be positive, kl not negative, eta in [0, 1] and lam finite, got {self}")
         if self.K is not None and not 1 <= self.K <= self.J:
             raise ValueError(f"K must lie between 1 and J={self.J}, got {self.K}")
         if self.renoise and (self.K != 1 or self.kl):

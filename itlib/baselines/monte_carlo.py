@@ -188,6 +188,10 @@ def sequential_monte_carlo(
                 psi = gamma(t) * lam * reward(clean(eps, x, at, schedule))
             else:
                 psi = gamma(t) * lam * evaluate(reward, clean(eps, x, at, schedule))
+            if psi.shape != x.shape[:1] or not bool(torch.isfinite(psi).all()):
+                raise ValueError(
+                    f"reward and potential must be finite, shape ({len(x)},); got {tuple(psi.shape)} at t={t:g}"
+                )
             shift = torch.zeros_like(x)
             if config.twisted:
                 (gradient,) = torch.autograd.grad(psi.sum(), x)

@@ -42,9 +42,10 @@ class PolicyGradientConfig:
         lam: weight of the reward.
         kl: weight of the KL to the base.
         future_kl: whether the KL of later steps is taken off the reward of a step.
-        value: whether a value is learned and subtracted; else the reward is standardised over the batch.
+        value: whether a value is learned and subtracted; else the reward is centred over the batch, and if kl is 0 scaled
+            by its standard deviation.
         clip: the ratio of new to old density is kept within 1 - clip and 1 + clip.
-        advantage_clip: largest advantage, in either direction.
+        advantage_clip: largest advantage, in either direction: in standard deviations if so scaled, else in nats.
         B: trajectories of a batch.
         J: steps of the sampler.
         lr: Adam's learning rate.
@@ -68,6 +69,8 @@ class PolicyGradientConfig:
     def __post_init__(self) -> None:
         if min(self.iterations, self.updates) < 1 or min(self.B, self.J) < 2:
             raise ValueError("iterations and updates must be at least 1, B and J at least 2")
+        if self.future_kl and not self.kl:
+            raise ValueError("future_kl takes the KL off the reward of a step: it needs kl above 0")
         if not (self.clip > 0 and self.advantage_clip > 0):
             raise ValueError(f"clips must be positive, got {self.clip} and {self.advantage_clip}")
 
