@@ -52,9 +52,14 @@ def reached(figure):
     return figure["median"] >= figure["target"] if figure["better"] == "high" else figure["median"] <= figure["target"]
 
 
+def number(value, form=".2f"):
+    """A number in print; none is minus zero."""
+    return f"{value:z{form}}".replace("-", "−")
+
+
 def within(figure, form=".2f"):
     """Median and quartiles."""
-    low, median, high = (f"{figure[k]:{form}}".replace("-", "−") for k in ("low", "median", "high"))
+    low, median, high = (number(figure[k], form) for k in ("low", "median", "high"))
     return median if low == high else f"{median} ({low} to {high})"
 
 
@@ -171,7 +176,7 @@ with plots.house_style() as plt:
         ax.plot([1, at], [row, row], color=color, linewidth=1.2)
         ax.plot(at, row, "o" if good else "X", color=color, markersize=6)
         sign = "≥" if goal["better"] == "high" else "≤"
-        text = f"{goal['median']:.2f}".replace("-", "−") + f" {sign} {goal['target']:g}"
+        text = f"{number(goal['median'])} {sign} {goal['target']:g}"
         ax.annotate(text, (max(at, 1), row), (7, 0), textcoords="offset points", va="center", fontsize=8.5)
     ax.axvline(1, color=plots.INK, linewidth=0.8)
     ax.set_yticks(range(len(goals)), [goal["title"] for goal in reversed(goals)])
@@ -811,8 +816,9 @@ else:
     places, made = ("GPU", "GPU, noise drawn there", "one core"), parts["gpu"]["made"]
     names = list(dict.fromkeys(name.rpartition(": ")[0] for name in gpu))
     table = [
-        [name] + [within(gpu[f"{name}: {p}"], ".2f") if f"{name}: {p}" in gpu else "" for p in places] for name in names
+        [name] + [number(gpu[f"{name}: {p}"]["median"]) if f"{name}: {p}" in gpu else "" for p in places] for name in names
     ]
+    wide = max((figure["high"] - figure["low"]) / figure["median"] for figure in gpu.values())
     seconds = {name: figure["median"] for name, figure in gpu.items()}
     gains = {
         name: seconds[f"{name}: one core"] / seconds[f"{name}: GPU"] for name in names if f"{name}: one core" in seconds
@@ -820,7 +826,7 @@ else:
     few, more = (name for name in gains if "samples" in name)
     display(
         Markdown(
-            f"Absolute seconds on one {found['gpu']['device']}, and on one core of the machine that it is in ({made['processor']}, torch {made['versions']['torch']}); samples in {found['gpu']['steps']} steps. Nothing else in the book depends on them, and a test holds that every method computes there what it computes here.\n\n"
+            f"Absolute seconds (medians; quartiles span at most {100 * wide:.0f} % of them) on one {found['gpu']['device']}, and on one core of the machine that it is in ({made['processor']}, torch {made['versions']['torch']}); samples in {found['gpu']['steps']} steps. Nothing else in the book depends on them, and a test holds that every method computes there what it computes here.\n\n"
             + pd.DataFrame(table, columns=["", *places]).to_markdown(index=False, disable_numparse=True)
             + f"\n\nA GPU is told each product separately, however small, so {more} take {seconds[f'{more}: GPU'] / seconds[f'{few}: GPU']:.1f} times as long as {few}: the many are {gains[more]:.0f} times as fast as on a core, the few {gains[few]:.0f} times. A tilt of the paper is {gains['a tilt of paper']:.1f} times as fast; one of `recommended`, which learns from {CONFIGURATIONS['recommended'].B} chains at a time, "
             + (

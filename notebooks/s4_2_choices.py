@@ -76,7 +76,7 @@ names = {
 }
 assert set(names) == {""} | set(CHOICES)  # every variant of the grid has a name here
 listed = [
-    ("learning rate", f"{default.lr:g}", ", ".join(f"{v['lr']:g}" for k, v in CHOICES.items() if k[:2] == "lr")),
+    ("learning rate", f"{default.lr:.0e}", ", ".join(f"{v['lr']:.0e}" for k, v in CHOICES.items() if k[:2] == "lr")),
     ("optimiser", default.optimizer.title(), "SGD at two rates"),
     ("an epoch", f"one {default.epoch} of {default.B}", f"a pass: all of the {default.S} samples"),
     ("where time is cut off, $t_{\\min}$", f"{schedule.t_min:g}", "a sweep, below"),
