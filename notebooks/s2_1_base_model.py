@@ -223,7 +223,7 @@ display(
 #
 # - Set `seed` to another value and look at the floor again. How much of it is chance?
 # - Train on (2.9) instead: after `asked = …` say `asked["config"] = dataclasses.replace(asked["config"], predict="x0")`, wrap what comes out in `itlib.network.FromX0`,
-#   and use that where the page has `base.denoiser`. The loss is then another one, with another floor ({doc}`s2_1_3_score`).
+#   and use that where the page has `base.denoiser`. The loss is then another one, with another floor ({doc}`../pages/s2_1_3_score`).
 
 # %% tags=["remove-cell"]
 if record:
