@@ -88,9 +88,10 @@ for J, variance in ((200, "ddpm"), (50, "ddpm"), (50, "analytic")):
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
     lost[J, variance] = 4 * 4 * (float(drawn.var()) - 0.5)  # tilted by 4 x_2, a Gaussian of variance v moves by 4 v
+few, many, kept = (f"{gap:+z.1f}".replace("-", "−") for gap in (lost[50, "ddpm"], lost[200, "ddpm"], lost[50, "analytic"]))
 display(
     Markdown(
-        f"With the exact base, on the paper's task, the tilt of the sampler's law has a mean reward that differs from the target's by {lost[200, 'ddpm']:+.1f} with 200 steps, {lost[50, 'ddpm']:+.1f} with 50, and {lost[50, 'analytic']:+.1f} with 50 that keep the variance."
+        f"With the exact base, on the paper's task, the tilt of what the sampler draws differs from the target in its mean reward by {few} for 50 steps, {many} for 200, and {kept} for 50 that keep the variance."
     )
 )
 
