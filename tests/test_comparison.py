@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
-from itlib.baselines.common import Account, Counts
+from itlib.baselines.adjoint_matching import AdjointMatchingConfig, adjoint_matching
+from itlib.baselines.common import Account, Counts, Step
 from itlib.baselines.comparison import (
     BEST,
     MAIN,
@@ -25,11 +29,15 @@ from itlib.baselines.comparison import (
     fine_tune,
     tuning_cells,
 )
+from itlib.baselines.draft import DraftConfig, draft
+from itlib.baselines.guidance import plug_in_value
+from itlib.baselines.monte_carlo import SMCConfig, importance, sequential_monte_carlo
+from itlib.baselines.policy_gradient import PolicyGradientConfig, policy_gradient
 from itlib.gaussian_mixture import ExactDenoiser
 from itlib.grids import OTHER_BASES
 from itlib.network import Network, Residual
 from itlib.records import read_record, read_records
-from itlib.rewards import ForwardOnly, QuadraticReward
+from itlib.rewards import ForwardOnly, QuadraticReward, Reward
 from itlib.schedules import Cosine
 from itlib.tasks import TASKS, Task
 from itlib.tilting import TiltingConfig
@@ -118,6 +126,78 @@ def test_the_grid_is_what_the_chapter_promises() -> None:
         name for name, task in TASKS.items() if not torch.equal(task.base.means, TASKS["paper"].base.means)
     }
     assert len(tuning_cells()) == len(TRAINED) * len(RATES)
+
+
+def tiny() -> Network:
+    return Network(width=8, depth=2, embedding=4)
+
+
+def landed(steps: Iterator[Step]) -> Tensor:
+    """The weights that a few steps end with, and the loss, which Adam does not see the scale of."""
+    *_, last = steps
+    return torch.cat([p.detach().flatten() for p in last.denoiser.parameters()] + [torch.tensor([last.loss])])
+
+
+#: With little work, where each method lands for a strength and a reward.
+STRONG: dict[str, Callable[[float, Reward], Tensor]] = {
+    "draft": lambda lam, r: landed(draft(tiny(), r, Cosine(), DraftConfig(3, lam, B=8, J=4, lr=1e-2))),
+    "draft-kl": lambda lam, r: landed(draft(tiny(), r, Cosine(), DraftConfig(3, lam, kl=1.0, B=8, J=4, lr=1e-2))),
+    "draft-lv": lambda lam, r: landed(draft(tiny(), r, Cosine(), DraftConfig(3, lam, K=1, renoise=2, B=8, J=4, lr=1e-2))),
+    "adjoint": lambda lam, r: landed(
+        adjoint_matching(tiny(), r, Cosine(), AdjointMatchingConfig(iterations=3, lam=lam, B=8, J=4, lr=1e-2))
+    ),
+    "dpok": lambda lam, r: landed(
+        policy_gradient(tiny(), r, Cosine(), PolicyGradientConfig(2, 2, lam, kl=1.0, advantage_clip=1e9, B=8, J=4, lr=1e-2))
+    ),
+    "importance": lambda lam, r: importance(tiny(), r, Cosine(), 8, lam=lam, J=4, generator=seeded())[1],
+    "smc": lambda lam, r: population(r, SMCConfig(n=8, J=4, lam=lam)),
+    "twisted": lambda lam, r: population(r, SMCConfig(n=8, J=4, lam=lam, twisted=True)),
+    "plug-in": lambda lam, r: plug_in_value(tiny(), r, Cosine(), lam)(torch.ones(3, 2), torch.tensor(0.5)).detach(),
+}
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def population(reward: Reward, config: SMCConfig) -> Tensor:
+    *_, last = sequential_monte_carlo(tiny(), reward, Cosine(), config, generator=seeded())
+    return torch.cat([last.x.flatten(), last.log_w])
+
+
+@pytest.mark.parametrize("name", STRONG)
+def test_the_strength_multiplies_the_reward(name: str) -> None:
+    def reward(x: Tensor) -> Tensor:
+        return x[:, 0].sin() + x[:, 1]
+
+    run = STRONG[name]
+    torch.testing.assert_close(run(2.0, reward), run(1.0, lambda x: 2.0 * reward(x)), rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(run(2.0, reward), run(1.0, reward), rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["draft", "adjoint", "dpok"])
+def test_every_iteration_and_every_seed_draws_anew(name: str) -> None:
+    runs = {
+        "draft": lambda seed: draft(tiny(), lambda x: x[:, 1], Cosine(), DraftConfig(2, lr=1e-12, B=8, J=4), seed=seed),
+        "adjoint": lambda seed: adjoint_matching(
+            tiny(), lambda x: x[:, 1].sin(), Cosine(), AdjointMatchingConfig(iterations=2, lr=1e-12, B=8, J=4), seed=seed
+        ),
+        "dpok": lambda seed: policy_gradient(
+            tiny(), lambda x: x[:, 1], Cosine(), PolicyGradientConfig(2, 2, kl=1.0, clip=9.0, lr=1e-12, B=8, J=4), seed=seed
+        ),
+    }
+    losses = [step.loss for seed in (0, 1) for step in runs[name](seed)]
+    assert all(abs(a - b) > 1e-6 for a, b in itertools.combinations(losses, 2)), losses
+
+
+def test_the_path_kl_counts_by_its_weight() -> None:
+    """The first step does not see it, so that the second loss is linear in the weight."""
+    first, second, third = (
+        [s.loss for s in draft(tiny(), lambda x: x[:, 1], Cosine(), DraftConfig(2, kl=kl, B=8, J=4, lr=1e-2))][1]
+        for kl in (1.0, 2.0, 3.0)
+    )
+    assert second - first > 1e-4
+    assert third - second == pytest.approx(second - first, rel=1e-3)
 
 
 def test_learning_rates_are_those_that_the_tuning_chose() -> None:

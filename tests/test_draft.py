@@ -54,12 +54,13 @@ def test_the_gradient_is_that_of_finite_differences(paper: GaussianMixture, kl: 
         assert float(gradient[i]) == pytest.approx((values[0] - values[1]) / (2 * h), rel=1e-6)
 
 
-def test_the_chain_is_algorithm_1(paper: GaussianMixture) -> None:
+@pytest.mark.parametrize("eta", [1.0, 0.4])
+def test_the_chain_is_algorithm_1(paper: GaussianMixture, eta: float) -> None:
     denoiser = ExactDenoiser(paper, Cosine())
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(10, 2, generator=generator, dtype=F64)
-    ours, cost = rollout(denoiser, denoiser, Cosine(), x, DraftConfig(J=7), generator)
-    theirs = sample(denoiser, Cosine(), 10, steps=7, generator=torch.Generator().manual_seed(0), dtype=F64)
+    ours, cost = rollout(denoiser, denoiser, Cosine(), x, DraftConfig(J=7, eta=eta), generator)
+    theirs = sample(denoiser, Cosine(), 10, steps=7, eta=eta, generator=torch.Generator().manual_seed(0), dtype=F64)
     torch.testing.assert_close(ours, theirs)
     assert not cost.any()
 

@@ -128,6 +128,11 @@ def test_forward_only_where_it_says_so(paper: GaussianMixture) -> None:
         guided(base, plug_in_value(base, reward, Cosine()), Cosine())(torch.zeros(1, 2), torch.tensor(0.5))
 
 
+def test_systematic_resampling_has_a_random_start() -> None:
+    drawn = [int(systematic(torch.zeros(2), 1, torch.Generator().manual_seed(seed))) for seed in range(200)]
+    assert sum(drawn) / 200 == pytest.approx(0.5, abs=4.5 * 0.5 / 200**0.5)
+
+
 @pytest.mark.parametrize("reward", [lambda x: x[:, :1], lambda x: x[:, 0] * float("nan")])
 def test_a_twisted_reward_is_one_finite_number_for_each(reward: Callable[[Tensor], Tensor]) -> None:
     config = SMCConfig(n=4, J=3, twisted=True)

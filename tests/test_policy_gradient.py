@@ -12,7 +12,9 @@ from itlib.baselines.policy_gradient import PolicyGradientConfig, policy_gradien
 from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture
 from itlib.network import Network
 from itlib.rewards import ForwardOnly
+from itlib.sampling import time_grid, transition
 from itlib.schedules import Cosine
+from itlib.tilting import derive_seed
 
 F64 = torch.float64
 GAUSSIAN = GaussianMixture(torch.ones(1), torch.zeros(1, 2), torch.eye(2)[None])
@@ -78,6 +80,68 @@ def test_the_steps_of_a_batch_have_the_densities_of_the_sampler() -> None:
     density = normal(a * batch.x + b * eps, std).log_prob(batch.arrived).sum(-1)
     difference = density - batch.log_density(eps) + 2 * std.log().squeeze(-1)
     assert float(difference.std()) < 1e-9
+
+
+def written_out(model: Tilt, base: Tilt, states: list[Tensor], j: int) -> tuple[Tensor, Tensor]:
+    """Log-densities of step j of some trajectories, and its KL to the base; step 0 leaves the noise."""
+    J, normal = len(states) - 1, torch.distributions.Normal
+    times = time_grid(Cosine(), J)
+    t = torch.tensor(times[J - j], dtype=F64)
+    a, b, std = transition(Cosine(), times[J - j - 1], times[J - j], 1.0)
+    one, other = (normal(a * states[j] + b * f(states[j], t), std) for f in (model, base))
+    return one.log_prob(states[j + 1]).sum(1), torch.distributions.kl_divergence(one, other).sum(1)
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {},
+        {"clip": 0.01, "updates": 4},
+        {"advantage_clip": 0.5},
+        {"kl": 0.7},
+        {"kl": 0.7, "future_kl": True},
+        {"kl": 0.7, "future_kl": True, "clip": 0.01, "advantage_clip": 0.3},
+    ],
+    ids=str,
+)
+def test_the_steps_are_those_of_the_formulas(knobs: dict[str, float]) -> None:
+    """Written out trajectory by trajectory and step by step, for two batches: the second starts away from the base."""
+    config = PolicyGradientConfig(**{"iterations": 2, "updates": 3, "lam": 1.5, "B": 6, "J": 5, "lr": 0.2} | knobs)
+
+    def reward(x: Tensor) -> Tensor:
+        return x[:, 1] + 0.3 * x[:, 0].square()
+
+    *_, last = policy_gradient(Tilt(), reward, Cosine(), config, seed=3)
+    model, base = Tilt(), Tilt()
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
+    for k in (1, 2):
+        generator = torch.Generator().manual_seed(derive_seed(3, "policy gradient", k))
+        x = torch.randn(config.B, 2, generator=generator, dtype=F64)
+        states = [s.detach() for s in trajectory(model, base, Cosine(), x, config.J, generator)]
+        r = config.lam * reward(states[-1])
+        noisy = range(config.J - 1)
+        with torch.no_grad():
+            before = [written_out(model, base, states, j) for j in noisy]
+            gains = []
+            for j in noisy:
+                later = sum((before[i][1] for i in noisy if i > j), torch.zeros(config.B, dtype=F64))
+                gain = r - (config.kl * later if config.future_kl else 0.0)
+                gain = gain - gain.mean()
+                gain = gain if config.kl else gain / gain.std()
+                gains.append(gain.clamp(-config.advantage_clip, config.advantage_clip))
+        for _ in range(config.updates):
+            loss = torch.zeros((), dtype=F64)
+            for j in noisy:
+                density, kl = written_out(model, base, states, j)
+                for i in range(config.B):
+                    ratio, gain = torch.exp(density[i] - before[j][0][i]), gains[j][i]
+                    kept = ratio.clamp(1 - config.clip, 1 + config.clip)
+                    loss = loss - (torch.minimum(ratio * gain, kept * gain) - config.kl * kl[i]) / config.B
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    torch.testing.assert_close(last.denoiser.shift, model.shift)
+    assert last.loss == pytest.approx(float(loss.detach()))
 
 
 def last(**knobs: object) -> Tensor:
