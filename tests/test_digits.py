@@ -67,6 +67,21 @@ def test_every_method_spends_its_evaluations_and_no_gradient(name: str, setting:
     assert all(torch.equal(value, before[key]) for key, value in setting.base.state_dict().items())
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_the_strength_of_the_task_reaches_every_method(name: str, setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+    for function in ("iterative_tilting", "policy_gradient", "draft", "adjoint_matching"):
+        original = getattr(comparison, function)
+
+        def spied(base, reward, schedule, config, original=original, **more):  # type: ignore[no-untyped-def]
+            seen.append(config.lam)
+            return original(base, reward, schedule, config, **more)
+
+        monkeypatch.setattr(comparison, function, spied)
+    next(fine_tune(METHODS[name], setting))
+    assert seen == [2.0]
+
+
 def test_a_gradient_that_exists_costs_no_surrogate(setting: Setting) -> None:
     assert differentiable(setting)[1] == 320
     assert differentiable(replace(setting, task="smooth")) == (symmetry_reward, 0)
@@ -117,6 +132,8 @@ def test_the_distance_is_zero_for_the_exact_tilt_only(cosine: Cosine, monkeypatc
     _, same = path_card(base, one, 4000, torch.Generator().manual_seed(0))
     assert x.shape == (4000, 2)
     assert exact["distance"] + 4.0 == pytest.approx(0.0, abs=0.25)
+    assert exact["path_kl"] > 3.0
+    assert exact["distance"] == pytest.approx(exact["path_kl"] - exact["mean_reward"], rel=1e-4)
     assert same["path_kl"] == 0.0
     assert same["distance"] + 4.0 == pytest.approx(4.0, abs=5 * same["distance_se"])
     assert exact["mean_reward"] == pytest.approx(8.0, abs=0.2)

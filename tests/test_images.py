@@ -187,6 +187,8 @@ def test_a_surrogate_follows_the_values_it_was_given() -> None:
 def test_a_card_sees_copies_and_strangers() -> None:
     x = digits().x
     copied = image_card(x[:200])
+    many = 0.5 * torch.randn(1200, D, generator=torch.Generator().manual_seed(1))  # more than are compared at once
+    assert image_card(many)["nearest"] == pytest.approx(float(torch.cdist(many, x).min(1).values.mean()), rel=1e-5)
     assert copied["nearest"] < 0.01  # distances come from a matrix product, in single precision
     assert (copied["copies"], copied["strange"]) == (1.0, 0.0)
     assert copied["outside"] == 0.0

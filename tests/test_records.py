@@ -14,7 +14,16 @@ from typing import Any
 import pytest
 
 from itlib import records
-from itlib.records import DamagedFileError, compact, content_hash, read_record, read_records, write_atomically, write_record
+from itlib.records import (
+    DamagedFileError,
+    compact,
+    content_hash,
+    read_record,
+    read_records,
+    scope_of,
+    write_atomically,
+    write_record,
+)
 
 NAMES = ["nll_target", "nll_base", "mean_mse_target", "mean_mse_base", "score_rmse", "eps_rmse", "flow_nll", "sliced_w2"]
 
@@ -147,3 +156,10 @@ def test_the_hash_sees_what_can_change_a_number(tmp_path: Path, monkeypatch: pyt
     assert len(set(everything)) == 6
     assert [len(set(method[:k])) for k in range(1, 7)] == [1, 1, 1, 1, 2, 2]
     assert [len(set(rivals[:k])) for k in range(1, 7)] == [1, 1, 1, 2, 3, 3]
+
+
+def test_a_record_depends_on_what_made_it() -> None:
+    """A rival's code is no reason to doubt a run of the method."""
+    assert {task: scope_of(task) for task in ("base", "tilting", "rival", "digits")} == {
+        "base": "method", "tilting": "method", "rival": "rivals", "digits": "rivals",
+    }  # fmt: skip

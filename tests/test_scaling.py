@@ -56,10 +56,11 @@ def test_an_unknown_direction_is_refused() -> None:
             axis_task(d, reward, 1.0)
 
 
-def test_the_table_is_a_mixture(cosine: Cosine) -> None:
+@pytest.mark.parametrize("lam", [1.0, 0.4])
+def test_the_table_is_a_mixture(cosine: Cosine, lam: float) -> None:
     """Where the truth is known: a linear reward."""
     mixture, reward = two_modes(), QuadraticReward(torch.tensor([1.0]))
-    table, truth = Line.of(mixture).tilted(reward), mixture.tilted(reward)
+    table, truth = Line.of(mixture).tilted(reward, lam), mixture.tilted(reward, lam)
     t = torch.linspace(cosine.t_min, 0.999, 30, dtype=torch.float64)
     x = torch.linspace(-4, 4, 30, dtype=torch.float64).unsqueeze(1)
     torch.testing.assert_close(table.score(x, t, cosine), truth.score(x, t, cosine), rtol=1e-6, atol=1e-6)
