@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -102,3 +103,33 @@ def test_a_state_can_be_saved_and_loaded_into_other_data() -> None:
 def test_data_without_variance_are_refused(samples: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="no variance in some direction"):
         Gaussian(samples, Cosine())
+
+
+@pytest.mark.parametrize("schedule", [Cosine(), Linear()])
+@pytest.mark.parametrize("tilt", [False, True])
+def test_corrections_are_those_of_the_formula(schedule: Schedule, tilt: bool) -> None:
+    """Point by point, with the moments of the data: whitened on the way in, scaled to what is left on the way out."""
+    mixing = torch.tensor([[1.0, 0.6, 0.0], [0.0, 0.5, -0.4], [0.3, 0.0, 2.0]])
+    data = torch.randn(400, 3, generator=torch.Generator().manual_seed(0)) @ mixing + torch.tensor([1.0, -2.0, 0.5])
+    base = ExactDenoiser(GaussianMixture(torch.ones(1), torch.zeros(1, 3), torch.eye(3)[None]), schedule)
+    model = adapter(base, data, schedule, seed=4) if tilt else skip_network(data, schedule, seed=4)
+    kind = (64, 2, 32, 0.5, 4, True) if tilt else (64, 3, 32, 0.5, 4)
+    network = Network(3, *kind)
+    for (name, ours), theirs in zip(
+        model.correction.network.state_dict().items(), network.state_dict().values(), strict=True
+    ):
+        assert torch.equal(ours, theirs) != name.startswith("output"), name  # the last layer alone starts at zero
+    torch.nn.init.normal_(model.correction.output.weight)
+    mean, covariance = data.double().mean(0), data.double().T.cov()
+    values, vectors = (torch.from_numpy(v) for v in np.linalg.eigh(covariance.numpy()))
+    # The signs of eigenvectors are a library's choice, and the network sees them.
+    vectors = vectors * (vectors * model.correction.gaussian.eigenvectors).sum(0).sign()
+    x, t = torch.randn(20, 3, generator=torch.Generator().manual_seed(1)), torch.rand(20) * 0.98 + 0.01
+    for i in range(20):
+        alpha, sigma = float(schedule.alpha(t[i].double())), float(schedule.sigma(t[i].double()))
+        v = alpha**2 * values + sigma**2
+        w = vectors.T @ (x[i].double() - alpha * mean) / v.sqrt()
+        learned = model.correction.network(w.float()[None], t[i : i + 1])[0].double()
+        scale = alpha * values.sqrt() / v.sqrt() * (sigma / v.sqrt() if tilt else 1.0)
+        found = model.correction(x[i : i + 1], t[i : i + 1])[0].double()
+        torch.testing.assert_close(found, vectors @ (scale * learned), rtol=1e-3, atol=1e-5)

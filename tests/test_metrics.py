@@ -235,3 +235,36 @@ def test_score_card_is_fixed_by_its_seed(paper: GaussianMixture, target: Gaussia
     torch.manual_seed(1)
     assert card(1) == first
     assert all(value != first[key] for key, value in card(2).items() if key not in ("eps_rmse", "score_rmse"))
+
+
+def test_a_score_card_asks_what_it_says(paper: GaussianMixture, target: GaussianMixture, cosine: Cosine) -> None:
+    """Truth, target and base are three mixtures, and no knob has its default."""
+    truth = paper.tilted(parse_reward("unequal"))
+    denoiser, knobs = ExactDenoiser(truth, cosine), {"steps": 30, "eta": 0.5, "variance": "analytic"}
+    card = metrics.score_card(
+        denoiser, cosine, truth, target=target, base=paper, samples=700, flow_samples=40, seed=5, **knobs
+    )
+    generator = torch.Generator().manual_seed(5)
+    x = sample(denoiser, cosine, 700, 2, generator=generator, **knobs)
+    exact = truth.sample(40, generator).float()
+    errors = metrics.score_errors(denoiser, truth, cosine, n=700, seed=5)
+    assert card == {
+        "nll_target": metrics.negative_log_likelihood(x, target),
+        "nll_base": metrics.negative_log_likelihood(x, paper),
+        "mean_mse_target": metrics.mean_mse(x, target),
+        "mean_mse_base": metrics.mean_mse(x, paper),
+        "mode_weights": metrics.mode_weights(x, truth).tolist(),
+        "component_variances": metrics.component_variances(x, truth).tolist(),
+        "sliced_w2": metrics.sliced_wasserstein(x, truth, seed=5),
+        "score_rmse": errors.score_rmse,
+        "eps_rmse": errors.eps_rmse,
+        "flow_nll": metrics.flow_nll(denoiser, cosine, truth, exact),
+    }
+
+
+def test_mode_weights_do_not_start_from_the_answer() -> None:
+    """One step of EM from equal proportions, whatever those of the mixture are."""
+    mixture = GaussianMixture(torch.tensor([0.9, 0.1]), torch.tensor([[-1.0], [1.0]]), torch.ones(2, 1, 1))
+    (one_step,) = (metrics.mode_weights(torch.tensor([[0.0], [1.0]]), mixture, iterations=1),)
+    right = 0.5 * (0.5 + 1 / (1 + math.exp(-2.0)))
+    assert one_step.tolist() == pytest.approx([1 - right, right])

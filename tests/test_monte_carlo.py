@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from itlib.baselines.guidance import Value, clean, exact_value, exactly_guided, guided, plug_in_value
+from itlib.baselines.guidance import Value, classifier_free, clean, exact_value, exactly_guided, guided, plug_in_value
 from itlib.baselines.monte_carlo import (
     SMCConfig,
     best_of_n,
@@ -156,14 +156,21 @@ def test_the_exact_value_guides_to_the_exact_denoiser(paper: GaussianMixture, na
         torch.testing.assert_close(exactly_guided(base, paper, paper.tilted(reward), schedule)(x, t), exact(x, t))
 
 
-def test_the_exact_value_is_a_posterior_expectation(paper: GaussianMixture) -> None:
+def test_classifier_free_guidance_begins_without_and_ends_with_the_condition() -> None:
+    x, t = torch.ones(2, 2), torch.tensor(0.5)
+    for w, expected in ((0.0, 1.0), (1.0, 3.0), (1.5, 4.0)):
+        assert classifier_free(lambda x, t: x, lambda x, t: 3 * x, w)(x, t).tolist() == [[expected] * 2] * 2
+
+
+@pytest.mark.parametrize("lam", [1.0, 0.5])
+def test_the_exact_value_is_a_posterior_expectation(paper: GaussianMixture, lam: float) -> None:
     reward, t = parse_reward("one-mode"), torch.tensor(0.4, dtype=F64)
     x = torch.tensor([[0.3, 0.8]], dtype=F64)
     torch.manual_seed(0)
     r = reward(paper.posterior(x, t, Cosine()).sample((200_000,))[:, 0])
-    w = torch.exp(r)
+    w = torch.exp(lam * r)
     expected, error = float(w.mean()), float(w.std()) / math.sqrt(len(w))
-    assert math.exp(float(exact_value(paper, reward, Cosine())(x, t))) == pytest.approx(expected, abs=4.5 * error)
+    assert math.exp(float(exact_value(paper, reward, Cosine(), lam)(x, t))) == pytest.approx(expected, abs=4.5 * error)
 
 
 def test_the_plug_in_value_is_too_small(paper: GaussianMixture) -> None:

@@ -260,3 +260,51 @@ def test_training_refuses(cosine: Cosine, x: Tensor, message: str) -> None:
 def test_a_diverging_loss_is_an_error(cosine: Cosine) -> None:
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
         list(train_denoiser(small(), data(), cosine, TrainingConfig(epochs=5, lr=1e30)))
+
+
+def test_the_loop_is_the_one_that_is_written_here(cosine: Cosine) -> None:
+    """Split, order, times, noises, Adam, its cosine decay and the average of the weights, number by number."""
+    config, x = TrainingConfig(epochs=4, batch_size=30, lr=3e-3, validation_fraction=0.2, averaging=0.9), data(100)
+    network, mine = small(), small()
+    steps = list(train_denoiser(network, x, cosine, config, seed=7))
+    generator = torch.Generator().manual_seed(7)
+    order = torch.randperm(100, generator=generator)
+    held_out, rest = x[order[:20]].repeat(4, 1), x[order[20:]]
+
+    def drawn(x_0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        t = torch.rand(len(x_0), generator=generator)
+        x_1 = torch.randn(x_0.shape, generator=generator)
+        return cosine.alpha(t).unsqueeze(1) * x_0 + cosine.sigma(t).unsqueeze(1) * x_1, t, x_1
+
+    def loss(weights: list[Tensor], x_t: Tensor, t: Tensor, x_1: Tensor) -> Tensor:
+        names = [name for name, _ in mine.named_parameters()]
+        found: Tensor = torch.func.functional_call(mine, dict(zip(names, weights, strict=True)), (x_t, t))
+        return (found - x_1).square().sum(1).mean()
+
+    checks = drawn(held_out)
+    weights = [p.detach().clone() for p in mine.parameters()]
+    mean, square = ([torch.zeros_like(p) for p in weights] for _ in range(2))
+    average, k, best = [p.clone() for p in weights], 0, (math.inf, weights)
+    for epoch, step in enumerate(steps):
+        lr = 3e-3 * 0.5 * (1 + math.cos(math.pi * epoch / 4))
+        x_t, t, x_1 = drawn(rest[torch.randperm(80, generator=generator)])
+        losses = []
+        for i in range(0, 80, 30):
+            live = [p.requires_grad_() for p in weights]
+            value = loss(live, x_t[i : i + 30], t[i : i + 30], x_1[i : i + 30])
+            gradients, k = torch.autograd.grad(value, live), k + 1
+            losses.append(float(value.detach()))
+            weights = [p.detach() for p in live]
+            for j, g in enumerate(gradients):
+                mean[j], square[j] = 0.9 * mean[j] + 0.1 * g, 0.999 * square[j] + 0.001 * g**2
+                rise = (mean[j] / (1 - 0.9**k)) / ((square[j] / (1 - 0.999**k)).sqrt() + 1e-8)
+                weights[j] = weights[j] - lr * rise
+            share = 1 if k == 1 else 1 - min(0.9, (1 + k - 1) / (10 + k - 1))  # the first average is a copy
+            average = [a + share * (p - a) for a, p in zip(average, weights, strict=True)]
+        with torch.no_grad():
+            validation = float(loss(average, *checks))
+        assert step.train_loss == pytest.approx(sum(losses) / 3, rel=1e-4)
+        assert step.validation_loss == pytest.approx(validation, rel=1e-4)
+        best = min(best, (validation, average), key=lambda pair: pair[0])
+    for p, q in zip(network.parameters(), best[1], strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-5)
