@@ -73,7 +73,9 @@ def negative_log_likelihood(samples: Tensor, mixture: GaussianMixture) -> float:
 
 
 def mean_mse(samples: Tensor, mixture: GaussianMixture) -> float:
-    """Squared distance between the samples' mean and the mixture's, averaged over coordinates."""
+    """Squared distance between the samples' mean, (n, d), and the mixture's, averaged over coordinates."""
+    if samples.shape[1:] != mixture.mean.shape:
+        raise ValueError(f"samples of this mixture have shape (n, {mixture.d}), got {tuple(samples.shape)}")
     return float((samples.to(mixture.means).mean(0) - mixture.mean).square().mean())
 
 

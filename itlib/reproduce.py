@@ -178,9 +178,10 @@ def grid(
     variants = {stem: p for stem, p in GRIDS[name].variants(N).items() if any(fnmatch(stem, o) for o in only)}
     if not variants:
         raise BatchError(f"--only matches no cell of the grid {name}: its names are {', '.join(GRIDS[name].variants(N))}")
-    known = set(parameters_of(str(root / "notebooks" / f"{template}.py"))) - {"N", "seed", "config", "profile", "record"}
-    if unknown := sorted(set(overrides or {}) - known):
-        raise BatchError(f"--set has no parameter {', '.join(unknown)}: it has {', '.join(sorted(known))}")
+    settled = {"N", "seed", "config", "profile", "record"}.union(*variants.values())  # what a cell's name says among them
+    known = sorted(set(parameters_of(str(root / "notebooks" / f"{template}.py"))) - settled)
+    if unknown := sorted(set(overrides or {}).difference(known)):
+        raise BatchError(f"--set has no parameter {', '.join(unknown)} that is free here: it has {', '.join(known)}")
     common = {"profile": profile, "config": config}
     cells = []
     for seed in seeds:

@@ -131,7 +131,7 @@ class TiltingConfig:
                 raise ValueError(f"{name} is {' or '.join(map(repr, choices))}, got {getattr(self, name)!r}")
         if self.step == "paths" and (self.B < 2 or self.eta < 1.0):
             raise ValueError("the step 'paths' compares chains that forget their start: B must be at least 2, and eta 1")
-        if self.settle != 0 and (self.step != "paths" or not 0 < self.settle < self.N):
+        if self.settle != 0 and (self.step != "paths" or not (type(self.settle) is int and 0 < self.settle < self.N)):
             raise ValueError(f"settle counts tilts, fewer than N={self.N}, and needs step='paths'; got {self.settle!r}")
         self.rule()
 
@@ -499,6 +499,9 @@ def iterative_tilting(
         raise ValueError(f"{start} tilts are done already, but N is {config.N}")
     if start and not (_learns(base) and (not on_paths or isinstance(base, Corrected))):
         raise ValueError("to go on after tilts that are done, pass the denoiser that the last of them left, and not frozen")
+    reached = config.lam * min(1.0, start / (config.N - config.settle))
+    if rule is None and start and not math.isclose(strengths[-1], reached, rel_tol=1e-6):
+        raise ValueError(f"after {start} equal tilts of N={config.N} the strength is {reached:g}, not {strengths[-1]:g}")
     if on_paths and (update is not None or sampler is not None):
         raise ValueError("a step on paths draws its own chains: leave out sampler and update, or choose another step")
     update = update or (PAPER_UPDATE if config.step == "explicit" else implicit)

@@ -162,7 +162,7 @@ def train_denoiser(
     # Four draws for each held-out sample, made once: the validation loss then changes only with the weights.
     validation = draw(held_out.repeat(4, 1))
     optimizer = torch.optim.Adam(network.parameters(), lr=config.lr, fused=True)
-    average = AveragedModel(network, multi_avg_fn=_moving_average(config.averaging))
+    average = AveragedModel(network, multi_avg_fn=_moving_average(config.averaging)).eval()  # no dropout where it is scored
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs)
     best_loss, best_epoch, best_weights = float("inf"), 0, copy.deepcopy(network.state_dict())
     for epoch in range(1, config.epochs + 1):

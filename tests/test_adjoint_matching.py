@@ -128,5 +128,5 @@ def test_counts_and_errors() -> None:
         next(adjoint_matching(network, ForwardOnly(lambda x: x[:, 0]), Cosine(), config))
     with pytest.raises(FloatingPointError, match="iteration 1"):
         next(adjoint_matching(network, lambda x: x[:, 0] * float("nan"), Cosine(), config))
-    with pytest.raises(ValueError, match="J at least 2"):
+    with pytest.raises(ValueError, match="J must be at least 2"):
         AdjointMatchingConfig(J=1)

@@ -139,7 +139,7 @@ def test_imports_point_down(name: str) -> None:
 
 def test_the_core_stays_small() -> None:
     size = {name: code_lines(PACKAGE / f"{name}.py") for name in ORDER}
-    assert sum(size[name] for name in CORE if name not in (*BEYOND, *OFF)) <= 1070, size  # seventy for bad input
+    assert sum(size[name] for name in CORE if name not in (*BEYOND, *OFF)) <= 1075, size  # seventy-five for bad input
     assert sum(size[name] for name in BEYOND) <= 550, size
     assert sum(size[name] for name in OFF) <= 260, size
     assert sum(size[name] for name in BATCH) <= 930, size  # of which a quarter is locks, clusters and verification

@@ -87,6 +87,15 @@ def test_a_method_differentiates_the_reward_only_if_it_says_so(name: str) -> Non
         assert first(method, setting(task=forward_only())).reward_gradient == 0
 
 
+@pytest.mark.parametrize(
+    "reward", [lambda x: x.sum(), lambda x: x[:, :1], lambda x: (x[:, 1] > 0).float()], ids=["sum", "column", "step"]
+)
+@pytest.mark.parametrize("name", ["draft-kl", "adjoint", "draft-lv"])
+def test_a_reward_without_a_useful_gradient_is_refused(name: str, reward: Reward) -> None:
+    with pytest.raises(ValueError, match="needs the reward's gradient, and one number per sample"):
+        STRONG[name](1.0, reward)
+
+
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_method_that_trains_spends_its_budget_and_leaves_the_base_alone(name: str) -> None:
     one = setting()

@@ -145,6 +145,8 @@ def test_counts_and_errors() -> None:
     ("knobs", "message"),
     [
         ({"B": 0}, "at least 1"),
+        ({"iterations": 1.5}, "iterations must be a whole number"),
+        ({"renoise": -1, "K": 1}, "renoise must be a whole number"),
         ({"K": 9, "J": 4}, "between 1 and J=4"),
         ({"renoise": 2}, "K=1"),
         ({"kl": 1.0, "eta": 0.0}, "noisy"),

@@ -97,6 +97,12 @@ def test_mean_mse_averages_over_coordinates(paper: GaussianMixture, target: Gaus
     assert metrics.mean_mse(x, target) == pytest.approx((9 + 4) / 2)
 
 
+@pytest.mark.parametrize("shape", [(5,), (5, 1), (5, 3)])
+def test_a_mean_of_other_samples_is_refused(paper: GaussianMixture, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"shape \(n, 2\), got"):
+        metrics.mean_mse(torch.zeros(shape), paper)
+
+
 def test_the_papers_table_scored_against_the_base(paper: GaussianMixture, target: GaussianMixture) -> None:
     """A perfect model scored against the base instead of the target: MSE 2 and NLL 6.83."""
     x = draw(target, 20_000)

@@ -176,7 +176,13 @@ def test_dpok_learns_a_value() -> None:
 
 
 def test_refuses() -> None:
-    for knobs, message in (({"B": 1}, "B and J"), ({"clip": 0.0}, "clips"), ({"future_kl": True}, "kl above 0")):
+    for knobs, message in (
+        ({"B": 1}, "B and J"),
+        ({"clip": 0.0}, "clips"),
+        ({"future_kl": True}, "kl above 0"),
+        ({"kl": -1.0}, "kl not negative"),
+        ({"lr": 0.0}, "lr must"),
+    ):
         with pytest.raises(ValueError, match=message):
             PolicyGradientConfig(**knobs)
     with pytest.raises(ValueError, match="NaN"):

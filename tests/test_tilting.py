@@ -552,6 +552,8 @@ def test_a_run_with_chosen_steps_resumes_to_the_same_weights() -> None:
     assert [s.delta for s in settling] == [0.0]
     with pytest.raises(ValueError, match="pass the denoiser that the last of them left"):
         next(iterative_tilting(small(), reward, Cosine(), FAST, strengths=done))
+    with pytest.raises(ValueError, match=r"after 1 equal tilts of N=3 the strength is 0\.333333, not 0\.9"):
+        next(iterative_tilting(small(), reward, Cosine(), TiltingConfig(N=3), strengths=[0.9]))
     # A frozen model would pass for a base, and be tilted by what is left only.
     frozen = copy.deepcopy(at.denoiser).requires_grad_(False)
     for unfit in (frozen, EXACT):
@@ -601,7 +603,15 @@ def test_unknown_choices_are_refused(knob: str, value: object) -> None:
 
 @pytest.mark.parametrize(
     "knobs",
-    [{"B": 1}, {"eta": 0.5}, {"settle": -1}, {"settle": 20, "N": 20}, {"settle": 1, "step": "implicit"}],
+    [
+        {"B": 1},
+        {"eta": 0.5},
+        {"settle": 1.5},
+        {"settle": True},
+        {"settle": -1},
+        {"settle": 20, "N": 20},
+        {"settle": 1, "step": "implicit"},
+    ],
 )
 def test_paths_need_what_they_need(knobs: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"paths'"):

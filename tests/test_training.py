@@ -308,3 +308,13 @@ def test_the_loop_is_the_one_that_is_written_here(cosine: Cosine) -> None:
         best = min(best, (validation, average), key=lambda pair: pair[0])
     for p, q in zip(network.parameters(), best[1], strict=True):
         torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-5)
+
+
+def test_dropout_is_left_out_where_the_model_is_scored(cosine: Cosine) -> None:
+    class Dropped(Network):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return nn.functional.dropout(super().forward(x, t), 0.5, self.training)
+
+    config = TrainingConfig(epochs=2, batch_size=50, lr=1e-12, averaging=0.0)
+    first, second = train_denoiser(Dropped(width=8, depth=2, embedding=4), data(), cosine, config)
+    assert second.validation_loss == pytest.approx(first.validation_loss, rel=1e-6)

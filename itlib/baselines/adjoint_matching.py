@@ -25,6 +25,7 @@ Needs :math:`\nabla r`, and a base that can be differentiated in x; no memory ov
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -37,6 +38,7 @@ from itlib.rewards import Reward
 from itlib.sampling import time_grid, transition
 from itlib.schedules import Schedule
 from itlib.tilting import derive_seed
+from itlib.training import check_numbers
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class AdjointMatchingConfig:
         lr: Adam's learning rate.
 
     Raises:
-        ValueError: for counts below 1 (J: below 2, or no step has noise).
+        ValueError: for a value that makes no sense, saying which (J is at least 2, or no step has noise).
     """
 
     iterations: int = 200
@@ -61,8 +63,11 @@ class AdjointMatchingConfig:
     lr: float = 1e-4
 
     def __post_init__(self) -> None:
-        if min(self.iterations, self.B) < 1 or self.J < 2:
-            raise ValueError("iterations and B must be at least 1, and J at least 2")
+        check_numbers(self, whole=("iterations", "B", "J"), real=("lam", "lr"))
+        if self.J < 2:
+            raise ValueError(f"J must be at least 2, got {self.J}: no other step has noise")
+        if not (0 < self.lr < math.inf and math.isfinite(self.lam)):
+            raise ValueError(f"lr must be positive and lam finite, got {self.lr} and {self.lam}")
 
 
 def lean_adjoint(states: list[Tensor], base: Denoiser, reward: Reward, schedule: Schedule, lam: float) -> list[Tensor]:

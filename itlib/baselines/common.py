@@ -67,11 +67,17 @@ class Account:
         """The same reward, counted."""
 
         def counted(x: Tensor) -> Tensor:
-            if torch.is_grad_enabled() and x.requires_grad:
-                self.counts.reward_gradient += len(x)
-            else:
+            if not (torch.is_grad_enabled() and x.requires_grad):
                 self.counts.reward += len(x)
-            return reward(x)
+                return reward(x)
+            self.counts.reward_gradient += len(x)
+            values = reward(x)
+            if values.shape != x.shape[:1] or not values.requires_grad:
+                found = f"{tuple(values.shape)}" + ("" if values.requires_grad else ", without a gradient")
+                raise ValueError(
+                    f"this method needs the reward's gradient, and one number per sample, ({len(x)},); got {found}"
+                )
+            return values
 
         return counted
 

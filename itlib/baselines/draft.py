@@ -37,6 +37,7 @@ from itlib.rewards import Reward
 from itlib.sampling import normal, time_grid, transition
 from itlib.schedules import Schedule, noise
 from itlib.tilting import derive_seed
+from itlib.training import check_numbers
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ class DraftConfig:
     lr: float = 1e-4
 
     def __post_init__(self) -> None:
-        if min(self.iterations, self.B, self.J) < 1:
-            raise ValueError("iterations, B and J must be at least 1")
+        whole = ("iterations", "B", "J", *(["K"] if self.K is not None else []), *(["renoise"] if self.renoise else []))
+        check_numbers(self, whole=whole, real=("lam", "kl", "eta", "lr"))
         if not (0 < self.lr < math.inf and 0 <= self.kl < math.inf and 0 <= self.eta <= 1 and math.isfinite(self.lam)):
             raise ValueError(f"lr must be positive, kl not negative, eta in [0, 1] and lam finite, got {self}")
         if self.K is not None and not 1 <= self.K <= self.J:

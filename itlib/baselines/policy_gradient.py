@@ -18,6 +18,7 @@ code of DDPO averages them and clips at 1e-4; in two dimensions a clip of .1 or 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -30,6 +31,7 @@ from itlib.network import Denoiser
 from itlib.rewards import Reward, evaluate
 from itlib.schedules import Schedule
 from itlib.tilting import derive_seed
+from itlib.training import check_numbers
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,11 @@ class PolicyGradientConfig:
     lr: float = 1e-4
 
     def __post_init__(self) -> None:
-        if min(self.iterations, self.updates) < 1 or min(self.B, self.J) < 2:
-            raise ValueError("iterations and updates must be at least 1, B and J at least 2")
+        check_numbers(self, whole=("iterations", "updates", "B", "J"), real=("lam", "kl", "clip", "advantage_clip", "lr"))
+        if min(self.B, self.J) < 2:
+            raise ValueError(f"B and J must be at least 2, got {self.B} and {self.J}")
+        if not (0 < self.lr < math.inf and 0 <= self.kl < math.inf and math.isfinite(self.lam)):
+            raise ValueError(f"lr must be positive, kl not negative and lam finite, got {self.lr}, {self.kl} and {self.lam}")
         if self.future_kl and not self.kl:
             raise ValueError("future_kl takes the KL off the reward of a step: it needs kl above 0")
         if not (self.clip > 0 and self.advantage_clip > 0):
