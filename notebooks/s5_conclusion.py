@@ -240,7 +240,7 @@ display(
 #
 # The paper names four questions. To reduce the variance of the covariance estimate, a first step is to centre the reward
 # ({doc}`s3_2_algorithm`), which takes noise away, but alone does not make a run better ({doc}`b_error_budget`); {doc}`b_estimators` goes on from there. The size of the step cannot say how to choose $N$ on this task, where the step is exact: {doc}`b_how_many_tilts`
-# finds what can, and asks it on others. Nor can the other two, high dimension with a learned reward and adapters such as LoRA: {doc}`d_digits` tries both on images. Where the truth is to be known, a task needs a reward for which the step has a remainder
+# finds what can, and asks it on others. The other two, high dimension with a learned reward and adapters such as LoRA, need another task: {doc}`d_digits` tries both on images. Where the truth is to be known, a task needs a reward for which the step has a remainder
 # (all but the paper's in {doc}`s3_1_tilted_score`), and a dimension in which a thousand samples are few: {doc}`b_scaling` makes such
 # tasks, with rewards that are known. A comparison with the methods of
 # {doc}`s2_2_fine_tuning` is missing in the paper too: {doc}`rivals_comparison` makes it. And {doc}`b_recommended` puts together what helps: small tilts that are
