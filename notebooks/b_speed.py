@@ -89,7 +89,7 @@ def plain_ticks(axis, values=None):
 #
 # The same loop takes twice as long when a neighbour uses the other half of a core, and a laptop slows down as it warms up. Seconds alone say little. So what is compared is measured *in turns*, many times, each turn backwards after one forwards; each turn gives a ratio;
 # and the median over turns is reported with its quartiles. On one thread the clock counts the processor's seconds, which others do not lengthen.
-# Memory that is freed is kept, for all alike: whether the system takes it back at every step is chance, and a small script of yours may gain by the same two variables (`bench` in the Makefile).
+# Memory that is freed is kept, for all alike: whether the system takes it back at every step is chance, and a script of yours may gain by the same two variables (`bench` in the Makefile).
 #
 # `make bench` does that. It writes a record, compares it with the one in git, and says which ratios got worse by more than a fifth. This page shows the record in git, made on:
 
@@ -468,7 +468,7 @@ if "products by oneDNN" in variants:
         + (
             "That would be enough for a second path."
             if gain >= threshold
-            else f"Both are below the {threshold:g} that a second path must gain, and autograd is the readable one, so they stay out."
+            else f"Both are below the {threshold:g} that a second path must gain, so they stay out."
         )
     )
 missing = [name for name in ("textbook / itlib", "one step / floor") if not reached(r[name])]
@@ -791,7 +791,7 @@ text = f"Importing all of itlib but its guests takes {within(start)} s longer th
 if "book" in parts or "full-book" in parts:
     book = absolute.get("full-book") or absolute["book"]
     text += (
-        " The book, in a fresh clone: "
+        " The book in a fresh clone: "
         + "; ".join(f"`{name}` {within(figure, '.1f')} {figure['unit']}" for name, figure in book.items())
         + "."
     )
@@ -800,7 +800,7 @@ else:
 display(Markdown(text))
 
 # %% [markdown]
-# An unchanged `make book` starts nothing: a finished build leaves a hash of all that it was made from and of what it made.
+# An unchanged `make book` starts nothing: a build leaves a hash of what it was made from and of what it made.
 #
 # ## On a GPU
 
@@ -826,9 +826,9 @@ else:
     few, more = (name for name in gains if "samples" in name)
     display(
         Markdown(
-            f"Absolute seconds (medians; quartiles span at most {100 * wide:.0f} % of them) on one {found['gpu']['device']}, and on one core of the machine that it is in ({made['processor']}, torch {made['versions']['torch']}); samples in {found['gpu']['steps']} steps. Nothing else in the book depends on them, and a test holds that every method computes there what it computes here.\n\n"
+            f"Absolute seconds (medians; quartiles span at most {100 * wide:.0f} % of them) on one {found['gpu']['device']}, and on one core of the machine that it is in ({made['processor']}, torch {made['versions']['torch']}); samples in {found['gpu']['steps']} steps. A test holds that every method computes there what it computes here.\n\n"
             + pd.DataFrame(table, columns=["", *places]).to_markdown(index=False, disable_numparse=True)
-            + f"\n\nA GPU is told each product separately, however small, so {more} take {seconds[f'{more}: GPU'] / seconds[f'{few}: GPU']:.1f} times as long as {few}: the many are {gains[more]:.0f} times as fast as on a core, the few {gains[few]:.0f} times. A tilt of the paper is {gains['a tilt of paper']:.1f} times as fast; one of `recommended`, which learns from {CONFIGURATIONS['recommended'].B} chains at a time, "
+            + f"\n\nA GPU is told each product separately, so {more} take {seconds[f'{more}: GPU'] / seconds[f'{few}: GPU']:.1f} times as long as {few}: the many are {gains[more]:.0f} times as fast as on a core, the few {gains[few]:.0f} times. A tilt of the paper is {gains['a tilt of paper']:.1f} times as fast; one of `recommended`, which learns from {CONFIGURATIONS['recommended'].B} chains at a time, "
             + (
                 f"{gains['a tilt of recommended']:.1f} times. "
                 if gains["a tilt of recommended"] > 1.2

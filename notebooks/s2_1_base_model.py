@@ -222,7 +222,7 @@ display(
 # ## Try this
 #
 # - Set `seed` to another value and look at the floor again. How much of it is chance?
-# - Train on (2.9) instead: after `asked = …` say `asked["config"] = dataclasses.replace(asked["config"], predict="x0")`, wrap what comes out in `itlib.network.FromX0`,
+# - Train on (2.9) instead: replace the configuration in `asked` by one with `predict="x0"`, wrap what comes out in `FromX0` (of {py:mod}`itlib.network`),
 #   and use that where the page has `base.denoiser`. The loss is then another one, with another floor ({doc}`../pages/s2_1_3_score`).
 
 # %% tags=["remove-cell"]
