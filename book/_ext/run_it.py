@@ -24,9 +24,9 @@ WORDS_PER_MINUTE = 200
 LEARN = "You will see"  # opens the paragraph that says what a page teaches
 #: What is looked at rather than read. Figures and code, most of a page's elements, go before it is parsed.
 UNREAD = re.compile(r"<(svg|pre|script|style)\b.*?</\1>", re.DOTALL)
-SILENT = ".math, .headerlink, .eqno, .run-it, details.hide > summary"
+SILENT = ".math, .headerlink, .eqno, .run-it, .hurried, details.hide > summary"
 HURRIED = (
-    '<div class="admonition warning"><p class="admonition-title">A first look</p><p>This page comes from <code>PROFILE=smoke'
+    '<div class="admonition warning hurried"><p class="admonition-title">A first look</p><p>This page comes from <code>PROFILE=smoke'
     "</code>, which shows that everything works. What it computes means nothing, and may contradict its text.</p></div>"
 )
 GITHUB = re.compile(r"https://github\.com/([\w.-]+/[\w.-]+?)(?:\.git)?/?")
