@@ -26,8 +26,9 @@ LEARN = "You will see"  # opens the paragraph that says what a page teaches
 UNREAD = re.compile(r"<(svg|pre|script|style)\b.*?</\1>", re.DOTALL)
 SILENT = ".math, .headerlink, .eqno, .run-it, .hurried, details.hide > summary"
 HURRIED = (
-    '<div class="admonition warning hurried"><p class="admonition-title">A first look</p><p>This page comes from <code>PROFILE=smoke'
-    "</code>, which shows that everything works. What it computes means nothing, and may contradict its text.</p></div>"
+    '<div class="admonition warning hurried"><p class="admonition-title">A first look</p><p>This page comes from '
+    "<code>PROFILE=smoke</code>, which shows that everything works. What it computes means nothing, and may contradict its "
+    "text.</p></div>"
 )
 GITHUB = re.compile(r"https://github\.com/([\w.-]+/[\w.-]+?)(?:\.git)?/?")
 
