@@ -200,24 +200,23 @@ def sampling_variants(network: Network, turns: int = 5) -> dict[str, Any]:
 # ---- training ------------------------------------------------------------------------------------------------------
 
 
+def _one_dnn(a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(a, weight, bias, "none", [], "")
+    return product
+
+
 class _Product(torch.autograd.Function):
     """A linear layer and its gradients by oneDNN."""
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(h, weight)
-        result: Tensor = torch.ops.mkldnn._linear_pointwise(h, weight, bias, "none", [], "")
-        return result
+        return _one_dnn(h, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         h, weight = ctx.saved_tensors
-        multiply = torch.ops.mkldnn._linear_pointwise
-        return (
-            multiply(gradient, weight.t(), None, "none", [], ""),
-            multiply(gradient.t(), h.t(), None, "none", [], ""),
-            gradient.sum(0),
-        )
+        return _one_dnn(gradient, weight.t()), _one_dnn(gradient.t(), h.t()), gradient.sum(0)
 
 
 class OneDNN(nn.Module):
@@ -234,11 +233,6 @@ class OneDNN(nn.Module):
             h = functional.silu(_Product.apply(h, layer.weight, layer.bias))
         result: Tensor = own.output(h)
         return result
-
-
-def _one_dnn(a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(a, weight, bias, "none", [], "")
-    return product
 
 
 @torch.no_grad()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -73,9 +74,9 @@ def test_the_strength_of_the_task_reaches_every_method(name: str, setting: Setti
     for function in ("iterative_tilting", "policy_gradient", "draft", "adjoint_matching"):
         original = getattr(comparison, function)
 
-        def spied(base, reward, schedule, config, original=original, **more):  # type: ignore[no-untyped-def]
-            seen.append(config.lam)
-            return original(base, reward, schedule, config, **more)
+        def spied(*arguments: Any, original: Callable[..., Iterator[Step]] = original, **more: Any) -> Iterator[Step]:
+            seen.append(arguments[3].lam)
+            return original(*arguments, **more)
 
         monkeypatch.setattr(comparison, function, spied)
     next(fine_tune(METHODS[name], setting))
