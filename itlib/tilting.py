@@ -488,8 +488,8 @@ def iterative_tilting(
         A :class:`TiltStep` per tilt.
 
     Raises:
-        ValueError: for an unknown configuration, more tilts done than there are, or done by no denoiser that learns, a
-            sampler or an update for a step on paths, or a reward that returns NaN or a wrong shape.
+        ValueError: for an unknown configuration, more tilts done than there are, by no denoiser that learns or to another
+            strength, a sampler or an update for a step on paths, or a reward that returns NaN or a wrong shape.
         FloatingPointError: if samples, loss or weights stop being finite or a chosen step vanishes, naming the tilt and the
             likely cause.
     """
