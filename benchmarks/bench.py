@@ -17,7 +17,7 @@ import torch
 from clocks import load
 from judging import TOLERANCE, met, regressions
 
-from itlib.records import compact, provenance, write_atomically
+from itlib.experiments.records import compact, provenance, write_atomically
 
 HERE = Path(__file__).parent
 #: The record in git, which the book's chapter shows, and where a run of today goes.

@@ -30,11 +30,11 @@ from judging import batch, exponent, judged, makespan, ratio, spread
 from published import Plain, diffusers_sample, diffusers_tilt, textbook_sample, textbook_tilt
 from torch import Tensor
 
+from itlib.experiments.checkpoints import profile, resumable_base
 from itlib.gaussian_mixture import ExactDenoiser, paper_mixture
 from itlib.metrics import score_errors
 from itlib.network import Network
 from itlib.rewards import parse_reward
-from itlib.runs import profile, resumable_base
 from itlib.sampling import sample
 from itlib.schedules import Cosine
 from itlib.tilting import CONFIGURATIONS, PAPER_UPDATE, TiltingConfig, _learn_regression, configuration, iterative_tilting

@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from itlib.experiments.checkpoints import profile, resumable_base
+from itlib.experiments.records import compact, provenance, write_atomically
+from itlib.figures.plots import as_model
 from itlib.gaussian_mixture import paper_mixture
 from itlib.metrics import score_errors
 from itlib.network import Denoiser
-from itlib.plots import as_model
-from itlib.records import compact, provenance, write_atomically
 from itlib.rewards import ForwardOnly, parse_reward
-from itlib.runs import profile, resumable_base
 from itlib.sampling import sample
 from itlib.schedules import Cosine
 from itlib.tilting import iterative_tilting, tilt_path

@@ -14,9 +14,9 @@ import pandas as pd
 import safetensors.torch
 import torch
 
-from itlib import plots
+from itlib.experiments.records import read_records
+from itlib.figures import plots
 from itlib.gaussian_mixture import paper_mixture
-from itlib.records import read_records
 from itlib.rewards import parse_reward
 from itlib.schedules import Cosine
 

@@ -142,7 +142,7 @@ class Residual(nn.Module):
     r"""A frozen denoiser plus a trainable correction that starts at zero.
 
     This is how a denoiser without parameters, the exact one of a mixture for instance, is fine-tuned, and what the
-    networks of :mod:`itlib.corrections` are.
+    networks of :mod:`itlib.beyond.preconditioning` are.
 
     Args:
         base: any denoiser. No regression trains it; freeze its parameters against losses that differentiate samples.

@@ -27,9 +27,9 @@ tilt; the paper does not say.
 
 Two configurations have names. ``paper`` is Algorithm 2 as above. ``recommended``, the default, keeps its loop of small tilts
 and changes what the chapters beyond the paper found to matter: a frozen base under a bounded correction
-(:mod:`itlib.corrections`), a sampler that keeps its variance (:mod:`itlib.sampling`), steps chosen from the rewards
-(:mod:`itlib.stepsize`), a learning rate that falls to zero in every tilt, and in place of the regression a loss on whole
-chains (:mod:`itlib.paths`), through which each tilt mends the errors of those before.
+(:mod:`itlib.beyond.preconditioning`), a sampler that keeps its variance (:mod:`itlib.sampling`), steps chosen from the rewards
+(:mod:`itlib.beyond.step_sizes`), a learning rate that falls to zero in every tilt, and in place of the regression a loss on whole
+chains (:mod:`itlib.beyond.chains`), through which each tilt mends the errors of those before.
 
 Between the two stands the implicit step of Tilt Matching (arXiv 2512.21829),
 
@@ -61,14 +61,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from itlib.corrections import adapter
+from itlib.beyond.chains import Beside, Corrected, Paths, chain_steps, draw_paths, log_variance_step
+from itlib.beyond.preconditioning import adapter
+from itlib.beyond.step_sizes import StepRule, bounded_gap, evenly
 from itlib.gaussian_mixture import GaussianMixture
 from itlib.network import Denoiser, Network, Residual, device_of
-from itlib.paths import Beside, Corrected, Paths, chain_steps, draw_paths, log_variance_step
 from itlib.rewards import QuadraticReward, Reward, evaluate
 from itlib.sampling import Variance, sample
 from itlib.schedules import Schedule, column, noise
-from itlib.stepsize import StepRule, bounded_gap, evenly
 from itlib.training import check_numbers, regression_step
 
 
@@ -88,12 +88,12 @@ class TiltingConfig:
         lr: learning rate. Not in the paper.
         optimizer: "adam" or "sgd". Not in the paper.
         decay: whether the learning rate falls to zero along a cosine in every tilt, or stays.
-        step: "explicit", line 11 of Algorithm 2; "implicit"; or "paths", on whole chains (see :mod:`itlib.paths`), of which
+        step: "explicit", line 11 of Algorithm 2; "implicit"; or "paths", on whole chains (see :mod:`itlib.beyond.chains`), of which
             B make a minibatch.
         variance: of the sampler's steps, "ddpm" or "analytic".
         student: "copy", all weights of the base that are not frozen, or "adapter", a small correction of the frozen base.
         share: if given, steps are chosen from the rewards so that about this share of the samples stays effective, and N
-            is ignored; see :mod:`itlib.stepsize`.
+            is ignored; see :mod:`itlib.beyond.step_sizes`.
         settle: number of tilts, the last ones, that do not tilt further and only mend what is left. Needs "paths".
 
     Raises:
@@ -441,7 +441,7 @@ def _learn_regression(
 def _learn_paths(
     student: Corrected, paths: Paths, rewards: Tensor, config: TiltingConfig, strength: float, generator: torch.Generator
 ) -> Tensor:
-    """Make the weights of chains constant; see :mod:`itlib.paths`. Returns the losses."""
+    """Make the weights of chains constant; see :mod:`itlib.beyond.chains`. Returns the losses."""
     optimizer = _optimizer(config, student)
     losses: list[Tensor] = []
     for index in itertools.chain.from_iterable(_batches(config, generator)):

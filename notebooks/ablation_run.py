@@ -17,14 +17,14 @@
 # # One run of what is recommended
 #
 # The template behind the chapters on the floor and on what we recommend: a base is trained, its error is measured where the target lives, and it is tilted with a named
-# configuration, with one change if asked for (`itlib.ablation`). Papermill runs it once per task, change and seed.
+# configuration, with one change if asked for (`itlib.experiments.ablation`). Papermill runs it once per task, change and seed.
 #
 # **You will see** the floor that the base sets, the error along the tilts, and what came out.
 
 # %% tags=["parameters"]
-task = "paper"  # a name of itlib.tasks
+task = "paper"  # a name of itlib.experiments.problems
 N = None  # number of equal tilts; None: as the configuration says, which may choose its steps on the way
-change = ""  # a name of itlib.ablation.REMOVED or MORE or, with config "paper", of ADDED; empty for none
+change = ""  # a name of itlib.experiments.ablation.REMOVED or MORE or, with config "paper", of ADDED; empty for none
 base = None  # "skip", "plain", "wide", "small" or "exact"; None: "skip" if recommended, "plain" if the paper's
 seed = 0  # fixes base and tilts
 profile = "full"  # "full", or "smoke" for a first look in seconds
@@ -40,16 +40,16 @@ import torch
 from IPython.display import Markdown, display
 from tqdm import tqdm
 
-from itlib.ablation import ADDED, MORE, REMOVED, settings
+from itlib.experiments.ablation import ADDED, MORE, REMOVED, settings
+from itlib.experiments.checkpoints import profile as profile_named
+from itlib.experiments.checkpoints import resumable_base
+from itlib.experiments.problems import task as task_named
+from itlib.experiments.records import write_record
 from itlib.gaussian_mixture import ExactDenoiser
 from itlib.metrics import flow_nll as probability_flow_nll
 from itlib.metrics import sample_card, score_errors
-from itlib.records import write_record
-from itlib.runs import profile as profile_named
-from itlib.runs import resumable_base
 from itlib.sampling import sample
 from itlib.schedules import Cosine
-from itlib.tasks import task as task_named
 from itlib.tilting import derive_seed, iterative_tilting
 
 torch.set_num_threads(1)  # the same numbers on every machine with the same processor, whatever runs beside this

@@ -44,13 +44,13 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 from scipy.stats import norm, spearmanr
 from scipy.stats import t as student_t
 
-from itlib import plots
-from itlib.budget import FACTORIAL, FEW, cells, ingredients
+from itlib.experiments.error_budget import FACTORIAL, FEW, cells, ingredients
+from itlib.experiments.problems import task
+from itlib.experiments.records import read_record, read_records
+from itlib.figures import plots
 from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture
 from itlib.network import Network
-from itlib.records import read_record, read_records
 from itlib.schedules import Cosine, noise
-from itlib.tasks import task
 from itlib.tilting import TiltingConfig, iterative_tilting, tilt_path
 
 torch.set_num_threads(1)
@@ -108,7 +108,7 @@ def share(more, less):
 # | data | 1,000 a tilt | 20,000 a tilt |
 # | optimiser | 100 minibatches | 300 minibatches |
 #
-# The last two are not exact, only more. {py:func}`~itlib.budget.ingredients` makes the first four. Here is one tilt with all of them learned but the covariance, in miniature:
+# The last two are not exact, only more. {py:func}`~itlib.experiments.error_budget.ingredients` makes the first four. Here is one tilt with all of them learned but the covariance, in miniature:
 
 # %%
 problem = task("paper")

@@ -34,9 +34,9 @@ import pandas as pd
 import torch
 from IPython.display import Markdown, display
 
-from itlib import plots
 from itlib.baselines.monte_carlo import effective_sample_size
-from itlib.estimators import centred, fit_value, local_baseline, per_dataset, rao_blackwell, value_gradient
+from itlib.beyond.estimators import centred, fit_value, local_baseline, per_dataset, rao_blackwell, value_gradient
+from itlib.figures import plots
 from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture, paper_mixture
 from itlib.network import Network, Residual
 from itlib.rewards import NAMED_REWARDS, QuadraticReward, parse_reward
@@ -93,7 +93,7 @@ def seeded(seed):
 #
 # since $\nabla_{x_t}$ of the posterior {eq}`eq-3-3` is the posterior times $g - \mathbb E[g \mid x_t]$. So fit a small network $v_\phi(x_t, t)$ to the rewards by least squares, and differentiate *that*. The reward itself is only evaluated.
 #
-# All are functions of one batch, and interchangeable in {py:func}`~itlib.tilting.iterative_tilting` ({py:mod}`itlib.estimators`):
+# All are functions of one batch, and interchangeable in {py:func}`~itlib.tilting.iterative_tilting` ({py:mod}`itlib.beyond.estimators`):
 
 
 # %%

@@ -37,11 +37,11 @@ import pandas as pd
 import torch
 from IPython.display import Markdown, display
 
-from itlib import plots
-from itlib.records import read_record
+from itlib.experiments.problems import task
+from itlib.experiments.records import read_record
+from itlib.figures import plots
 from itlib.sampling import posterior_std, time_grid, transition
 from itlib.schedules import Cosine
-from itlib.tasks import task
 
 torch.set_num_threads(1)
 full = profile == "full"
@@ -226,7 +226,7 @@ display(Markdown(pd.DataFrame(table).to_markdown(index=False, disable_numparse=T
 #
 # ## What is built in, and when it is wrong
 #
-# On the first two tasks of {numref}`fig-floor` a network on top of a Gaussian ({py:func}`~itlib.corrections.skip_network`) does best: a little at home, and far more at the target. It extrapolates better, because the Gaussian part is linear in $x$ far out, as the score of a Gaussian is, and the network has only to
+# On the first two tasks of {numref}`fig-floor` a network on top of a Gaussian ({py:func}`~itlib.beyond.preconditioning.skip_network`) does best: a little at home, and far more at the target. It extrapolates better, because the Gaussian part is linear in $x$ far out, as the score of a Gaussian is, and the network has only to
 # learn what is not Gaussian. That is an *assumption about tails*, and on the tasks of the paper it is true.
 #
 # The task `tails` is made to break it. A tenth of each mode has three times the variance, and the reward $r(x) = 2 x_2$ makes the target of it:
@@ -288,4 +288,4 @@ display(
 # ## Try this
 #
 # - Train a base with `kind="skip"` on 300,000 samples instead of 30,000. Which part of the floor moves?
-# - Give `tails` a heavier tail (`itlib.tasks.heavy_tails`): from which variance on does the plain network win?
+# - Give `tails` a heavier tail (`itlib.experiments.problems.heavy_tails`): from which variance on does the plain network win?

@@ -35,13 +35,13 @@ from matplotlib.ticker import FuncFormatter, LogLocator
 from numpy.polynomial import chebyshev
 from torch.distributions import Normal
 
-from itlib import plots
+from itlib.beyond.step_sizes import bounded_gap, constant_ess, evenly
+from itlib.experiments.problems import TASKS, Task
+from itlib.figures import plots
 from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture, paper_mixture
 from itlib.network import Network, Residual
 from itlib.rewards import QuadraticReward, parse_reward
 from itlib.schedules import Cosine, noise
-from itlib.stepsize import bounded_gap, constant_ess, evenly
-from itlib.tasks import TASKS, Task
 from itlib.tilting import TiltBatch, TiltingConfig, derive_seed, iterative_tilting, single_sample
 
 torch.set_num_threads(1)
@@ -68,7 +68,7 @@ def span(counts):
 # The error of one step is the change of $C_s$ within it, $\tfrac12\delta_k^2\, \partial_s C_s$ to leading order, and $\partial_s C_s$ is the
 # third cumulant $\kappa_3(g, r, r)$ of {doc}`s3_1_tilted_score`. Small steps pay where $C_s$ changes quickly. As everywhere, $\lambda = 1$.
 #
-# For the tasks of {py:mod}`itlib.tasks` both sides are known exactly. The curve $s \mapsto C_s$ is smooth, so a polynomial through 40 points of it
+# For the tasks of {py:mod}`itlib.experiments.problems` both sides are known exactly. The curve $s \mapsto C_s$ is smooth, so a polynomial through 40 points of it
 # is as good as the closed form, and gives the error for any steps at once. We measure it where the tilted model has to be good: root
 # mean square at noised exact samples of the target, all $t$, in units of $\hat x_1$.
 
@@ -136,7 +136,7 @@ for name, task in TASKS.items():  # one step of 0.3, then 0.7, without the polyn
 #
 # $$ \mathbb E_{p_t}[J(X_t)] \;\le\; K(\delta) - \delta\,\mathbb E[r] = \mathrm{KL}\big(p^s \,\|\, p^{s+\delta}\big) \qquad \text{for every } t. $$ (eq-gap-bound)
 #
-# The right side has no $x$ and no $t$ in it, and samples of $r$ estimate it. **Rule 1** ({py:func}`~itlib.stepsize.bounded_gap`) takes the
+# The right side has no $x$ and no $t$ in it, and samples of $r$ estimate it. **Rule 1** ({py:func}`~itlib.beyond.step_sizes.bounded_gap`) takes the
 # largest $\delta$ for which it stays below a given number of nats.
 #
 # ## What the samples reach
@@ -148,7 +148,7 @@ for name, task in TASKS.items():  # one step of 0.3, then 0.7, without the polyn
 #   \mathrm{ESS} &= \frac{S}{\mathbb E[w^2]} = S\, e^{2K(\delta) - K(2\delta)} . \end{aligned} $$ (eq-coverage)
 #
 # This is the effective sample size of reweighting, here a guarantee that what the samples hardly visit holds little of the next model. **Rule 2**
-# ({py:func}`~itlib.stepsize.constant_ess`) takes the largest $\delta$ that keeps $\mathrm{ESS} \ge \text{share} \cdot S$. Sequential Monte Carlo
+# ({py:func}`~itlib.beyond.step_sizes.constant_ess`) takes the largest $\delta$ that keeps $\mathrm{ESS} \ge \text{share} \cdot S$. Sequential Monte Carlo
 # chooses its temperatures in this way {cite}`jasra2011inference,marion2018finite`.
 #
 # ## Nearly the same rule
@@ -159,7 +159,7 @@ for name, task in TASKS.items():  # one step of 0.3, then 0.7, without the polyn
 #
 # $$ N \approx \frac{L}{\sqrt{-\log\text{share}}}, \qquad L = \int_0^\lambda \sqrt{\mathrm{Var}_{p^s}(r)}\; ds . $$ (eq-path-length)
 #
-# {py:func}`~itlib.stepsize.evenly` avoids a last step that is a mere stub: if $n$ more of the rule's present step would do, it takes $1/n$ of what is left.
+# {py:func}`~itlib.beyond.step_sizes.evenly` avoids a last step that is a mere stub: if $n$ more of the rule's present step would do, it takes $1/n$ of what is left.
 
 # %%
 rules = {

@@ -38,13 +38,13 @@ import pandas as pd
 import torch
 from IPython.display import Markdown, display
 
-from itlib import plots
-from itlib.ablation import ADDED, HARDER, REMOVED
+from itlib.beyond.chains import chain_steps, draw_paths
+from itlib.experiments.ablation import ADDED, HARDER, REMOVED
+from itlib.experiments.problems import task
+from itlib.experiments.records import read_record, read_records
+from itlib.figures import plots
 from itlib.gaussian_mixture import ExactDenoiser
-from itlib.paths import chain_steps, draw_paths
-from itlib.records import read_record, read_records
 from itlib.schedules import Cosine
-from itlib.tasks import task
 from itlib.tilting import CONFIGURATIONS
 
 torch.set_num_threads(1)
@@ -512,4 +512,4 @@ display(
 #
 # - Tilt a *learned* base, and compare `effective_paths` of its chains before and after the last, settling tilts.
 # - Pass `eta=0.5` to `chain_steps` where {numref}`fig-chain-weights` is made. Why does the variance no longer fall with the number of steps?
-# - Take `itlib.scaling.jump` for a reward in one dimension. No step asks for its gradient: does {eq}`eq-log-variance` mind the jump?
+# - Take `itlib.experiments.scaling.jump` for a reward in one dimension. No step asks for its gradient: does {eq}`eq-log-variance` mind the jump?

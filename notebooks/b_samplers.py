@@ -36,11 +36,11 @@ import torch
 from IPython.display import Markdown, display
 from torchdiffeq import odeint
 
-from itlib import plots
+from itlib.experiments.checkpoints import profile as profile_named
+from itlib.experiments.checkpoints import resumable_base
+from itlib.figures import plots
 from itlib.gaussian_mixture import ExactDenoiser, paper_mixture
 from itlib.likelihood import velocity
-from itlib.runs import profile as profile_named
-from itlib.runs import resumable_base
 from itlib.sampling import sample
 from itlib.schedules import Cosine
 

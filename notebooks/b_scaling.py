@@ -39,16 +39,27 @@ import torch
 from IPython.display import Markdown, display
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from itlib import plots
 from itlib.baselines.adjoint_matching import AdjointMatchingConfig, adjoint_matching
 from itlib.baselines.draft import DraftConfig, draft
+from itlib.experiments.records import read_records
+from itlib.experiments.scaling import (
+    DIMENSIONS,
+    DISTANCES,
+    LEVERS,
+    SHAPES,
+    TILTS,
+    VARIANCE,
+    Line,
+    axis_task,
+    jump,
+    two_modes,
+)
+from itlib.figures import plots
 from itlib.gaussian_mixture import ExactDenoiser
 from itlib.metrics import mode_weights
 from itlib.network import Network, Residual
-from itlib.records import read_records
 from itlib.rewards import QuadraticReward
 from itlib.sampling import sample
-from itlib.scaling import DIMENSIONS, DISTANCES, LEVERS, SHAPES, TILTS, VARIANCE, Line, axis_task, jump, two_modes
 from itlib.schedules import Cosine, noise
 from itlib.tilting import TiltBatch, TiltingConfig, iterative_tilting, single_sample
 
@@ -83,7 +94,7 @@ def plain_ticks(axis):
 # %% [markdown]
 # ## A reward of any shape
 #
-# On a line a reward may be any function, because everything is a sum over a fine grid ({py:class}`~itlib.scaling.Line`): the tilted density, its noised score,
+# On a line a reward may be any function, because everything is a sum over a fine grid ({py:class}`~itlib.experiments.scaling.Line`): the tilted density, its noised score,
 # and the covariance under every posterior. The base is the first coordinate of the paper's. Two rewards: a *wave*, $3\sin 2x$, and a *jump*, 3 for $x > \frac12$ and 0 else.
 # Proposition 3.1 does not care ({doc}`s3_1_tilted_score`). Does the first-order step?
 #
@@ -333,7 +344,7 @@ display(
 #
 # ## Many dimensions
 #
-# In $d$ dimensions the base has the paper's two modes on the first axis and is Gaussian in the rest ({py:class}`~itlib.scaling.Axis`). The reward is linear, $r(x) = b^\top x$, *across* the axis and spread evenly over the other $d - 1$ coordinates. The target is
+# In $d$ dimensions the base has the paper's two modes on the first axis and is Gaussian in the rest ({py:class}`~itlib.experiments.scaling.Axis`). The reward is linear, $r(x) = b^\top x$, *across* the axis and spread evenly over the other $d - 1$ coordinates. The target is
 # always $\mathrm{KL} = \frac14|b|^2 = 4$ nats from the base, so $|b| = 4$, as in the paper. As there, the Taylor step is exact for every $N$: **whatever error is seen is not Taylor's.**
 #
 # What does theory say? Take a direction orthogonal to $b$. There the exact covariance is zero, and the single-sample estimate {eq}`eq-3-13` is pure noise. In it $r$ and $z$ are independent given $x_t$, so its variance

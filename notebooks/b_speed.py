@@ -37,7 +37,7 @@ import pandas as pd
 from IPython.display import Markdown, display
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
-from itlib import plots
+from itlib.figures import plots
 from itlib.tilting import CONFIGURATIONS
 
 record = json.loads(Path(bench).read_text())

@@ -17,12 +17,12 @@
 # # One run with exact ingredients
 #
 # The template behind the chapter on where the error comes from: Algorithm 2 from the trained base of a seed, with some of its ingredients exchanged
-# for exact ones (`itlib.budget`). Papermill runs it once per exchange, task and seed.
+# for exact ones (`itlib.experiments.error_budget`). Papermill runs it once per exchange, task and seed.
 #
 # **You will see** the error along the tilts, the weights of the modes and the variances within them, and what the run cost.
 
 # %% tags=["parameters"]
-task = "paper"  # a name of itlib.tasks
+task = "paper"  # a name of itlib.experiments.problems
 N = 20  # number of tilts
 samples = "model"  # where D_k comes from: "model" (Algorithm 1), "analytic" (with its lost variance put back), "exact"
 covariance = "single"  # "single" (the paper's estimate), "centred" (its mean reward subtracted) or "exact"
@@ -44,7 +44,11 @@ import torch
 from IPython.display import Markdown, display
 from tqdm import tqdm
 
-from itlib.budget import ingredients
+from itlib.experiments.checkpoints import profile as profile_named
+from itlib.experiments.checkpoints import resumable_base
+from itlib.experiments.error_budget import ingredients
+from itlib.experiments.problems import task as task_named
+from itlib.experiments.records import write_record
 from itlib.gaussian_mixture import ExactDenoiser
 from itlib.metrics import (
     component_variances,
@@ -54,12 +58,8 @@ from itlib.metrics import (
     score_errors,
     sliced_wasserstein,
 )
-from itlib.records import write_record
-from itlib.runs import profile as profile_named
-from itlib.runs import resumable_base
 from itlib.sampling import sample
 from itlib.schedules import Cosine
-from itlib.tasks import task as task_named
 from itlib.tilting import derive_seed, iterative_tilting, tilt_path
 
 torch.set_num_threads(1)  # the same numbers on every machine with the same processor, whatever runs beside this

@@ -42,8 +42,7 @@ import torch
 from IPython.display import HTML, Markdown, display
 from PIL import Image
 
-from itlib import plots
-from itlib.baselines.digits import (
+from itlib.experiments.digits.comparison import (
     ASKED,
     CANDIDATES,
     EVALUATIONS,
@@ -54,8 +53,9 @@ from itlib.baselines.digits import (
     paper,
     path_card,
 )
-from itlib.images import DIGIT, TASKS, D, digits, image_card, judged, trained_denoiser
-from itlib.records import read_records
+from itlib.experiments.digits.images import DIGIT, TASKS, D, digits, image_card, judged, trained_denoiser
+from itlib.experiments.records import read_records
+from itlib.figures import plots
 from itlib.sampling import reverse_process, sample
 from itlib.schedules import Cosine
 from itlib.tilting import iterative_tilting
@@ -122,7 +122,7 @@ def strip(rows, names, name, alt, columns=16, width=7.2):
 # images have a density, and scaled to $[-1, 1]$. To the library an image is a vector of 64 numbers, and nothing else changes: the cosine schedule, the training
 # {eq}`eq-2-10`, Algorithm 1 with 50 steps, Algorithm 2.
 #
-# The network is a perceptron with residual blocks, which corrects the Gaussian with the mean and covariance of the data ({mod}`itlib.images`). Convolutions would be the
+# The network is a perceptron with residual blocks, which corrects the Gaussian with the mean and covariance of the data ({mod}`itlib.experiments.digits.images`). Convolutions would be the
 # usual choice; on one core of a processor matrix products are faster.
 
 # %% tags=["remove-input"]
@@ -595,7 +595,7 @@ display(Markdown("\n".join(lines)))
 # %% [markdown]
 # ## Low-rank adapters
 #
-# With LoRA {cite}`hu2021lora` the base stays, and every linear layer learns a correction of rank 4 ({mod}`itlib.wrap`). One training step on 64 images, counted in bytes, and the whole run in seconds of one core:
+# With LoRA {cite}`hu2021lora` the base stays, and every linear layer learns a correction of rank 4 ({mod}`itlib.pretrained`). One training step on 64 images, counted in bytes, and the whole run in seconds of one core:
 
 # %% tags=["remove-input"]
 rows = []
@@ -737,7 +737,7 @@ display(
 # %% [markdown]
 # ## Try this
 #
-# - Change `DIGIT` in `itlib.images` to 8 and run the page up to the slider: is a class whose share of the base is the same as easy to reach? (*The exact tilt* and the tables are of records, and stay those of the 3.)
+# - Change `DIGIT` in `itlib.experiments.digits.images` to 8 and run the page up to the slider: is a class whose share of the base is the same as easy to reach? (*The exact tilt* and the tables are of records, and stay those of the 3.)
 # - Replace `setting.reward` in *A run* by a function of your own, such as "dark on the left", and move the slider.
 # - `python -m itlib.reproduce --grid digits --only class --seeds 3 --out book/reference/digits` adds a seed to the tables.
 # - {doc}`d_your_model` does the same with a model and a reward of yours.

@@ -34,7 +34,7 @@ from pathlib import Path
 import torch
 from IPython.display import Markdown, display
 
-from itlib import plots
+from itlib.figures import plots
 from itlib.training import TrainingConfig, train_denoiser
 
 logging.getLogger("diffusers").setLevel(logging.ERROR)
@@ -80,7 +80,7 @@ scheduler = DDIMScheduler(
 # $[0, 1]$ and gives the predicted noise.
 
 # %%
-from itlib.wrap import FromModel, Tabulated
+from itlib.pretrained import FromModel, Tabulated
 
 schedule = Tabulated(scheduler.alphas_cumprod)
 base = FromModel(unet, schedule, (3, 4, 4), prediction=scheduler.config.prediction_type)
@@ -163,8 +163,8 @@ def warm_left(x):
 # is far, and takes many steps or a smaller $\lambda$.
 
 # %%
+from itlib.beyond.step_sizes import effective_share
 from itlib.sampling import sample
-from itlib.stepsize import effective_share
 
 lam = 3.0
 drawn = sample(base, schedule, 512 if full else 64, d, steps=20, generator=torch.Generator().manual_seed(4))
@@ -187,7 +187,7 @@ display(
 # that the page is quick.
 
 # %%
-from itlib.runs import RunState, load_state, save_state
+from itlib.experiments.checkpoints import RunState, load_state, save_state
 from itlib.tilting import TiltingConfig, iterative_tilting
 
 config = TiltingConfig(
@@ -268,8 +268,8 @@ display(
 # %%
 from dataclasses import replace
 
+from itlib.pretrained import merge_lora, trainable, with_lora
 from itlib.tilting import CONFIGURATIONS
-from itlib.wrap import merge_lora, trainable, with_lora
 
 light = with_lora(base, rank=2)
 one = replace(CONFIGURATIONS["recommended"], student="copy", lr=1e-3, lam=0.3, S=64, J=10, share=None, N=1, settle=0)

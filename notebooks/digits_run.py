@@ -17,12 +17,12 @@
 # # One reward on the digits
 #
 # The template behind the chapter on digits. For one reward and one seed it weighs samples of the base, lets every method of
-# `itlib.baselines.digits` spend the same number of evaluations, and judges what comes out. It also trains the base.
+# `itlib.experiments.digits.comparison` spend the same number of evaluations, and judges what comes out. It also trains the base.
 #
 # **You will see** the figures of its record.
 
 # %% tags=["parameters"]
-task = "class"  # a name of itlib.images.TASKS; or "base"
+task = "class"  # a name of itlib.experiments.digits.images.TASKS; or "base"
 seed = 0  # fixes every random draw of the run; the base is the same for all
 profile = "full"  # "full", or "smoke" for a first look in seconds
 config = "paper"  # named configuration of the batch; each method says which one it uses
@@ -40,13 +40,23 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from itlib.baselines.digits import ASKED, CANDIDATES, EVALUATIONS, METHODS, J, Setting, fine_tune, path_card
 from itlib.baselines.monte_carlo import best_of_n, effective_sample_size, systematic
-from itlib.images import TASKS, TRAINING, D, digits, image_card, judged, new_denoiser, tilt_identity, trained_denoiser
+from itlib.experiments.checkpoints import default_cache
+from itlib.experiments.digits.comparison import ASKED, CANDIDATES, EVALUATIONS, METHODS, J, Setting, fine_tune, path_card
+from itlib.experiments.digits.images import (
+    TASKS,
+    TRAINING,
+    D,
+    digits,
+    image_card,
+    judged,
+    new_denoiser,
+    tilt_identity,
+    trained_denoiser,
+)
+from itlib.experiments.records import content_hash, write_atomically, write_record
 from itlib.likelihood import log_likelihood
 from itlib.network import Network
-from itlib.records import content_hash, write_atomically, write_record
-from itlib.runs import default_cache
 from itlib.sampling import sample
 from itlib.schedules import Cosine
 from itlib.tilting import derive_seed

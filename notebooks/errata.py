@@ -41,7 +41,7 @@ import pandas as pd
 import torch
 from IPython.display import Markdown, display
 
-from itlib import plots
+from itlib.figures import plots
 from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture, paper_mixture
 from itlib.rewards import parse_reward
 from itlib.sampling import ddpm_std, time_grid, transition

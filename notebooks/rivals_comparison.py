@@ -39,15 +39,15 @@ import torch
 from IPython.display import Markdown, display
 from matplotlib.colors import LogNorm
 
-from itlib import plots
-from itlib.baselines.comparison import BEST, FEWER, MAIN, METHODS, OTHER, RATES, REFERENCES, WORK
 from itlib.baselines.guidance import guided, plug_in_value
+from itlib.experiments.comparison import BEST, FEWER, MAIN, METHODS, OTHER, RATES, REFERENCES, WORK
+from itlib.experiments.problems import TASKS
+from itlib.experiments.records import read_records
+from itlib.figures import plots
 from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture
 from itlib.metrics import sliced_wasserstein
-from itlib.records import read_records
 from itlib.sampling import sample
 from itlib.schedules import Cosine
-from itlib.tasks import TASKS
 
 RUN_AWAY = 20.0  # a distance beyond ten times that of the base: the samples are nowhere near
 records = [r for r in read_records(Path(rivals)) if r["task"] == "rival"]

@@ -38,20 +38,20 @@ from scipy.optimize import root
 from scipy.stats import linregress
 from torch import nn
 
-from itlib import plots
+from itlib.baselines.accounting import NoisySteps, trajectory
 from itlib.baselines.adjoint_matching import AdjointMatchingConfig, adjoint_matching
-from itlib.baselines.common import NoisySteps, trajectory
-from itlib.baselines.comparison import METHODS, Setting
 from itlib.baselines.draft import DraftConfig, draft, rollout
 from itlib.baselines.policy_gradient import PolicyGradientConfig, policy_gradient
 from itlib.baselines.reward_weighted import reweighted
-from itlib.estimators import centred
+from itlib.beyond.estimators import centred
+from itlib.experiments.comparison import METHODS, Setting
+from itlib.experiments.problems import Task
+from itlib.figures import plots
 from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture, NotNormalisableError, paper_mixture
 from itlib.network import Network
 from itlib.rewards import ForwardOnly, QuadraticReward, parse_reward
 from itlib.sampling import time_grid, transition
 from itlib.schedules import Cosine, column, noise
-from itlib.tasks import Task
 from itlib.tilting import PAPER_UPDATE, TiltBatch, explicit, implicit
 
 torch.set_num_threads(1)
@@ -111,7 +111,7 @@ for name, method in METHODS.items():
 
 # %% [markdown]
 # *Is the tilted density its optimum*, if nothing but the method is to blame? That is what the sections below find out. Each ends with both answers,
-# and asserts that the table behind the comparison, `METHODS` of `itlib.baselines.comparison`, gives the same.
+# and asserts that the table behind the comparison, `METHODS` of `itlib.experiments.comparison`, gives the same.
 
 # %% tags=["remove-cell"]
 torch.set_default_dtype(torch.float64)  # after the networks, which are single

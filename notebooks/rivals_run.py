@@ -17,14 +17,14 @@
 # # One method on one task
 #
 # The template behind the comparison of methods: it trains, or finds, the base network of a seed, lets one method of
-# `itlib.baselines.comparison` spend its budget, and judges what comes out against the exact target. Papermill runs it once per
+# `itlib.experiments.comparison` spend its budget, and judges what comes out against the exact target. Papermill runs it once per
 # method, task and seed.
 #
 # **You will see** the samples of the method over the exact density, its distance to the target while it trains, and its record.
 
 # %% tags=["parameters"]
-task = "paper"  # a name of itlib.tasks
-method = "implicit"  # a name of itlib.baselines.comparison.METHODS
+task = "paper"  # a name of itlib.experiments.problems
+method = "implicit"  # a name of itlib.experiments.comparison.METHODS
 N = 20  # number of tilts, for the methods that tilt
 lr = None  # learning rate (None: the one that the tuning chose)
 seed = 0  # fixes base and method
@@ -43,17 +43,17 @@ import torch
 from IPython.display import Markdown, display
 from tqdm import tqdm
 
-from itlib import plots
-from itlib.baselines.common import Account
-from itlib.baselines.comparison import METHODS, WORK, Setting, fine_tune
+from itlib.baselines.accounting import Account
+from itlib.experiments.checkpoints import profile as profile_named
+from itlib.experiments.checkpoints import resumable_base
+from itlib.experiments.comparison import METHODS, WORK, Setting, fine_tune
+from itlib.experiments.problems import task as task_named
+from itlib.experiments.records import write_record
+from itlib.figures import plots
 from itlib.metrics import flow_nll, sample_card, score_errors, sliced_wasserstein
 from itlib.network import Network
-from itlib.records import write_record
-from itlib.runs import profile as profile_named
-from itlib.runs import resumable_base
 from itlib.sampling import sample
 from itlib.schedules import Cosine
-from itlib.tasks import task as task_named
 
 torch.set_num_threads(1)  # the same numbers on every machine with the same processor, whatever runs beside this
 

@@ -36,17 +36,17 @@ from IPython.display import Markdown, display
 from scipy.optimize import minimize_scalar
 from scipy.stats import linregress, wasserstein_distance
 
-from itlib import plots
-from itlib.baselines.common import Account
-from itlib.baselines.comparison import METHODS, Setting
+from itlib.baselines.accounting import Account
 from itlib.baselines.guidance import classifier_free, exact_value, exactly_guided, guided, plug_in_value
 from itlib.baselines.monte_carlo import SMCConfig, best_of_n, effective_sample_size, importance, sequential_monte_carlo
+from itlib.experiments.comparison import METHODS, Setting
+from itlib.experiments.problems import Task
+from itlib.figures import plots
 from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture, paper_mixture
 from itlib.network import Network
 from itlib.rewards import ForwardOnly, QuadraticReward, parse_reward
 from itlib.sampling import time_grid, transition
 from itlib.schedules import Cosine
-from itlib.tasks import Task
 
 torch.set_num_threads(1)
 full = profile == "full"

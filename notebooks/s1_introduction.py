@@ -37,12 +37,12 @@ import torch
 from IPython.display import Markdown, display
 from scipy.stats import norm
 
-from itlib import plots
+from itlib.experiments.checkpoints import profile as profile_named
+from itlib.experiments.checkpoints import resumable_base
+from itlib.figures import plots
 from itlib.gaussian_mixture import ExactDenoiser, paper_mixture
 from itlib.metrics import score_errors
 from itlib.rewards import ForwardOnly, parse_reward
-from itlib.runs import profile as profile_named
-from itlib.runs import resumable_base
 from itlib.sampling import sample
 from itlib.schedules import Cosine
 from itlib.tilting import TiltingConfig, iterative_tilting, tilt_path

@@ -33,7 +33,7 @@ from IPython.display import Markdown, display
 from scipy.optimize import brentq
 from scipy.stats import kstest, norm
 
-from itlib import plots
+from itlib.figures import plots
 from itlib.gaussian_mixture import ExactDenoiser, paper_mixture
 from itlib.rewards import parse_reward
 from itlib.schedules import Cosine, Linear, noise

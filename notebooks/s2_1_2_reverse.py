@@ -36,7 +36,7 @@ from IPython.display import Markdown, display
 from scipy.integrate import quad
 from scipy.stats import kstest, linregress, norm
 
-from itlib import plots
+from itlib.figures import plots
 from itlib.gaussian_mixture import ExactDenoiser, paper_mixture
 from itlib.network import FromX0
 from itlib.rewards import parse_reward

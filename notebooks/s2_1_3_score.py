@@ -36,13 +36,13 @@ import pandas as pd
 import torch
 from IPython.display import Markdown, display
 
-from itlib import plots
+from itlib.experiments.checkpoints import profile as profile_named
+from itlib.experiments.checkpoints import resumable_base
+from itlib.figures import plots
 from itlib.gaussian_mixture import ExactDenoiser, paper_mixture
 from itlib.metrics import score_errors
 from itlib.network import FromX0, Network
 from itlib.rewards import parse_reward
-from itlib.runs import profile as profile_named
-from itlib.runs import resumable_base
 from itlib.schedules import Cosine, column, noise
 from itlib.tilting import tilt_path
 from itlib.training import TrainingConfig, regression_step, train_denoiser

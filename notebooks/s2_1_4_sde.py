@@ -39,7 +39,7 @@ from scipy.integrate import solve_ivp
 from scipy.stats import kstest, norm
 from torch.distributions import MultivariateNormal
 
-from itlib import plots
+from itlib.figures import plots
 from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture, paper_mixture
 from itlib.likelihood import log_likelihood, velocity
 from itlib.metrics import negative_log_likelihood

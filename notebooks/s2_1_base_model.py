@@ -24,7 +24,7 @@
 
 # %% tags=["parameters"]
 seed = 0  # fixes data, initial weights and training
-task = "paper"  # whose base distribution: a name of itlib.tasks
+task = "paper"  # whose base distribution: a name of itlib.experiments.problems
 profile = "full"  # "full" is Section 4.2 of the paper, "smoke" a first look in seconds
 config = "paper"  # named configuration of the method
 record = ""  # path of the JSON record to leave; empty for none
@@ -38,14 +38,14 @@ import torch
 from IPython.display import Markdown, display
 from tqdm import tqdm
 
-from itlib import plots
+from itlib.experiments.checkpoints import profile as profile_named
+from itlib.experiments.checkpoints import resumable_base
+from itlib.experiments.problems import task as task_named
+from itlib.experiments.records import write_record
+from itlib.figures import plots
 from itlib.gaussian_mixture import ExactDenoiser
 from itlib.metrics import score_card, score_errors
-from itlib.records import write_record
-from itlib.runs import profile as profile_named
-from itlib.runs import resumable_base
 from itlib.schedules import Cosine, noise
-from itlib.tasks import task as task_named
 
 torch.set_num_threads(1)  # the same numbers on every machine with the same processor, whatever runs beside this
 

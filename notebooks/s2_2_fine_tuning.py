@@ -36,7 +36,7 @@ import torch
 from IPython.display import Markdown, display
 from torchdiffeq import odeint
 
-from itlib import plots
+from itlib.figures import plots
 from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture, paper_mixture
 from itlib.network import Network
 from itlib.rewards import ForwardOnly, parse_reward

@@ -32,7 +32,7 @@ import pandas as pd
 import torch
 from IPython.display import Markdown, display
 
-from itlib import plots
+from itlib.figures import plots
 from itlib.gaussian_mixture import paper_mixture
 from itlib.rewards import NAMED_REWARDS, parse_reward
 from itlib.schedules import Cosine

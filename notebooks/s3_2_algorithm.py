@@ -36,7 +36,7 @@ import pandas as pd
 import torch
 from IPython.display import Markdown, display
 
-from itlib import plots
+from itlib.figures import plots
 from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture, paper_mixture
 from itlib.network import Network, Residual
 from itlib.rewards import QuadraticReward, parse_reward

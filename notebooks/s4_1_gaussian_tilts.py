@@ -33,7 +33,7 @@ import torch
 from IPython.display import Markdown, display
 from torch.distributions import MultivariateNormal
 
-from itlib import plots
+from itlib.figures import plots
 from itlib.gaussian_mixture import GaussianMixture, NotNormalisableError, paper_mixture
 from itlib.rewards import NAMED_REWARDS, QuadraticReward, parse_reward
 

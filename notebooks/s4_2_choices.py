@@ -37,13 +37,13 @@ import pandas as pd
 import torch
 from IPython.display import Markdown, display
 
-from itlib import plots
+from itlib.experiments.checkpoints import profile as profile_named
+from itlib.experiments.checkpoints import resumable_base
+from itlib.experiments.grids import CHOICES
+from itlib.experiments.records import read_records
+from itlib.figures import plots
 from itlib.gaussian_mixture import ExactDenoiser, paper_mixture
-from itlib.grids import CHOICES
-from itlib.records import read_records
 from itlib.rewards import parse_reward
-from itlib.runs import profile as profile_named
-from itlib.runs import resumable_base
 from itlib.schedules import Cosine, noise
 from itlib.tilting import TiltingConfig
 from itlib.training import TrainingConfig

@@ -52,13 +52,13 @@ import torch
 from IPython.display import Markdown, display
 from tqdm import tqdm
 
-from itlib import plots
+from itlib.experiments.checkpoints import profile as profile_named
+from itlib.experiments.checkpoints import resumable_base, resumable_tilting
+from itlib.experiments.records import write_atomically, write_record
+from itlib.figures import plots
 from itlib.gaussian_mixture import paper_mixture
 from itlib.metrics import score_card
-from itlib.records import write_atomically, write_record
 from itlib.rewards import parse_reward
-from itlib.runs import profile as profile_named
-from itlib.runs import resumable_base, resumable_tilting
 from itlib.sampling import sample
 from itlib.schedules import Cosine
 

@@ -38,9 +38,9 @@ import safetensors.torch
 import torch
 from IPython.display import Markdown, display
 
-from itlib import plots
+from itlib.experiments.records import read_records
+from itlib.figures import plots
 from itlib.gaussian_mixture import paper_mixture
-from itlib.records import read_records
 from itlib.rewards import parse_reward
 
 base, reward = paper_mixture(), parse_reward("paper")

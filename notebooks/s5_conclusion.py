@@ -36,10 +36,10 @@ import torch
 from IPython.display import Markdown, display
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from itlib import plots
+from itlib.experiments.records import read_records
+from itlib.figures import plots
 from itlib.gaussian_mixture import ExactDenoiser, paper_mixture
 from itlib.metrics import score_errors
-from itlib.records import read_records
 from itlib.rewards import parse_reward
 from itlib.schedules import Cosine
 from itlib.tilting import tilt_path

@@ -16,7 +16,7 @@
 # %% [markdown]
 # # One run of how it scales
 #
-# The template behind the chapter on scaling: Algorithm 2 on one task of `itlib.scaling`, from the *exact* base. The student is the exact
+# The template behind the chapter on scaling: Algorithm 2 on one task of `itlib.experiments.scaling`, from the *exact* base. The student is the exact
 # denoiser plus a network that starts at zero, so there is no base to train and no floor. Papermill runs it once per task and seed.
 #
 # **You will see** the error of the tilted model split by direction, what its samples say, and what it cost.
@@ -47,12 +47,12 @@ from IPython.display import Markdown, display
 from tqdm import tqdm
 
 from itlib.baselines.tilt_matching import EXPLICIT
+from itlib.experiments.records import write_record
+from itlib.experiments.scaling import SHAPES, Line, axis_task, two_modes
 from itlib.gaussian_mixture import ExactDenoiser
 from itlib.metrics import mode_weights
 from itlib.network import Network, Residual
-from itlib.records import write_record
 from itlib.sampling import sample
-from itlib.scaling import SHAPES, Line, axis_task, two_modes
 from itlib.schedules import Cosine, noise
 from itlib.tilting import PAPER_UPDATE, TiltingConfig, derive_seed, iterative_tilting
 

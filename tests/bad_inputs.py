@@ -20,15 +20,15 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from itlib.experiments.checkpoints import load_state, profile
+from itlib.experiments.problems import task
+from itlib.experiments.records import read_record
 from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture, paper_mixture
 from itlib.likelihood import log_likelihood
 from itlib.network import Network
-from itlib.records import read_record
 from itlib.rewards import QuadraticReward, evaluate, parse_reward
-from itlib.runs import load_state, profile
 from itlib.sampling import sample
 from itlib.schedules import Cosine, noise
-from itlib.tasks import task
 from itlib.tilting import TiltingConfig, configuration, iterative_tilting
 from itlib.training import TrainingConfig, train_denoiser
 

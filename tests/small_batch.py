@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import small_book
 
-from itlib.records import content_hash
+from itlib.experiments.records import content_hash
 
 ROOT = Path(__file__).parents[1]
 #: A run of the template in seconds.
@@ -239,9 +239,9 @@ import safetensors.torch
 import torch
 
 from itlib.gaussian_mixture import paper_mixture
-from itlib.records import write_atomically, write_record
+from itlib.experiments.records import write_atomically, write_record
 from itlib.rewards import parse_reward
-from itlib.runs import profile as profile_named, resumable_base, resumable_tilting
+from itlib.experiments.checkpoints import profile as profile_named, resumable_base, resumable_tilting
 from itlib.schedules import Cosine
 from itlib.training import TrainingConfig
 
@@ -254,9 +254,9 @@ for base in resumable_base(mixture, schedule, TrainingConfig(epochs=4, batch_siz
 kept, parameters = base, {{"seed": seed, "profile": profile, "config": config}}
 """
 TILTS = """
-import itlib.runs
+import itlib.experiments.checkpoints
 
-tilts = itlib.runs.iterative_tilting
+tilts = itlib.experiments.checkpoints.iterative_tilting
 
 
 def counted(*arguments, **options):
@@ -266,7 +266,7 @@ def counted(*arguments, **options):
         yield step
 
 
-itlib.runs.iterative_tilting = counted
+itlib.experiments.checkpoints.iterative_tilting = counted
 knobs = {"S": S, "J": J, "B": B, "E": E, "lr": lr}
 settings = replace(profile_named(profile).tilting, N=N, lam=lam, **{k: v for k, v in knobs.items() if v is not None})
 run = resumable_tilting(base.denoiser, mixture, parse_reward(reward), schedule, settings, seed=seed, trace_samples=200)

@@ -14,7 +14,7 @@ import nbformat
 import numpy as np
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from itlib import plots
+from itlib.figures import plots
 
 ROOT = Path(__file__).parents[1]
 

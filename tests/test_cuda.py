@@ -11,21 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from itlib.baselines import comparison, digits
-from itlib.baselines.common import Account
-from itlib.estimators import fit_value
+from itlib.baselines.accounting import Account
+from itlib.beyond.estimators import fit_value
+from itlib.experiments.checkpoints import RunState, load_state, save_state
+from itlib.experiments.digits.images import image_card, new_denoiser
+from itlib.experiments.problems import TASKS
 from itlib.gaussian_mixture import ExactDenoiser, paper_mixture
-from itlib.images import image_card, new_denoiser
 from itlib.likelihood import log_likelihood
 from itlib.metrics import score_card
 from itlib.network import Network, Residual, device_of
+from itlib.pretrained import FromModel, Tabulated, with_lora
 from itlib.rewards import parse_reward
-from itlib.runs import RunState, load_state, save_state
 from itlib.sampling import path_log_weights, reverse_process, sample
 from itlib.schedules import Cosine
-from itlib.tasks import TASKS
 from itlib.tilting import CONFIGURATIONS, TiltingConfig, iterative_tilting
 from itlib.training import TrainingConfig, train_denoiser
-from itlib.wrap import FromModel, Tabulated, with_lora
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 

@@ -18,7 +18,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.config import Config
 
-from itlib.grids import BASE, TEMPLATE
+from itlib.experiments.grids import BASE, TEMPLATE
 
 WORDS_PER_MINUTE = 200
 LEARN = "You will see"  # opens the paragraph that says what a page teaches

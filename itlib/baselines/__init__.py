@@ -2,5 +2,5 @@
 
 A method is a generator like :func:`itlib.tilting.iterative_tilting`: it takes a base denoiser, a reward, a schedule and
 a configuration, and yields after every iteration. Any denoiser can be the base, the exact one of a mixture included. What
-a method draws, evaluates and differentiates is counted (:mod:`itlib.baselines.common`), so that budgets can be compared.
+a method draws, evaluates and differentiates is counted (:mod:`itlib.baselines.accounting`), so that budgets can be compared.
 """

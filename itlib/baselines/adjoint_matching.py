@@ -32,7 +32,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from itlib.baselines.common import NoisySteps, Step, Workbench, trajectory
+from itlib.baselines.accounting import NoisySteps, Step, Workbench, trajectory
 from itlib.network import Denoiser
 from itlib.rewards import Reward
 from itlib.sampling import time_grid, transition
@@ -74,7 +74,7 @@ def lean_adjoint(states: list[Tensor], base: Denoiser, reward: Reward, schedule:
     """The adjoint at x_0, ..., x_{K-1} of trajectories given as x_K, ..., x_0, each (B, d).
 
     Args:
-        states: of :func:`~itlib.baselines.common.trajectory`.
+        states: of :func:`~itlib.baselines.accounting.trajectory`.
         base: differentiable in x.
         reward: differentiable, (B, d) to (B,).
         schedule: the pair alpha, sigma.
@@ -115,7 +115,7 @@ def adjoint_matching(
         seed: fixes every random draw.
 
     Yields:
-        A :class:`~itlib.baselines.common.Step` per iteration.
+        A :class:`~itlib.baselines.accounting.Step` per iteration.
 
     Raises:
         FloatingPointError: if the loss stops being finite.

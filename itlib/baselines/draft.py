@@ -31,7 +31,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from itlib.baselines.common import Step, Workbench
+from itlib.baselines.accounting import Step, Workbench
 from itlib.network import Denoiser
 from itlib.rewards import Reward
 from itlib.sampling import normal, time_grid, transition
@@ -156,7 +156,7 @@ def draft(
         seed: fixes every random draw.
 
     Yields:
-        A :class:`~itlib.baselines.common.Step` per iteration.
+        A :class:`~itlib.baselines.accounting.Step` per iteration.
 
     Raises:
         FloatingPointError: if the loss stops being finite.

@@ -26,7 +26,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from itlib.baselines.common import NoisySteps, Step, Workbench, trajectory
+from itlib.baselines.accounting import NoisySteps, Step, Workbench, trajectory
 from itlib.network import Denoiser
 from itlib.rewards import Reward, evaluate
 from itlib.schedules import Schedule
@@ -100,7 +100,7 @@ def policy_gradient(
         seed: fixes every random draw.
 
     Yields:
-        A :class:`~itlib.baselines.common.Step` per batch.
+        A :class:`~itlib.baselines.accounting.Step` per batch.
 
     Raises:
         FloatingPointError: if the loss stops being finite.

@@ -16,7 +16,7 @@ Both are an ``update`` of :func:`~itlib.tilting.iterative_tilting`, and c is the
 
 from __future__ import annotations
 
-from itlib.estimators import centred
+from itlib.beyond.estimators import centred
 from itlib.tilting import Update, explicit, implicit
 
 EXPLICIT: Update = explicit(centred())

@@ -1,0 +1,1 @@
+"""Problems, parameters and records with types, and one module for each experiment."""

@@ -1,0 +1,1 @@
+"""Small images: data, model, rewards, judges, and the comparison on them."""

@@ -1,0 +1,1 @@
+"""The look of the figures; the only part that imports matplotlib."""

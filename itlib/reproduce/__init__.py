@@ -1,0 +1,1 @@
+"""The papermill batch behind ``python -m itlib.reproduce``."""

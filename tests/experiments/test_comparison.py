@@ -1,0 +1,239 @@
+"""The comparison: equal budgets, the same base, rewards differentiated only where a method says so, and its records."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from itlib.baselines.accounting import Account, Counts, Step
+from itlib.baselines.adjoint_matching import AdjointMatchingConfig, adjoint_matching
+from itlib.baselines.draft import DraftConfig, draft
+from itlib.baselines.guidance import plug_in_value
+from itlib.baselines.monte_carlo import SMCConfig, importance, sequential_monte_carlo
+from itlib.baselines.policy_gradient import PolicyGradientConfig, policy_gradient
+from itlib.experiments.comparison import (
+    BEST,
+    MAIN,
+    METHODS,
+    OTHER,
+    RATES,
+    REFERENCES,
+    TUNING_SEED,
+    WORK,
+    Method,
+    Setting,
+    cells,
+    fine_tune,
+    tuning_cells,
+)
+from itlib.experiments.grids import OTHER_BASES
+from itlib.experiments.problems import TASKS, Task
+from itlib.experiments.records import read_record, read_records
+from itlib.gaussian_mixture import ExactDenoiser
+from itlib.network import Network, Residual
+from itlib.rewards import ForwardOnly, QuadraticReward, Reward
+from itlib.schedules import Cosine
+from itlib.tilting import TiltingConfig
+
+REFERENCE = Path(__file__).parents[2] / "book" / "reference"
+TRAINED = [name for name, method in METHODS.items() if method.train]
+DRAWN = [name for name, method in METHODS.items() if method.draw]
+
+
+def setting(**changes: object) -> Setting:
+    # A base that is right: of an untrained network the samples run away, and chains that do have no noise at their end.
+    base = Residual(ExactDenoiser(TASKS["paper"].base, Cosine()), Network(width=16, depth=2, embedding=8))
+    return replace(Setting(base, TASKS["paper"], Cosine(), "smoke"), **changes)
+
+
+class Strict(QuadraticReward):
+    """Raises as soon as autograd reaches it."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return ForwardOnly(super().__call__)(x)
+
+
+def forward_only() -> Task:
+    reward = TASKS["paper"].reward
+    return Task(TASKS["paper"].base, Strict(reward.b, reward.A, reward.c))
+
+
+def first(method: Method, one: Setting) -> Counts:
+    if method.train:
+        return next(fine_tune(method, one)).counts
+    account = Account()
+    assert method.draw is not None
+    drawn = method.draw(one, account)
+    if drawn.denoiser is not None:
+        drawn.denoiser(torch.zeros(1, 2), torch.tensor(0.5))
+    return account.counts
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_a_method_differentiates_the_reward_only_if_it_says_so(name: str) -> None:
+    method = METHODS[name]
+    if method.gradient:
+        assert first(method, setting()).reward_gradient > 0
+        with pytest.raises(RuntimeError, match="forward-only"):
+            first(method, setting(task=forward_only()))
+    else:
+        assert first(method, setting(task=forward_only())).reward_gradient == 0
+
+
+@pytest.mark.parametrize(
+    "reward", [lambda x: x.sum(), lambda x: x[:, :1], lambda x: (x[:, 1] > 0).float()], ids=["sum", "column", "step"]
+)
+@pytest.mark.parametrize("name", ["draft-kl", "adjoint", "draft-lv"])
+def test_a_reward_without_a_useful_gradient_is_refused(name: str, reward: Reward) -> None:
+    with pytest.raises(ValueError, match="needs the reward's gradient, and one number per sample"):
+        STRONG[name](1.0, reward)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_method_that_trains_spends_its_budget_and_leaves_the_base_alone(name: str) -> None:
+    one = setting()
+    before = copy.deepcopy(one.base.state_dict())
+    works = [step.counts.work for step in fine_tune(METHODS[name], one)]
+    assert all(torch.equal(value, before[key]) for key, value in one.base.state_dict().items())
+    # It stops with the first step that reaches the budget. Tilts are sized to fill it, and end when they are done.
+    assert all(work < WORK["smoke"] for work in works[:-1])
+    assert works[-1] >= 0.8 * WORK["smoke"]
+
+
+def test_the_budget_is_that_of_the_papers_algorithm() -> None:
+    paper = TiltingConfig()
+    sampling, training = paper.S * paper.J, paper.E * paper.B
+    assert WORK["full"] == pytest.approx(paper.N * (sampling + (1 + 3) * training), rel=0.01)  # the teacher's, the student's
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_method_that_draws_gives_samples_or_a_denoiser(name: str) -> None:
+    draw = METHODS[name].draw
+    assert draw is not None
+    drawn = draw(setting(), Account())
+    assert (drawn.denoiser is None) == (len(drawn.samples) > 0)
+    assert len(drawn.samples) == 0 or drawn.samples.shape[1:] == (2,)
+    assert drawn.ess is None or 0 < drawn.ess <= 1
+    with pytest.raises(ValueError, match="trains nothing"):
+        next(fine_tune(METHODS[name], setting()))
+
+
+def test_the_grid_is_what_the_chapter_promises() -> None:
+    grid = cells()
+    for task in MAIN:
+        assert {p["method"] for p in grid.values() if p["task"] == task} == set(METHODS)
+    for task in OTHER:
+        assert {p["method"] for p in grid.values() if p["task"] == task} == {*BEST, *REFERENCES}
+    assert set(OTHER_BASES) == {
+        name for name, task in TASKS.items() if not torch.equal(task.base.means, TASKS["paper"].base.means)
+    }
+    assert len(tuning_cells()) == len(TRAINED) * len(RATES)
+
+
+def tiny() -> Network:
+    return Network(width=8, depth=2, embedding=4)
+
+
+def landed(steps: Iterator[Step]) -> Tensor:
+    """The weights that a few steps end with, and the loss, which Adam does not see the scale of."""
+    *_, last = steps
+    return torch.cat([p.detach().flatten() for p in last.denoiser.parameters()] + [torch.tensor([last.loss])])
+
+
+#: With little work, where each method lands for a strength and a reward.
+STRONG: dict[str, Callable[[float, Reward], Tensor]] = {
+    "draft": lambda lam, r: landed(draft(tiny(), r, Cosine(), DraftConfig(3, lam, B=8, J=4, lr=1e-2))),
+    "draft-kl": lambda lam, r: landed(draft(tiny(), r, Cosine(), DraftConfig(3, lam, kl=1.0, B=8, J=4, lr=1e-2))),
+    "draft-lv": lambda lam, r: landed(draft(tiny(), r, Cosine(), DraftConfig(3, lam, K=1, renoise=2, B=8, J=4, lr=1e-2))),
+    "adjoint": lambda lam, r: landed(
+        adjoint_matching(tiny(), r, Cosine(), AdjointMatchingConfig(iterations=3, lam=lam, B=8, J=4, lr=1e-2))
+    ),
+    "dpok": lambda lam, r: landed(
+        policy_gradient(tiny(), r, Cosine(), PolicyGradientConfig(2, 2, lam, kl=1.0, advantage_clip=1e9, B=8, J=4, lr=1e-2))
+    ),
+    "importance": lambda lam, r: importance(tiny(), r, Cosine(), 8, lam=lam, J=4, generator=seeded())[1],
+    "smc": lambda lam, r: population(r, SMCConfig(n=8, J=4, lam=lam)),
+    "twisted": lambda lam, r: population(r, SMCConfig(n=8, J=4, lam=lam, twisted=True)),
+    "plug-in": lambda lam, r: plug_in_value(tiny(), r, Cosine(), lam)(torch.ones(3, 2), torch.tensor(0.5)).detach(),
+}
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def population(reward: Reward, config: SMCConfig) -> Tensor:
+    *_, last = sequential_monte_carlo(tiny(), reward, Cosine(), config, generator=seeded())
+    return torch.cat([last.x.flatten(), last.log_w])
+
+
+@pytest.mark.parametrize("name", STRONG)
+def test_the_strength_multiplies_the_reward(name: str) -> None:
+    def reward(x: Tensor) -> Tensor:
+        return x[:, 0].sin() + x[:, 1]
+
+    run = STRONG[name]
+    torch.testing.assert_close(run(2.0, reward), run(1.0, lambda x: 2.0 * reward(x)), rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(run(2.0, reward), run(1.0, reward), rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["draft", "adjoint", "dpok"])
+def test_every_iteration_and_every_seed_draws_anew(name: str) -> None:
+    runs = {
+        "draft": lambda seed: draft(tiny(), lambda x: x[:, 1], Cosine(), DraftConfig(2, lr=1e-12, B=8, J=4), seed=seed),
+        "adjoint": lambda seed: adjoint_matching(
+            tiny(), lambda x: x[:, 1].sin(), Cosine(), AdjointMatchingConfig(iterations=2, lr=1e-12, B=8, J=4), seed=seed
+        ),
+        "dpok": lambda seed: policy_gradient(
+            tiny(), lambda x: x[:, 1], Cosine(), PolicyGradientConfig(2, 2, kl=1.0, clip=9.0, lr=1e-12, B=8, J=4), seed=seed
+        ),
+    }
+    losses = [step.loss for seed in (0, 1) for step in runs[name](seed)]
+    assert all(abs(a - b) > 1e-6 for a, b in itertools.combinations(losses, 2)), losses
+
+
+def test_the_path_kl_counts_by_its_weight() -> None:
+    """The first step does not see it, so that the second loss is linear in the weight."""
+    first, second, third = (
+        [s.loss for s in draft(tiny(), lambda x: x[:, 1], Cosine(), DraftConfig(2, kl=kl, B=8, J=4, lr=1e-2))][1]
+        for kl in (1.0, 2.0, 3.0)
+    )
+    assert second - first > 1e-4
+    assert third - second == pytest.approx(second - first, rel=1e-3)
+
+
+def test_learning_rates_are_those_that_the_tuning_chose() -> None:
+    """The rule of the module, applied to the committed records; a run that failed cannot win."""
+    found: dict[str, dict[float, float]] = {}
+    for record in read_records(REFERENCE / "tuning", "paper_*.json"):
+        parameters = record["parameters"]
+        assert (parameters["task"], parameters["seed"], parameters["profile"]) == ("paper", TUNING_SEED, "full")
+        worst = float("inf") if "failure" in record else record["metrics"]["sliced_w2"]
+        found.setdefault(parameters["method"], {})[parameters["lr"]] = worst
+    assert set(found) == set(TRAINED)
+    for name, scores in found.items():
+        assert set(scores) == set(RATES), name
+        assert METHODS[name].lr == min(scores, key=lambda lr: (scores[lr], lr)), name
+
+
+def test_records_are_whole_seeds_of_the_grid() -> None:
+    """Every cell has the parameters of its name and its method's rate; a seed has all cells of its kind of task, or none."""
+    grid, seeds = cells(), {}
+    for path in sorted((REFERENCE / "rivals").glob("*_seed*.json")):
+        stem, _, seed = path.stem.rpartition("_seed")
+        record = read_record(path)
+        if record["task"] == "base":
+            continue
+        expected = grid[stem] | {"seed": int(seed), "profile": "full", "lr": METHODS[record["parameters"]["method"]].lr}
+        assert expected.items() <= record["parameters"].items()
+        seeds.setdefault(stem, set()).add(int(seed))
+    for tasks in (MAIN, OTHER):
+        assert len({frozenset(seeds.get(stem, ())) for stem, p in grid.items() if p["task"] in tasks}) == 1
+    assert seeds["paper_tilting_N020"]

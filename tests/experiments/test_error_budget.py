@@ -1,0 +1,136 @@
+"""Exact ingredients of Algorithm 2: each does what its name says, and the records are whole seeds of the grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise, product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from itlib.experiments.error_budget import EXCHANGES, FACTORIAL, Samples, analytic_sampler, cells, ingredients, taught_by
+from itlib.experiments.problems import task
+from itlib.experiments.records import read_record
+from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture
+from itlib.network import Network
+from itlib.reproduce.batch import grid
+from itlib.schedules import Cosine, noise
+from itlib.tilting import PAPER_UPDATE, DatasetSampler, TiltBatch, TiltingConfig, iterative_tilting, tilt_path
+
+REFERENCE = Path(__file__).parents[2] / "book" / "reference" / "budget"
+PROBLEM = task("one-mode")
+PATH = tilt_path(PROBLEM.base, PROBLEM.reward, 1.0, 10)
+
+
+def batch(n: int, cosine: Cosine, eps_old: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], k: int = 3) -> TiltBatch:
+    """Noised exact samples of p^{k-1}, in double precision, at one point in x and t if n is large."""
+    generator = torch.Generator().manual_seed(0)
+    x_0 = PATH(k - 1).sample(n, generator)
+    t = 0.01 + 0.98 * torch.rand(n, generator=generator, dtype=torch.float64)
+    z = torch.randn(x_0.shape, generator=generator, dtype=torch.float64)
+    x_t = noise(cosine, x_0, z, t)
+    return TiltBatch(k, x_0, PROBLEM.reward(x_0), t, z, x_t, eps_old(x_t, t))
+
+
+def wrong(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    return torch.full_like(x, 0.7)
+
+
+def test_with_everything_exact_one_tilt_is_the_next_law_to_first_order(cosine: Cosine) -> None:
+    """Whatever the teacher's network says; halving delta divides what is left by four."""
+    update, _ = ingredients(PATH, PROBLEM.reward, cosine, covariance="exact", exact_teacher=True)
+    given, k = batch(400, cosine, wrong), 3
+    missed = []
+    for delta in (0.1, 0.05, 0.025):
+        truth = ExactDenoiser(PATH(k - 1).tilted(PROBLEM.reward, delta), cosine)(given.x_t, given.t)
+        missed.append(float((update(given, delta)[0] - truth).square().mean().sqrt()))
+    for large, small in pairwise(missed):
+        assert large / small == pytest.approx(4.0, rel=0.15)
+
+
+def test_the_exact_teacher_replaces_the_network_in_target_and_estimate(cosine: Cosine) -> None:
+    truth = ExactDenoiser(PATH(2), cosine)
+    taught, learned = (taught_by(PATH, cosine, PAPER_UPDATE), PAPER_UPDATE)
+    given, right = batch(50, cosine, wrong), batch(50, cosine, truth)
+    torch.testing.assert_close(taught(given, 0.1)[0], learned(right, 0.1)[0])
+    assert not torch.allclose(learned(given, 0.1)[0], learned(right, 0.1)[0])
+
+
+def test_single_and_exact_covariance_agree_on_average(cosine: Cosine) -> None:
+    """With the exact teacher and samples of p^{k-1}; tested against functions of x_t, by five standard errors."""
+    given = batch(200_000, cosine, ExactDenoiser(PATH(2), cosine))
+    single, exact = (
+        ingredients(PATH, PROBLEM.reward, cosine, covariance=c, exact_teacher=True)[0](given, 0.1)[0]
+        for c in ("single", "exact")
+    )
+    for f in (torch.ones_like(given.x_t), given.x_t, torch.sin(given.x_t) * given.t.unsqueeze(1)):
+        gap = ((single - exact) * f).sum(1)
+        assert abs(float(gap.mean())) < 5 * float(gap.std()) / len(gap) ** 0.5
+        assert float(gap.std()) > 0.01
+
+
+@pytest.mark.parametrize("samples", ["model", "analytic", "exact"])
+def test_samples_come_from_where_they_say(samples: Samples, cosine: Cosine) -> None:
+    """From a network that knows nothing: each is like itself and like no other."""
+    settings = TiltingConfig(N=10, S=64, E=1, J=5, B=8)
+    update, sampler = ingredients(PATH, PROBLEM.reward, cosine, samples=samples, J=5)
+
+    def drawn(use: DatasetSampler | None) -> torch.Tensor:
+        return next(iterative_tilting(Network(2), PROBLEM.reward, cosine, settings, update=update, sampler=use)).samples
+
+    exact = ingredients(PATH, PROBLEM.reward, cosine, samples="exact")[1]
+    same = {
+        "model": torch.equal(drawn(sampler), drawn(None)),
+        "analytic": torch.equal(drawn(sampler), drawn(analytic_sampler(cosine, 2, 5))),
+        "exact": torch.equal(drawn(sampler), drawn(exact)),
+    }
+    assert [name for name, equal in same.items() if equal] == [samples]
+
+
+def test_the_analytic_sampler_gives_back_the_variance(cosine: Cosine) -> None:
+    """Of a Gaussian, from its exact denoiser and few steps: exact up to the noise of the draw; Algorithm 1 is too narrow."""
+    law = GaussianMixture(torch.ones(1), torch.zeros(1, 2), 0.5 * torch.eye(2).unsqueeze(0))
+    x = analytic_sampler(cosine, 2, 20)(ExactDenoiser(law, cosine), 1, 20_000, torch.Generator().manual_seed(0))
+    assert float(x.var()) == pytest.approx(0.5, abs=5 * 0.5 * (2 / 40_000) ** 0.5)
+
+
+def test_names_that_do_not_exist_are_refused(cosine: Cosine) -> None:
+    unknown: Any
+    for unknown in ({"samples": "heun"}, {"covariance": "double"}):
+        with pytest.raises(ValueError, match="one of"):
+            ingredients(PATH, PROBLEM.reward, cosine, **unknown)
+
+
+def test_the_grid_is_a_factorial_and_exchanges_one_at_a_time() -> None:
+    crossed = {(EXCHANGES[n].get("samples"), EXCHANGES[n].get("covariance")) for n in FACTORIAL}
+    assert crossed == set(product((None, "exact"), repeat=2))
+    for start, names in {
+        "learned": ("samples", "covariance", "sampler", "teacher", "base", "centred"),
+        "samples": ("both", "fresh", "samples_long"),
+        "both": ("both_teacher", "both_base", "both_long"),
+    }.items():
+        for name in names:
+            assert len(EXCHANGES[name].items() ^ EXCHANGES[start].items()) == 1, name
+
+
+def test_both_tasks_start_from_the_papers_base() -> None:
+    found = {c.name: c for c in grid(REFERENCE.parents[2], name="budget", N=[], seeds=[0], pages=False)}
+    assert set(found) == {f"{stem}_seed0" for stem in cells()} | {"base_seed0"}
+    assert all(c.after == ("base_seed0",) for name, c in found.items() if name != "base_seed0")
+
+
+def test_records_are_whole_seeds_of_the_grid() -> None:
+    """Every cell has the parameters of its name, as many seeds of each, and looks along the tilts from base to end."""
+    asked, seeds = cells(), dict[str, set[int]]()
+    for path in sorted(REFERENCE.glob("*_N*.json")):
+        stem, _, seed = path.stem.rpartition("_seed")
+        record = read_record(path)
+        assert (asked[stem] | {"seed": int(seed), "profile": "full"}).items() <= record["parameters"].items()
+        assert record["curve"]["k"][0] == 0
+        assert record["curve"]["k"][-1] == asked[stem]["N"]
+        assert len(record["curve"]["eps_rmse"]) == min(int(asked[stem]["N"]), 10) + 1
+        seeds.setdefault(stem, set()).add(int(seed))
+    assert set(seeds) == set(asked)
+    assert len(set(map(frozenset, seeds.values()))) == 1

@@ -1,0 +1,31 @@
+"""The tasks: the figures that their sources give, and the exact tilt."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from itlib.experiments.problems import TASKS, task
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "target", "kl"), [("nine", -11.08, -0.2907, 1.149), ("eight", -9.23, -1.340, 1.628)]
+)
+def test_the_external_tasks_have_the_figures_of_their_source(name: str, base: float, target: float, kl: float) -> None:
+    one = task(name)
+    assert one.base.expected_reward(one.reward) == pytest.approx(base, abs=0.005)
+    assert one.target.expected_reward(one.reward) == pytest.approx(target, abs=0.0005)
+    assert one.base.tilt_kl(one.reward) == pytest.approx(kl, abs=0.0005)
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_the_target_is_the_tilt(name: str) -> None:
+    one = TASKS[name]
+    x = 3 * torch.randn(50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    gap = one.target.log_prob(x) - one.base.log_prob(x) - one.reward(x)
+    torch.testing.assert_close(gap, torch.full_like(gap, -one.base.log_normaliser(one.reward)))
+
+
+def test_an_unknown_task_is_named() -> None:
+    with pytest.raises(ValueError, match=r"no task 'ten': choose from paper, .*nine"):
+        task("ten")

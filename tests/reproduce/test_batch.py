@@ -1,0 +1,594 @@
+"""The batch: what it refuses, what it runs again, and what it survives."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import small_batch
+from small_batch import SMALL, alive, batch, cell_process, executed, family, kill, started, wait_for
+
+from itlib.experiments.grids import GRIDS
+from itlib.experiments.records import read_record
+from itlib.reproduce import batch as reproduce
+from itlib.reproduce.batch import Cell, chapters, grid, main, parameters_of, run_batch
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def idle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pretended notebooks that are never run."""
+    return small_batch.pretend(tmp_path_factory.mktemp("idle") / "root")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pretended notebooks after a batch of N = 2 and 3. Copy it before changing it."""
+    root = small_batch.pretend(tmp_path_factory.mktemp("done") / "root")
+    result = batch(root, "--N", "2", "3")
+    assert result.returncode == 0, result.stderr
+    assert executed(root) == ["N002_seed0", "N003_seed0", "base_seed0", "chapter"]
+    return root
+
+
+@pytest.fixture
+def mine(done: Path, tmp_path: Path) -> Path:
+    """An own copy of a finished batch."""
+    return Path(shutil.copytree(done, tmp_path / "elsewhere"))
+
+
+class Recorder(Executor):
+    """Runs nothing and remembers what it was given; a cell answers what ``answers`` says of it, "" if nothing."""
+
+    def __init__(self, answers: dict[str, str] | None = None) -> None:
+        self.names: list[str] = []
+        self.answers = answers or {}
+
+    def submit(self, function: Any, /, *arguments: Any, **_: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        self.names.append(arguments[0]["name"])
+        future.set_result(self.answers.get(self.names[-1], ""))
+        return future
+
+
+# ---- the command line ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--N", "0"], "argument --N: a number of tilts or jobs is a whole number of at least 1, got '0'"),
+        (["--N", "1.5"], "at least 1, got '1.5'"),
+        (["--N", "-3"], "argument --N"),
+        (["--N"], "argument --N: expected at least one argument"),
+        (["--seeds", "x"], "a seed is a whole number of at least 0, got 'x'"),
+        (["--jobs", "0"], "at least 1, got '0'"),
+        (["--profile", "nope"], "argument --profile: invalid choice: 'nope' (choose from"),
+        (["--config", "nope"], "argument --config: invalid choice: 'nope' (choose from"),
+        (["--nope"], "unrecognized arguments: --nope"),
+        (["--set", "lr"], "write NAME=VALUE, got 'lr'"),
+        (["--set", "nope=1"], "--set has no parameter nope that is free here: it has B, E, J, S, lam, lr, reward"),
+        (["--set", "N=5"], "--set has no parameter N"),
+        (["--grid", "choices", "--set", "lr=1e-3"], "--set has no parameter lr that is free here"),
+        (["--set", "reward=A=4,4"], "cannot be normalised"),
+        (["--set", "reward=nonsense"], "cannot read the reward 'nonsense'"),
+        (["--set", "lam=abc"], "lam takes a value such as 1.0, got 'abc'"),
+        (["--set", "lam=1e999"], "lam finite"),
+        (["--set", "S=1.5"], "S takes a value such as 1000, got 1.5"),
+        (["--set", "S=0"], "S must be a whole number of at least 1, got 0"),
+        (["--set", "B=5000"], "a minibatch of B=5000 cannot be drawn from S=1000 samples"),
+        (["--set", "lr=-1"], "lr must be positive"),
+    ],
+)
+def test_a_wrong_command_is_one_sentence(
+    idle: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
+) -> None:
+    try:
+        status: Any = main(["--root", str(idle), *arguments])
+    except SystemExit as end:
+        status = end.code
+    shown = capsys.readouterr()
+    assert status == 2
+    assert shown.out == ""
+    assert shown.err.startswith("error: ")
+    assert shown.err.count("\n") == 1
+    assert says in shown.err
+    assert not (idle / "executed").exists()
+
+
+def test_a_scheduler_that_is_not_there_is_one_sentence_and_changes_nothing(mine: Path) -> None:
+    result = batch(mine, "--profile", "smoke", "--executor", "tcp://127.0.0.1:1")
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.startswith("error: no Dask scheduler answers at tcp://127.0.0.1:1 ")
+    assert result.stderr.endswith("start one with 'dask scheduler'\n")
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert len(list((mine / "book" / "runs").glob("*.json"))) == 3
+
+
+@pytest.mark.parametrize("options", [[], ["--records-only"]])
+@pytest.mark.parametrize("damage", ["truncated", "schema"])
+def test_a_damaged_record_is_one_sentence(
+    idle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str, options: list[str]
+) -> None:
+    (tmp_path / "N002_seed0.json").write_text('{"schema": 1, "tas' if damage == "truncated" else '{"schema": 1}')
+    assert main(["--root", str(idle), "--N", "2", "--out", str(tmp_path), *options]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith(f"error: {tmp_path / 'N002_seed0.json'} is ")
+    assert error.endswith("delete it and run again to make it anew\n")
+    assert not (idle / "executed").exists()
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    examples = [
+        line.strip().split("    ")[0] for line in text.splitlines() if line.startswith("  python -m itlib.reproduce")
+    ]
+    assert len(examples) >= 4
+    for example in examples:
+        reproduce._parser().parse_args(shlex.split(example)[3:])
+    for word in ("--N", "--seeds", "--profile", "--set", "--jobs", "--executor", "--out", "Killed?", "ITLIB_CACHE"):
+        assert word in text
+    assert "--cell" not in text
+    assert "--root" not in text
+
+
+def test_help_comes_at_once() -> None:
+    code = (
+        "import sys, itlib.reproduce; print(sorted({'torch', 'papermill', 'distributed', 'matplotlib'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"
+
+
+# ---- what is run, and in which order -------------------------------------------------------------------------------
+
+
+def test_the_grid_is_a_base_per_seed_and_a_run_per_cell(tmp_path: Path) -> None:
+    cells = {cell.name: cell for cell in grid(ROOT, N=[20, 5], seeds=[0, 3], out=tmp_path, overrides={"lr": 1e-3})}
+    assert set(cells) == {
+        *("base_seed0", "N020_seed0", "N005_seed0"),
+        *("base_seed3", "N020_seed3", "N005_seed3"),
+    }
+    cell = cells["N020_seed3"]
+    assert cell.after == ("base_seed3",)
+    assert {k: v for k, v in cell.parameters.items() if k != "record"} == {
+        "N": 20,
+        "seed": 3,
+        "profile": "full",
+        "config": "paper",
+        "lr": 1e-3,
+    }
+    assert (ROOT / "notebooks" / cell.parameters["record"]).resolve() == tmp_path / "N020_seed3.json"
+    assert cells["base_seed0"].after == ()
+    assert "lr" not in cells["base_seed0"].parameters
+    assert all(c.page is None for c in grid(ROOT, N=[1], seeds=[0], pages=False))
+
+
+def test_every_notebook_takes_what_the_batch_gives_it() -> None:
+    cells = [cell for name in GRIDS for cell in grid(ROOT, name=name, N=[2], seeds=[0])] + chapters(ROOT, "smoke")
+    assert len(cells) >= 3
+    for cell in cells:
+        assert set(cell.parameters) <= set(parameters_of(cell.notebook)), cell.name
+        if "read_record" in Path(cell.notebook).read_text():
+            assert cell.reads, f"{cell.name} reads records, and its header should say which: itlib, reads"
+        if cell.chapter and "import resumable_base" in Path(cell.notebook).read_text():
+            assert str(ROOT / "_build/cache") in cell.reads, f"{cell.name} would train a base that another cell is training"
+
+
+def test_bases_come_first_then_the_longest_and_a_broken_base_stops_only_its_own(tmp_path: Path) -> None:
+    cells = [
+        Cell(f"{kind}{seed}", str(tmp_path / "x.py"), {}, after=(f"base{seed}",) if kind != "base" else (), work=work)
+        for seed in (0, 1)
+        for kind, work in (("short", 1), ("base", 9), ("long", 5))
+    ]
+    (tmp_path / "x.py").write_text("")
+    recorder = Recorder({"base1": "ValueError: no"})
+    failures = run_batch(cells, recorder, scratch=tmp_path / "progress")
+    assert recorder.names == ["base0", "base1", "long0", "short0"]
+    assert failures == {
+        "base1": "ValueError: no",
+        "long1": "not run, because base1 failed",
+        "short1": "not run, because base1 failed",
+    }
+
+
+def test_chapters_fill_what_the_grid_leaves_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They run beside the base, give way to the runs, and those that read runs come after them, although one has failed."""
+    (tmp_path / "x.py").write_text("")
+    common = (str(tmp_path / "x.py"), {})
+    cells = [Cell(f"chapter{i}", *common, chapter=True) for i in range(8)]
+    cells += [Cell("late", *common, after=("base", "long", "short"), chapter=True), Cell("base", *common)]
+    cells += [Cell(name, *common, after=("base",)) for name in ("long", "short")]
+    begun: list[str] = []
+
+    def run(cell: dict[str, Any], progress: str) -> str:
+        begun.append(cell["name"])
+        if cell["name"] == "base":  # ends when two chapters have begun
+            wait_for(lambda: "chapter1" in begun, "a second chapter", 20)
+        if cell["name"] == "chapter2":  # ends when the base has ended
+            wait_for(lambda: "long" in begun, "a run", 20)
+        return "ValueError: no" if cell["name"] == "short" else ""
+
+    monkeypatch.setattr(reproduce, "run_in_process", run)
+    with ThreadPoolExecutor(2) as executor:
+        failures = run_batch(cells, executor, scratch=tmp_path / "progress", jobs=2)
+    assert failures == {"short": "ValueError: no"}
+    assert begun[:2] == ["base", "chapter0"]
+    assert max(begun.index("long"), begun.index("short")) < begun.index("chapter3")
+    assert begun.index("late") > begun.index("short")
+    assert sorted(begun) == sorted(cell.name for cell in cells)
+
+
+def test_an_executor_that_breaks_fails_its_cells_only(tmp_path: Path) -> None:
+    class Broken(Recorder):
+        def submit(self, function: Any, /, *arguments: Any, **_: Any) -> Future[Any]:
+            future: Future[Any] = Future()
+            if arguments[0]["name"] == "a":
+                future.cancel()
+                future.set_running_or_notify_cancel()
+            elif arguments[0]["name"] == "b":
+                future.set_exception(RuntimeError("the cluster went away"))
+            else:
+                future.set_result("")
+            return future
+
+    (tmp_path / "x.py").write_text("")
+    failures = run_batch([Cell(name, str(tmp_path / "x.py"), {}) for name in "abc"], Broken(), scratch=tmp_path)
+    assert failures == {
+        "a": "the scheduler went away: start it and its workers again, then run the same command",
+        "b": "RuntimeError: the cluster went away",
+    }
+
+
+def test_again_names_what_failed_and_keeps_the_rest() -> None:
+    arguments = (
+        "--N 2 3 5 --seeds 0 1 --profile smoke --set 'reward=A=-2,1 b=1,1' lr=1e-3 --jobs 1 --records-only --out 'a b'"
+    )
+    options = reproduce._parser().parse_args(shlex.split(arguments))
+    cells = {c.name: c for c in grid(ROOT, N=[2, 3, 5], seeds=[0, 1])}
+
+    def again(*failed: str) -> argparse.Namespace:
+        command = shlex.split(reproduce._again(options, [cells[name] for name in failed]))
+        assert command[:3] == ["python", "-m", "itlib.reproduce"]
+        return reproduce._parser().parse_args(command[3:])
+
+    found = again("N003_seed1")
+    assert (found.N, found.seeds) == ([3], [1])
+    assert {**vars(found), "N": 0, "seeds": 0} == {**vars(options), "N": 0, "seeds": 0}
+    found = again("base_seed1", "N002_seed1", "N003_seed1", "N005_seed1")
+    assert (found.N, found.seeds) == ([2, 3, 5], [1])
+    assert again() == options
+
+
+def test_a_kernel_that_does_not_start_is_started_again(idle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import papermill
+
+    (cell,) = (replace(c, page=None) for c in grid(idle, N=[2], seeds=[0]) if c.after)
+    started: list[int] = []
+
+    def mute(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("Kernel didn't respond in 60 seconds")
+
+    def silent(notebook: Any, *_: Any, **__: Any) -> Any:
+        started.append(1)
+        if len(started) < 3:
+            mute()
+        return notebook
+
+    monkeypatch.setattr(papermill, "execute_notebook", silent)
+    reproduce.execute(cell)
+    assert len(started) == 3
+    monkeypatch.setattr(papermill, "execute_notebook", mute)
+    with pytest.raises(reproduce.BatchError, match=r"its kernel did not start: .*run fewer --jobs"):
+        reproduce.execute(cell)
+
+
+def test_again_names_the_cells_of_a_grid_without_N() -> None:
+    options = reproduce._parser().parse_args(["--grid", "tuning", "--seeds", "100", "101", "--only", "paper_d*"])
+    cells = {c.name: c for c in grid(ROOT, name="tuning", N=[20], seeds=[100, 101], pages=False)}
+    command = reproduce._again(options, [cells["paper_draft_lr1e-03_seed101"]])
+    assert command == "python -m itlib.reproduce --grid tuning --seeds 101 --only paper_draft_lr1e-03"
+
+
+def test_a_task_with_a_base_of_its_own_waits_for_it() -> None:
+    cells = {c.name: c for c in grid(ROOT, name="rivals", N=[], seeds=[0], pages=False, only=["paper_smc", "nine_*"])}
+    assert {name for name, c in cells.items() if not c.after} == {"base_seed0", "base_nine_seed0"}
+    assert cells["paper_smc_seed0"].after == ("base_seed0",)
+    assert cells["nine_smc_seed0"].after == ("base_nine_seed0",)
+    assert cells["base_nine_seed0"].parameters["task"] == "nine"
+
+
+def test_a_grid_without_a_base_trains_none() -> None:
+    cells = {c.name: c for c in grid(ROOT, name="scaling", N=[], seeds=[0, 1], pages=False, only=["jump_*"])}
+    assert set(cells) == {f"jump_N{N:03d}_seed{seed}" for N in (5, 20) for seed in (0, 1)}
+    assert all(c.after == () for c in cells.values())
+    options = reproduce._parser().parse_args(["--grid", "scaling", "--seeds", "0", "1"])
+    command = reproduce._again(options, [cells["jump_N005_seed1"]])
+    assert command == "python -m itlib.reproduce --grid scaling --seeds 1 --only jump_N005"
+
+
+def test_a_grid_that_sets_its_own_N_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--grid", "rivals", "--N", "3"]) == 2
+    assert "sets its own numbers of tilts" in capsys.readouterr().err
+    assert main(["--grid", "rivals", "--only", "nothing"]) == 2
+    assert "paper_tilting_N020" in capsys.readouterr().err
+
+
+# ---- stale or not --------------------------------------------------------------------------------------------------
+
+
+def stale(root: Path, *arguments: str) -> list[str]:
+    """What a batch would run, in alphabetical order."""
+    options = reproduce._parser().parse_args(list(arguments))
+    cells = grid(
+        root, N=options.N or [2, 3], seeds=options.seeds, profile=options.profile, overrides=dict(options.set),
+        pages=not options.records_only,
+    )  # fmt: skip
+    last = [] if options.records_only else chapters(root, options.profile)
+    return sorted(cell.name for cell in [*cells, *last] if not cell.is_fresh())
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_nothing_runs_twice(mine: Path) -> None:
+    for path in mine.rglob("*"):
+        os.utime(path, (2e9, 2e9))  # dates mean nothing, and neither does the folder that all of this lies in
+    executed(mine)
+    pages = {p: p.read_bytes() for p in (mine / "book").rglob("[!.]*") if p.is_file()}
+    result = batch(mine, "--N", "2", "3")
+    assert result.returncode == 0, result.stderr
+    assert re.match(r"4 cells up to date in \d+ s: book/runs\n$", result.stdout)
+    assert executed(mine) == []
+    assert {p: p.read_bytes() for p in (mine / "book").rglob("[!.]*") if p.is_file()} == pages
+
+
+def test_staleness_is_by_content(mine: Path) -> None:
+    runs, notebooks = mine / "book" / "runs", mine / "notebooks"
+    assert stale(mine) == stale(mine, "--records-only") == []
+    assert stale(mine, "--N", "2", "5") == ["N005_seed0"]
+    assert stale(mine, "--seeds", "1") == ["N002_seed1", "N003_seed1", "base_seed1"]
+    # A parameter that is given changes runs, and not the base; one given as what it is anyway changes only the page.
+    for options in ([], ["--records-only"]):
+        assert stale(mine, "--set", "lr=1e-3", *options) == ["N002_seed0", "N003_seed0"]
+        assert stale(mine, "--set", "reward=unequal", *options) == ["N002_seed0", "N003_seed0"]
+    assert stale(mine, "--set", "S=1000", "lam=1", "--records-only") == []
+    # The text of a notebook makes its own pages stale.
+    edit(notebooks / "s4_2_experiment.py", "# # The experiment", "# # An experiment")
+    assert stale(mine) == ["N002_seed0", "N003_seed0"]
+    edit(notebooks / "s4_2_experiment.py", "# # An experiment", "# # The experiment")
+    edit(notebooks / "s2_1_base_model.py", "# # The base", "# # A base")
+    assert stale(mine) == ["base_seed0"]
+    edit(notebooks / "s2_1_base_model.py", "# # A base", "# # The base")
+    # A record that changes, comes or goes makes the pages stale that read it.
+    edit(runs / "N002_seed0.json", '"nll_target": 0.0', '"nll_target": 0.5')
+    assert stale(mine) == ["s9_chapter"]
+    edit(runs / "N002_seed0.json", '"nll_target": 0.5', '"nll_target": 0.0')
+    assert stale(mine) == []
+    shutil.copy(runs / "N002_seed0.json", runs / "N009_seed0.json")
+    assert stale(mine) == ["s9_chapter"]
+    (runs / "N009_seed0.json").unlink()
+    (runs / "N003_seed0.json").unlink()
+    assert stale(mine) == ["N003_seed0", "s9_chapter"]
+
+
+def test_a_run_with_other_parameters_is_not_the_one_asked_for(mine: Path) -> None:
+    # As if N = 2 had been run with another learning rate: what asks for the default must not find it.
+    record = mine / "book" / "runs" / "N002_seed0.json"
+    for name, other in (("lr", 1e-3), ("reward", "unequal"), ("lam", 0.5)):
+        text = record.read_text()
+        found = json.loads(text)
+        found["parameters"][name] = other
+        record.write_text(json.dumps(found))
+        assert stale(mine, "--records-only") == ["N002_seed0"], name
+        record.write_text(text)
+    assert stale(mine, "--records-only") == []
+
+
+def test_another_library_makes_everything_stale(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reproduce, "content_hash", lambda scope="method": "another" if scope == "all" else "same")
+    assert stale(mine) == ["N002_seed0", "N003_seed0", "base_seed0", "s9_chapter"]
+    monkeypatch.undo()
+    original = reproduce.content_hash
+    monkeypatch.setattr(reproduce, "content_hash", lambda scope="method": "plots" if scope == "all" else original(scope))
+    assert stale(mine, "--records-only") == []  # other plots are no other numbers
+    assert len(stale(mine)) == 4
+
+
+def test_long_numbers_do_not_make_a_run_stale(idle: Path) -> None:
+    (cell,) = (c for c in grid(idle, N=[2], seeds=[0], overrides={"lr": 1.23456789e-4}) if c.after)
+    expected = {"N": 2, "seed": 0, "profile": "full", "config": "paper", "lam": 1.0, "reward": "paper"}
+    assert cell.recorded() == expected | {"S": 1000, "J": 200, "B": 64, "E": 100, "lr": 1.23457e-4}
+
+
+def test_a_changed_text_runs_its_pages_and_what_reads_their_records(mine: Path) -> None:
+    edit(mine / "notebooks" / "s4_2_experiment.py", "import json, os, time", "import json, os, time  # changed")
+    edit(mine / "notebooks" / "s4_2_experiment.py", '"sampling": 0', '"sampling": 1')
+    result = batch(mine, "--N", "2", "3")
+    assert result.returncode == 0, result.stderr
+    assert executed(mine) == ["N002_seed0", "N003_seed0", "chapter"]
+    assert stale(mine) == []
+
+
+def test_the_other_profile_is_set_aside(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = mine / "book" / "runs"
+    (runs / "N002_seed0.safetensors").write_bytes(b"samples")
+    reproduce._set_aside(runs, "full")
+    assert capsys.readouterr().out == ""
+    assert len(list(runs.glob("[!.]*"))) == 7
+    reproduce._set_aside(runs, "smoke")
+    assert capsys.readouterr().out.count("set aside") == 3
+    assert not list(runs.glob("[!.]*"))
+
+
+# ---- what goes wrong -----------------------------------------------------------------------------------------------
+
+
+def test_a_cell_that_fails_stops_no_other(done: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(done, tmp_path / "root"))
+    (root / "book" / "runs" / "N003_seed0.json").unlink()
+    (root / "fail_N003_seed0").touch()
+    result = batch(root, "--N", "3", "4", "--jobs", "1")
+    assert result.returncode == 1
+    assert "1 of 4 cells failed:\n  N003_seed0: ValueError: the moon is in the way\n" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert executed(root) == ["N003_seed0", "N004_seed0", "chapter"]
+    assert stale(root, "--N", "3", "4") == ["N003_seed0"]
+    command = result.stderr.splitlines()[-1].strip()
+    assert command == "python -m itlib.reproduce --N 3 --jobs 1"
+    (root / "fail_N003_seed0").unlink()
+    result = batch(root, *shlex.split(command)[3:])
+    assert result.returncode == 0, result.stderr
+    assert executed(root) == ["N003_seed0", "chapter"]
+
+
+def test_a_killed_cell_and_a_dead_kernel_lose_only_themselves(done: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(done, tmp_path / "root"))
+    for n in (4, 5):
+        (root / f"hold_N00{n}_seed0").touch()
+    with started(root, "--N", "2", "4", "5", "6") as process:
+        wait_for(lambda: executed_so_far(root, "N004_seed0", "N005_seed0"), "two cells that wait")
+        killed, orphan = cell_process(process.pid, "N004_seed0"), cell_process(process.pid, "N005_seed0")
+        assert killed
+        assert orphan
+        kernels = [*killed.children(), *orphan.children()]
+        assert len(kernels) == 2
+        kill(killed.pid)
+        kill(orphan.children()[0].pid)
+        _, error = process.communicate(timeout=900)
+    assert process.returncode == 1
+    assert "2 of 6 cells failed:" in error
+    assert "N004_seed0: killed by signal 9\n" in error
+    assert "N005_seed0: its kernel died; if memory was short, run fewer --jobs\n" in error
+    assert error.splitlines()[-1].strip() == "python -m itlib.reproduce --N 4 5"
+    wait_for(lambda: not alive(kernels), "the kernels to end", 60)
+    assert (root / "book" / "runs" / "N006_seed0.json").exists()
+
+
+def executed_so_far(root: Path, *names: str) -> bool:
+    log = root / "executed"
+    return log.exists() and set(names) <= set(log.read_text().split())
+
+
+def test_a_batch_that_is_killed_leaves_no_orphan(done: Path, tmp_path: Path) -> None:
+    """Ctrl-C is in tests/test_faults.py."""
+    root = Path(shutil.copytree(done, tmp_path / "root"))
+    (root / "hold_N004_seed0").touch()
+    with started(root, "--N", "4", "5", "--jobs", "1") as process:  # N = 5 is done first, so the queue is empty
+        wait_for(lambda: executed_so_far(root, "N004_seed0"), "a cell that waits")
+        orphans = family(process.pid)
+        assert len(alive(orphans)) >= 2
+        kill(process.pid)
+        wait_for(lambda: process.poll() is not None, "the batch to end", 60)
+        wait_for(lambda: not alive(orphans), "the cell and its kernel to end", 60)
+        _, error = process.communicate()
+    assert "Traceback" not in error
+    assert not (root / "book" / "runs" / "N004_seed0.json").exists()
+    assert not [p for p in (root / "book").rglob("*") if p.suffix == ".tmp"]
+
+
+def test_out_is_a_folder_of_its_own(done: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(done, tmp_path / "root"))
+    recorder = Recorder()
+    options = ["--root", str(root), "--N", "2", "--out", str(tmp_path / "out")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reproduce, "_executor", lambda *_: recorder)
+        assert main(options) == 0
+    assert recorder.names == ["base_seed0", "N002_seed0"]  # and no chapter: chapters show the book's runs
+
+
+# ---- a cluster -----------------------------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
+    """A scheduler and two workers on this machine."""
+    pytest.importorskip("distributed")
+    address = f"tcp://127.0.0.1:{free_port()}"
+    dask = [sys.executable, "-m", "dask"]
+    # An own cache, into which a test may put a trained base.
+    environment = small_batch.environment(tmp_path / "root") | {"ITLIB_CACHE": str(tmp_path / "cache")}
+
+    def begin(*arguments: str) -> subprocess.Popen[bytes]:
+        quiet = subprocess.DEVNULL
+        return subprocess.Popen([*dask, *arguments], cwd=tmp_path, env=environment, stdout=quiet, stderr=quiet)
+
+    scheduler = begin("scheduler", "--host", address, "--no-dashboard", "--no-show")
+    worker = [
+        "worker",
+        address,
+        "--nthreads",
+        "1",
+        "--no-nanny",
+        "--no-dashboard",
+        "--local-directory",
+        str(tmp_path / "dask"),
+    ]
+    workers = [begin(*worker) for _ in range(2)]
+    try:
+        yield address, workers
+    finally:
+        for process in (*workers, scheduler):
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.faults  # tests/test_faults.py has a quicker one for every day
+def test_a_cluster_gives_the_same_results_and_survives_a_lost_worker(
+    tmp_path: Path, cluster: tuple[str, list[subprocess.Popen[bytes]]]
+) -> None:
+    address, workers = cluster
+    finished = small_batch.finished()
+    root = small_batch.copy(tmp_path / "root")
+    options = ["--N", "2", "3", *SMALL, "--records-only", "--executor", address]
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    for base in (small_batch.folder() / "cache").glob("base_*"):
+        shutil.copy(base, cache)  # the base is found, the tilts are not
+
+    def busy(worker: subprocess.Popen[bytes]) -> bool:
+        return cell_process(worker.pid, "N00") is not None
+
+    with started(root, *options) as process:
+        wait_for(lambda: any(map(busy, workers)), "a kernel on a worker")
+        lost = next(filter(busy, workers))
+        orphans = family(lost.pid)
+        kill(lost.pid)
+        wait_for(lambda: not alive(orphans), "the cell of a lost worker to end", 60)
+        out, error = process.communicate(timeout=900)
+    assert process.returncode == 0, error
+    assert "3 cells up to date" in out
+    for name in ("base_seed0", "N002_seed0", "N003_seed0"):
+        one, two = (read_record(place / "book" / "runs" / f"{name}.json") for place in (root, finished))
+        for part in ("parameters", "metrics", "trace"):
+            assert one[part] == two[part], name
