@@ -12,7 +12,7 @@ from torch import Tensor
 
 from itlib.experiments.checkpoints import profile, resumable_base
 from itlib.experiments.records import compact, provenance, write_atomically
-from itlib.figures.plots import as_model
+from itlib.figures import as_model
 from itlib.gaussian_mixture import paper_mixture
 from itlib.metrics import score_errors
 from itlib.network import Denoiser

@@ -14,8 +14,8 @@ import pandas as pd
 import safetensors.torch
 import torch
 
+from itlib import figures
 from itlib.experiments.records import read_records
-from itlib.figures import plots
 from itlib.gaussian_mixture import paper_mixture
 from itlib.rewards import parse_reward
 from itlib.schedules import Cosine
@@ -42,11 +42,11 @@ def draw(axes: Any) -> None:
     plane = torch.from_numpy(np.stack(np.meshgrid(xs, ys), -1).reshape(-1, 2))
     for ax, (points, share, color, title) in zip(axes, panels, strict=True):
         density = base.tilted(reward, share).log_prob(plane).reshape(len(ys), len(xs)).numpy()
-        plots.samples(
+        figures.samples(
             ax,
             points,
             density=(xs, ys, density),
-            color=plots.COLORS[color],
+            color=figures.COLORS[color],
             title=title,
             limits=(-4.6, 4.6, -2.6, 4.6),
         )
@@ -55,14 +55,14 @@ def draw(axes: Any) -> None:
 
 def readme_picture() -> str:
     """Base, half way, all tilts, target. Its samples are those of one reference run."""
-    with plots.house_style() as plt:
+    with figures.house_style() as plt:
         fig, axes = plt.subplots(1, 4, figsize=(9.6, 2.35), sharey=True)
         draw(axes)
         alt = (
             "Four panels: samples of the two-mode base density, of the model after half of the tilts, of the model after "
             "all tilts, and of the exact tilted density, which lies above the base."
         )
-        source = plots.svg(fig, "hero", alt)
+        source = figures.to_svg(fig, "hero", alt)
     # A README shows the picture as an image of its own, which cannot see the page's text colour: grey reads on both.
     return source.replace("currentColor", "#808080")
 
@@ -80,20 +80,20 @@ def landing_picture() -> str:
     plane = torch.from_numpy(np.stack(np.meshgrid(xs, ys), -1).reshape(-1, 2))
     before, after = (m.log_prob(plane).reshape(len(ys), len(xs)).numpy() for m in (base, target))
     limits = (-4.6, 4.6, -2.6, 4.4)
-    with plots.house_style() as plt:
+    with figures.house_style() as plt:
         fig, (left, right) = plt.subplots(1, 2, figsize=(8.2, 3.4))
-        left.contour(xs, ys, before - before.max(), levels=[np.log(0.1)], colors=plots.COLORS["base"], linestyles="dashed")
+        left.contour(xs, ys, before - before.max(), levels=[np.log(0.1)], colors=figures.COLORS["base"], linestyles="dashed")
         for i in range(0, paths.shape[1], 8):
             way = paths[:, i].copy()
             way[1:][np.abs(np.diff(way[:, 0])) > 1] = np.nan  # where a sample changed sides
-            left.plot(*way.T, color=plots.COLORS["learned"], alpha=0.4, linewidth=0.8)
-        plots.samples(left, paths[-1], density=(xs, ys, after), title="samples after 20 tilts", limits=limits)
+            left.plot(*way.T, color=figures.COLORS["learned"], alpha=0.4, linewidth=0.8)
+        figures.samples(left, paths[-1], density=(xs, ys, after), title="samples after 20 tilts", limits=limits)
         for scores, color, width in (
             (exact, "target", 0.006),
             (np.array(frames[-1]["score"]).reshape(-1, 2) / 100, "learned", 0.0035),
         ):
             right.quiver(
-                *grid.T, *scores.T, color=plots.COLORS[color], angles="xy", scale_units="xy", scale=1 / 0.15, width=width
+                *grid.T, *scores.T, color=figures.COLORS[color], angles="xy", scale_units="xy", scale=1 / 0.15, width=width
             )
         right.set(xlim=limits[:2], ylim=limits[2:], aspect="equal", title="score: exact (green), learned (orange)")
         right.locator_params(nbins=5)
@@ -101,12 +101,12 @@ def landing_picture() -> str:
             "Left: samples of the network after 20 tilts, with the paths that some took from the base, over contours of the "
             "exact target, which lies above the base. Right: the score of the network and the exact score as arrows."
         )
-        return plots.svg(fig, "landing", alt)
+        return figures.to_svg(fig, "landing", alt)
 
 
 def preview() -> bytes:
     """What other sites show of a link to ours, 1200 by 630 pixels."""
-    with plots.house_style() as plt:
+    with figures.house_style() as plt:
         fig = plt.figure(figsize=(12, 6.3), dpi=100, facecolor="white", layout="none")
         fig.text(0.06, 0.80, "Iterative Tilting, reproduced", fontsize=46)
         fig.text(0.06, 0.70, "A density is moved toward a reward in small steps that use its values only.", fontsize=22)
@@ -148,8 +148,8 @@ def table() -> str:
         label = f"{least}, recommended" if least == most else f"{least} to {most}, recommended"
         mean, std = (getattr(ours.select_dtypes("number"), how)() for how in ("mean", "std"))
         columns = (("nll_base", 2), ("nll_target", 2), ("mean_mse_base", 2), ("mean_mse_target", 2), ("eps_rmse", 3))
-        figures = (f"{mean[key]:.{digits}f} ± {std[key]:.{digits}f}" for key, digits in columns)
-        lines.append(f"| {label} | " + " | ".join(figures) + " |")
+        values = (f"{mean[key]:.{digits}f} ± {std[key]:.{digits}f}" for key, digits in columns)
+        lines.append(f"| {label} | " + " | ".join(values) + " |")
     base, target = paper_mixture(), paper_mixture().tilted(parse_reward("paper"))
     exact = target.sample(400_000, torch.Generator().manual_seed(0))
     shift = float((target.mean - base.mean).square().mean())

@@ -44,10 +44,10 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 from scipy.stats import norm, spearmanr
 from scipy.stats import t as student_t
 
+from itlib import figures
 from itlib.experiments.error_budget import FACTORIAL, FEW, cells, ingredients
 from itlib.experiments.problems import task
 from itlib.experiments.records import read_record, read_records
-from itlib.figures import plots
 from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture
 from itlib.network import Network
 from itlib.schedules import Cosine, noise
@@ -180,12 +180,12 @@ for which, N in SETTINGS:
     M, C = squared["covariance"] - left, squared["samples"] - left
     parts[which, N] = {"left": left, "samples": M, "covariance": C, "interaction": squared["learned"] - left - M - C}
 
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, axes = plt.subplots(1, 3, figsize=(7.2, 3.1), sharey=True)
     for ax, (which, N) in zip(axes, SETTINGS, strict=True):
         for pair, label, color, marker in (
-            (("covariance", "learned"), "model's samples", plots.COLORS["learned"], "o"),
-            (("both", "samples"), "exact samples", plots.COLORS["target"], "s"),
+            (("covariance", "learned"), "model's samples", figures.COLORS["learned"], "o"),
+            (("both", "samples"), "exact samples", figures.COLORS["target"], "s"),
         ):
             values = np.array([found(name, N, which) for name in pair])
             ax.plot([0, 1], values, color=color, marker=marker, markersize=4, linewidth=0.6, alpha=0.6)
@@ -194,7 +194,7 @@ with plots.house_style() as plt:
             math.sqrt(p["left"] + p["samples"] + p["covariance"])
             for p in [{k: v.mean() for k, v in parts[which, N].items()}]
         ]
-        ax.plot([1], added, "_", color=plots.INK, markersize=22, markeredgewidth=1.4, label="sum of squares")
+        ax.plot([1], added, "_", color=figures.INK, markersize=22, markeredgewidth=1.4, label="sum of squares")
         ax.set(
             title=f"{which}, $N = {N}$",
             xticks=[0, 1],
@@ -205,7 +205,7 @@ with plots.house_style() as plt:
     axes[0].set_ylabel(r"error of $\hat x_1$")
     axes[0].set_ylim(bottom=0)
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
-plots.show(
+figures.show(
     fig,
     "factorial",
     "Three panels, error against the covariance, a line for the model's samples and one for exact samples. The lines are not parallel: with the single-sample covariance the "
@@ -300,13 +300,16 @@ LADDER = {
         "both_base": "exact base",
     },
 }
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, ax = plt.subplots(figsize=(7.2, 4.6))
     y, ticks = 0, {}
     grid_20 = [r["metrics"]["eps_rmse"] for r in read_records(Path(paper_runs), "N020_seed*.json")]
-    ax.plot(grid_20, np.zeros(len(grid_20)), "|", color=plots.COLORS["band"], markersize=12)
+    ax.plot(grid_20, np.zeros(len(grid_20)), "|", color=figures.COLORS["band"], markersize=12)
     for (start, names), color, marker in zip(
-        LADDER.items(), (plots.COLORS["learned"], plots.COLORS["base"], plots.COLORS["target"]), plots.MARKERS, strict=False
+        LADDER.items(),
+        (figures.COLORS["learned"], figures.COLORS["base"], figures.COLORS["target"]),
+        figures.MARKERS,
+        strict=False,
     ):
         ax.text(
             1.01, 1 - (y + len(names) / 2 + 0.1) / 15, start, transform=ax.transAxes, color=color, fontsize=10, va="center"
@@ -319,12 +322,12 @@ with plots.house_style() as plt:
             y += 1
         y += 0.6
     base_error = np.array([floor[s] for s in seeds])
-    ax.axvline(base_error.mean(), color=plots.INK, linestyle="--", linewidth=0.8)
+    ax.axvline(base_error.mean(), color=figures.INK, linestyle="--", linewidth=0.8)
     ax.text(base_error.mean(), -0.9, " base network", fontsize=9, ha="left")
     ax.set(
         xlim=(0, None), xlabel=r"error of $\hat x_1$", yticks=[*ticks], yticklabels=[*ticks.values()], ylim=(y - 0.6, -0.7)
     )
-plots.show(
+figures.show(
     fig,
     "ladder",
     "Error of each exchange at twenty tilts, a mark per seed and a bar for the mean, in three groups: from everything learned, from exact samples, from exact samples and covariance.",
@@ -393,10 +396,10 @@ display(Markdown("Error of the base at noised samples of the target, and error a
 
 # %% tags=["hide-input"]
 SHOWN = {
-    "learned": ("everything learned", plots.COLORS["learned"], "o"),
-    "samples": ("exact samples", plots.COLORS["base"], "s"),
-    "covariance": ("exact covariance", plots.COLORS["paper"], "^"),
-    "both": ("both", plots.COLORS["target"], "D"),
+    "learned": ("everything learned", figures.COLORS["learned"], "o"),
+    "samples": ("exact samples", figures.COLORS["base"], "s"),
+    "covariance": ("exact covariance", figures.COLORS["paper"], "^"),
+    "both": ("both", figures.COLORS["target"], "D"),
 }
 
 
@@ -406,7 +409,7 @@ def along(name, key, N=20, which="paper"):
 
 
 k = along("learned", "k")[:, 0]
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, axes = plt.subplots(1, 3, figsize=(7.2, 3.1))
     for name, (label, color, marker) in SHOWN.items():
         for ax, key in zip(axes, ("eps_rmse", "weight", "mean_1"), strict=True):
@@ -415,15 +418,15 @@ with plots.house_style() as plt:
                 ax.plot(k, values.mean(1), color=color, marker=marker, markersize=4, label=label)
             else:
                 ax.plot(k, values, color=color, marker=marker, markersize=3, linewidth=1)
-    axes[1].axhline(0.5, color=plots.INK, linestyle="--", linewidth=0.8)
-    axes[2].axhline(0, color=plots.INK, linestyle="--", linewidth=0.8)
+    axes[1].axhline(0.5, color=figures.INK, linestyle="--", linewidth=0.8)
+    axes[2].axhline(0, color=figures.INK, linestyle="--", linewidth=0.8)
     axes[0].set(title=r"error of $\hat x_1$", ylim=(0, None))
     axes[1].set(title="right mode's weight, each seed")
     axes[2].set(title="mean of $x_2$, minus exact")
     for ax in axes:
         ax.set_xlabel("tilt $k$")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
-plots.show(
+figures.show(
     fig,
     "along",
     "Three panels against the tilt: the error grows, fastest with everything learned; the weight of the right mode wanders away from one half; with everything learned the mean stays behind the exact one on average, with an ingredient exact it does not.",
@@ -455,7 +458,7 @@ quantities = {
     "lag": {"title": "mean of x₂, minus exact", "span": span("lag", 0.2)},
 }
 exact = {which: {"error": [0, 0], "weight": weights, "lag": [0, 0]} for which, weights in exact_weights.items()}
-plots.explorer("budget", {"cells": chosen, "quantities": quantities, "exact": exact}, "along")
+figures.explorer("budget", {"cells": chosen, "quantities": quantities, "exact": exact}, "along")
 
 # %% [markdown]
 # ```{glue:figure} along
@@ -668,31 +671,31 @@ problem = task("paper")
 perfect = {"nll_base": math.log(2 * math.pi) + 1 + 4, "mean_mse_base": 2.0}
 exact = problem.target.sample(200_000, torch.Generator().manual_seed(0))
 assert abs(perfect["nll_base"] + float(problem.base.log_prob(exact).mean())) < 0.02
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, axes = plt.subplots(1, 2, figsize=(7.2, 3.2))
     for ax, (key, title) in zip(
         axes, (("nll_base", "negative log-likelihood"), ("mean_mse_base", "squared error of the mean")), strict=True
     ):
         grid = ten.pivot(index="N", columns="seed", values=key)
-        ax.plot(grid.index, grid, color=plots.COLORS["band"], linewidth=0.5, marker="o", markersize=3)
+        ax.plot(grid.index, grid, color=figures.COLORS["band"], linewidth=0.5, marker="o", markersize=3)
         ax.errorbar(
             grid.index,
             grid.mean(axis=1),
             grid.std(axis=1) / math.sqrt(grid.shape[1]),
-            color=plots.COLORS["learned"],
+            color=figures.COLORS["learned"],
             linewidth=2,
             marker="s",
             markersize=6,
             capsize=3,
             label="mean of ten seeds",
         )
-        ax.plot(PAPER.index, PAPER[key], "*", color=plots.COLORS["paper"], markersize=11, label="the paper's run")
-        ax.axhline(perfect[key], color=plots.COLORS["target"], linestyle="--", linewidth=1, label="exact target")
+        ax.plot(PAPER.index, PAPER[key], "*", color=figures.COLORS["paper"], markersize=11, label="the paper's run")
+        ax.axhline(perfect[key], color=figures.COLORS["target"], linestyle="--", linewidth=1, label="exact target")
         ax.set(xscale="log", xlabel="$N$", title=title, xticks=PAPER.index)
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         ax.xaxis.set_minor_locator(NullLocator())
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
-plots.show(
+figures.show(
     fig,
     "table-1",
     "Negative log-likelihood and squared error of the mean against N: thin lines of ten seeds cross one another, their mean falls, and the paper's four stars go up and down over a range like that of the seeds.",

@@ -34,9 +34,9 @@ import pandas as pd
 import torch
 from IPython.display import Markdown, display
 
+from itlib import figures
 from itlib.baselines.monte_carlo import effective_sample_size
 from itlib.beyond.estimators import centred, fit_value, local_baseline, per_dataset, rao_blackwell, value_gradient
-from itlib.figures import plots
 from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture, paper_mixture
 from itlib.network import Network, Residual
 from itlib.rewards import NAMED_REWARDS, QuadraticReward, parse_reward
@@ -235,8 +235,8 @@ curves = {name: np.array(values) for name, values in curves.items()}
 total = {name: values.sum(1) for name, values in curves.items()}
 
 # %% tags=["hide-input"]
-looks = {name: (plots.SERIES[i], plots.MARKERS[i]) for i, name in enumerate(names)}
-with plots.house_style() as plt:
+looks = {name: (figures.SERIES[i], figures.MARKERS[i]) for i, name in enumerate(names)}
+with figures.house_style() as plt:
     fig, axes = plt.subplots(2, 3, figsize=(7.2, 4.6), sharex=True, sharey=True)
     for ax, (name, (color, marker)) in zip(axes.flat, looks.items(), strict=False):
         bias, variance = curves[name].T
@@ -244,11 +244,11 @@ with plots.house_style() as plt:
         if name in datasets:
             shown = np.where(bias > 1e-7, bias, np.nan)
             ax.plot(every_t, shown, color=color, linestyle=":", marker=marker, markersize=4, markerfacecolor="none")
-        ax.plot(every_t, signal, color=plots.INK, linewidth=0.8, linestyle="--")
+        ax.plot(every_t, signal, color=figures.INK, linewidth=0.8, linestyle="--")
         ax.set_title(name)
     for name, (color, marker) in looks.items():
         axes[1, 2].plot(every_t, total[name] / signal, color=color, marker=marker, markersize=4)
-    axes[1, 2].axhline(1, color=plots.INK, linewidth=0.8, linestyle="--")
+    axes[1, 2].axhline(1, color=figures.INK, linewidth=0.8, linestyle="--")
     axes[1, 2].set_title("all: error / signal")
     axes[0, 0].set(yscale="log", ylim=(1e-4, 1e3))
     for ax in axes[1]:
@@ -256,12 +256,12 @@ with plots.house_style() as plt:
     for ax in axes[:, 0]:
         ax.set_ylabel("mean square")
     handles = [
-        plt.Line2D([], [], color=plots.INK, linewidth=1.5),
-        plt.Line2D([], [], color=plots.INK, linewidth=1.5, linestyle=":"),
-        plt.Line2D([], [], color=plots.INK, linewidth=0.8, linestyle="--"),
+        plt.Line2D([], [], color=figures.INK, linewidth=1.5),
+        plt.Line2D([], [], color=figures.INK, linewidth=1.5, linestyle=":"),
+        plt.Line2D([], [], color=figures.INK, linewidth=0.8, linestyle="--"),
     ]
     fig.legend(handles, ["variance", "bias squared", "signal"], loc="outside upper center", ncols=3)
-plots.show(
+figures.show(
     fig,
     "bias-variance",
     "Six panels of mean squares against t. The variance of the three single-sample estimators lies above the signal at all times, lowest for the local "
@@ -300,7 +300,7 @@ if full:
 # A reward has no natural zero: with a constant added, every tilt is the same. The noise of a single sample is not. Add one below, and see who minds.
 
 # %% tags=["remove-input"]
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, axes = plt.subplots(1, 2, figsize=(7.2, 3.0), sharey=True)
     for ax, c in zip(axes, (0.0, 10.0), strict=True):
         r = QuadraticReward(reward.b, c=c)
@@ -311,18 +311,21 @@ with plots.house_style() as plt:
                 "local baseline": local_baseline(lambda x, t, r=r: law.posterior_reward(x, t, schedule, r)),
             }[name]
             noise_of = np.array([float(one_draw(v, law, float(t), r=r)[1].mean()) for t in every_t])
-            ax.plot(every_t, noise_of / signal, color=plots.SERIES[i], marker=plots.MARKERS[i], markersize=4, label=name)
-        ax.axhline(1, color=plots.INK, linewidth=0.8, linestyle="--")
+            ax.plot(every_t, noise_of / signal, color=figures.SERIES[i], marker=figures.MARKERS[i], markersize=4, label=name)
+        ax.axhline(1, color=figures.INK, linewidth=0.8, linestyle="--")
         ax.set(yscale="log", xlabel="$t$", title=f"reward plus {c:g}")
     axes[0].set_ylabel("variance / signal")
     axes[0].legend(fontsize=9)
-plots.show(
+figures.show(
     fig,
     "zero-of-the-reward",
     "Relative variance against t of single sample, centred and local baseline, for the reward and for the reward plus ten: only the single sample's curve rises.",
 )
-model = {"mixture": plots.as_model(base), "rewards": {name: plots.as_model(parse_reward(name)) for name in NAMED_REWARDS}}
-plots.explorer("estimators", model, "zero-of-the-reward")
+model = {
+    "mixture": figures.as_model(base),
+    "rewards": {name: figures.as_model(parse_reward(name)) for name in NAMED_REWARDS},
+}
+figures.explorer("estimators", model, "zero-of-the-reward")
 
 # %% [markdown]
 # ```{glue:figure} zero-of-the-reward
@@ -408,7 +411,7 @@ def collapse(d, S):
 
 
 edges = np.linspace(0, 1, 16 if full else 6)
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, axes = plt.subplots(1, 3, figsize=(7.2, 3.5))
     for ax, keys, values in (
         (axes[0], [(2, S) for S in sizes], sizes),
@@ -421,19 +424,19 @@ with plots.house_style() as plt:
         ax.set(xscale="log", yscale="log", ylim=(0.02, 60))
         ax.set_xticks(values, [f"{v:,}" for v in values])
         ax.minorticks_off()
-        ax.axhline(1, color=plots.INK, linewidth=0.8, linestyle="--")
+        ax.axhline(1, color=figures.INK, linewidth=0.8, linestyle="--")
     for i, d in enumerate(dimensions):
         curve, middle = against_t((d, 1000), "Rao–Blackwell", edges), 0.5 * (edges[1:] + edges[:-1])
-        axes[2].plot(middle, curve, color=plots.SERIES[i], marker=plots.MARKERS[i], markersize=4)
+        axes[2].plot(middle, curve, color=figures.SERIES[i], marker=figures.MARKERS[i], markersize=4)
         top = curve.argmax()
         axes[2].text(middle[top], curve[top] + 0.05, f"$d = {d}$", ha="right" if i else "left")
-        axes[2].axvline(collapse(d, 1000), color=plots.SERIES[i], linewidth=0.8, linestyle=":")
-    axes[2].axhline(1, color=plots.INK, linewidth=0.8, linestyle="--")
+        axes[2].axvline(collapse(d, 1000), color=figures.SERIES[i], linewidth=0.8, linestyle=":")
+    axes[2].axhline(1, color=figures.INK, linewidth=0.8, linestyle="--")
     axes[0].set(xlabel="samples $S$", ylabel="relative error", title="$d = 2$")
     axes[1].set(xlabel="dimension $d$", title="$S$ = 1,000")
     axes[2].set(xlabel="$t$", title="Rao–Blackwell", ylim=(0, 1.7))
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
-plots.show(
+figures.show(
     fig,
     "dimension",
     "Relative error against S, against d, and of Rao-Blackwell against t. The two estimators over all samples improve with S; the others do not. In 30 dimensions Rao-Blackwell is as "
@@ -638,21 +641,23 @@ moments = {J: np.array([rows for rows, _ in found]) for J, found in drifted.item
 ess = {name: np.array([[e for _, e in found[J]] for J in Js]) for name, found in (("drifted", drifted), ("exact", steady))}
 goal = {J: np.array([0.5, 4 * chain_variance(J), chain_variance(J)]) for J in Js}
 
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, axes = plt.subplots(1, 4, figsize=(7.2, 3.1), sharex=True)
     for i, (ax, title) in enumerate(zip(axes, ("left mode's weight", "mean of $x_2$", "variance of $x_2$"), strict=False)):
         for j, (label, color, marker) in enumerate((("drifted model", "learned", "o"), ("weighed", "base", "s"))):
             each = np.array([moments[J][:, j, i] for J in Js])
             spread = each.std(1, ddof=1) / len(repeats) ** 0.5
-            ax.errorbar(Js, each.mean(1), 2 * spread, color=plots.COLORS[color], marker=marker, markersize=4, label=label)
+            ax.errorbar(Js, each.mean(1), 2 * spread, color=figures.COLORS[color], marker=marker, markersize=4, label=label)
         ax.plot(
-            Js, [goal[J][i] for J in Js], color=plots.INK, linewidth=0.9, linestyle=":", label="tilt of the base's sampler"
+            Js, [goal[J][i] for J in Js], color=figures.INK, linewidth=0.9, linestyle=":", label="tilt of the base's sampler"
         )
-        ax.axhline((0.5, 2.0, 0.5)[i], color=plots.COLORS["target"], linewidth=1, linestyle="--", label="exact target")
+        ax.axhline((0.5, 2.0, 0.5)[i], color=figures.COLORS["target"], linewidth=1, linestyle="--", label="exact target")
         ax.set_title(title, fontsize=10)
     for name, color, marker, style in (("drifted", "learned", "o", "-"), ("exact", "target", "^", "--")):
-        axes[3].plot(Js, ess[name].mean(1), color=plots.COLORS[color], marker=marker, markersize=4, linestyle=style)
-        axes[3].text(Js[-1], ess[name].mean(1)[-1] - 0.04, name, ha="right", va="top", fontsize=9, color=plots.COLORS[color])
+        axes[3].plot(Js, ess[name].mean(1), color=figures.COLORS[color], marker=marker, markersize=4, linestyle=style)
+        axes[3].text(
+            Js[-1], ess[name].mean(1)[-1] - 0.04, name, ha="right", va="top", fontsize=9, color=figures.COLORS[color]
+        )
     axes[3].set(ylim=(0, 1.03))
     axes[3].set_title("effective share", fontsize=10)
     for ax in axes:
@@ -660,7 +665,7 @@ with plots.house_style() as plt:
         ax.set_xticks(Js[::2], [f"{J}" for J in Js[::2]])
         ax.minorticks_off()
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=9, columnspacing=1.2)
-plots.show(
+figures.show(
     fig,
     "weighed",
     "Four panels against the number of steps: the weighed samples' mode weight, mean and variance lie on the dotted lines of the tilt of the base's sampler, which reach the exact "

@@ -37,9 +37,9 @@ import pandas as pd
 import torch
 from IPython.display import Markdown, display
 
+from itlib import figures
 from itlib.experiments.problems import task
 from itlib.experiments.records import read_record
-from itlib.figures import plots
 from itlib.sampling import posterior_std, time_grid, transition
 from itlib.schedules import Cosine
 
@@ -115,10 +115,10 @@ display(Markdown(pd.DataFrame(table).to_markdown(index=False, disable_numparse=T
 
 # %% tags=["hide-input"]
 strengths = runs["curve"].iloc[0]["strength"]
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, axes = plt.subplots(1, 3, figsize=(9, 3.4))
     for ax, which in zip(axes, ("paper", "quadratic", "tails"), strict=True):
-        for (kind, label), color, marker in zip(KINDS.items(), plots.SERIES, plots.MARKERS, strict=False):
+        for (kind, label), color, marker in zip(KINDS.items(), figures.SERIES, figures.MARKERS, strict=False):
             curves = floors(which, kind)
             if len(curves):
                 ax.plot(strengths, curves.mean(0), color=color, marker=marker, label=label)
@@ -126,7 +126,7 @@ with plots.house_style() as plt:
         ax.set(xlabel="strength of the tilt $s$", title=which, ylim=(0, None))
     axes[0].set(ylabel=r"error of the base's $\hat x_1$")
     axes[0].legend(fontsize=8.5)
-plots.show(
+figures.show(
     fig,
     "floor",
     "Error of four kinds of trained base against the strength of the tilt at whose samples it is measured, on three tasks. The paper's network gets worse by a factor of about two; networks on top of a Gaussian stay nearly level on the two tasks with Gaussian tails, and are the worst on the third.",

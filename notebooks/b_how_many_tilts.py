@@ -35,9 +35,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator
 from numpy.polynomial import chebyshev
 from torch.distributions import Normal
 
+from itlib import figures
 from itlib.beyond.step_sizes import bounded_gap, constant_ess, evenly
 from itlib.experiments.problems import TASKS, Task
-from itlib.figures import plots
 from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture, paper_mixture
 from itlib.network import Network, Residual
 from itlib.rewards import QuadraticReward, parse_reward
@@ -269,7 +269,7 @@ for name, task in tasks.items():  # the variance is the derivative of the mean r
 # %% tags=["hide-input"]
 shown = ("paper", "one-mode", "nine")
 walks = {name: [walk(task, rules["gap"](share), seed) for seed in seeds] for name, task in tasks.items()}
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, axes = plt.subplots(2, 3, figsize=(7.2, 4.0), sharex=True, sharey="row")
     for (top, bottom), name in zip(axes.T, shown, strict=True):
         within, whole = np.sqrt(variance[name]).T
@@ -278,7 +278,7 @@ with plots.house_style() as plt:
                 np.cumsum(steps) - steps,
                 steps,
                 "o",
-                color=plots.COLORS["learned"],
+                color=figures.COLORS["learned"],
                 markersize=3.5,
                 alpha=0.7,
                 label=None if i else "steps of rule 1",
@@ -286,14 +286,14 @@ with plots.house_style() as plt:
         top.plot(
             strengths,
             np.sqrt(-np.log(share)) / whole,
-            color=plots.INK,
+            color=figures.INK,
             linewidth=0.8,
             linestyle="--",
             label=r"$\propto$ 1 / standard deviation",
         )
-        bottom.plot(strengths, whole, color=plots.COLORS["base"], label="all")
-        bottom.plot(strengths, within, color=plots.COLORS["target"], linestyle=":", label="within the modes")
-        bottom.fill_between(strengths, within, whole, color=plots.COLORS["band"], alpha=0.3, linewidth=0)
+        bottom.plot(strengths, whole, color=figures.COLORS["base"], label="all")
+        bottom.plot(strengths, within, color=figures.COLORS["target"], linestyle=":", label="within the modes")
+        bottom.fill_between(strengths, within, whole, color=figures.COLORS["band"], alpha=0.3, linewidth=0)
         top.set(title=name, yscale="log", ylim=(0.02, 1))
         bottom.set(xlabel="strength $s$", yscale="log", ylim=(0.2, 12))
         for ax, ticks in ((top, (0.03, 0.1, 0.3, 1)), (bottom, (0.3, 1, 3, 10))):
@@ -304,7 +304,7 @@ with plots.house_style() as plt:
     axes[1, 0].set_ylabel("standard deviation of $r$")
     handles, labels = (a + b for a, b in zip(*(ax.get_legend_handles_labels() for ax in axes[:, 0]), strict=True))
     fig.legend(handles, labels, loc="outside upper center", ncols=4, fontsize=9)
-plots.show(
+figures.show(
     fig,
     "steps",
     "Steps against strength for three tasks: constant on the paper's, growing a little on one-mode, and growing most on "
@@ -364,14 +364,14 @@ Ns = np.arange(1, 61)
 fixed = {name: np.array([remainder(name, equal(N)) for N in Ns]) for name in tasks}
 few = [2, 3, 5, 8, 12, 18, 25]
 optimal = {name: np.array([remainder(name, best(name, N)) for N in few]) for name in TASKS if name != "paper"}
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, axes = plt.subplots(2, 3, figsize=(7.2, 4.6), sharex=True)
     for ax, name in zip(axes.flat, ("unequal", "one-mode", "quadratic", "eight", "nine", "paper"), strict=True):
         floor = 1e-16 if name == "paper" else 0
-        ax.plot(Ns[1:30], np.maximum(fixed[name][1:30], floor), color=plots.INK, linewidth=0.9, label="equal steps")
+        ax.plot(Ns[1:30], np.maximum(fixed[name][1:30], floor), color=figures.INK, linewidth=0.9, label="equal steps")
         if name in optimal:
-            ax.plot(few, optimal[name], color=plots.COLORS["target"], linestyle="--", linewidth=1, label="best possible")
-        for rule, color, marker in (("ESS", plots.COLORS["base"], "s"), ("gap", plots.COLORS["learned"], "o")):
+            ax.plot(few, optimal[name], color=figures.COLORS["target"], linestyle="--", linewidth=1, label="best possible")
+        for rule, color, marker in (("ESS", figures.COLORS["base"], "s"), ("gap", figures.COLORS["learned"], "o")):
             own = found[(found["task"] == name) & (found["rule"] == rule)]
             ax.plot(
                 own["tilts"],
@@ -394,7 +394,7 @@ with plots.house_style() as plt:
     for ax in axes[1]:
         ax.set_xlabel("tilts")
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
-plots.show(
+figures.show(
     fig,
     "saved",
     "Six panels of error against number of tilts: the points of both rules lie on the line of equal steps for three tasks, a "
@@ -569,20 +569,25 @@ for name in ("one-mode", "paper"):
 # %% tags=["hide-input"]
 error = {key: np.array([rms(run - table[key[0]][1]) for run in runs]) for key, runs in learned.items()}
 spread = {key: rms(runs.std(0, ddof=1)) for key, runs in learned.items()}
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, axes = plt.subplots(1, 2, figsize=(7.2, 3.7), sharex=True, sharey=True)
     for ax, name in zip(axes, ("one-mode", "paper"), strict=True):
         runs = np.array([error[name, N] for N in learned_N])
-        ax.fill_between(learned_N, runs.min(1), runs.max(1), color=plots.COLORS["learned"], alpha=0.2, linewidth=0)
+        ax.fill_between(learned_N, runs.min(1), runs.max(1), color=figures.COLORS["learned"], alpha=0.2, linewidth=0)
         ax.plot(
-            learned_N, runs.mean(1), color=plots.COLORS["learned"], marker="o", markersize=4.5, label="learned, equal steps"
+            learned_N,
+            runs.mean(1),
+            color=figures.COLORS["learned"],
+            marker="o",
+            markersize=4.5,
+            label="learned, equal steps",
         )
         for i, steps in enumerate(walks[name]):
             ax.plot(
                 len(steps),
                 error[name, "rule"][i],
                 "D",
-                color=plots.COLORS["base"],
+                color=figures.COLORS["base"],
                 markersize=6,
                 markerfacecolor="none",
                 linestyle="none",
@@ -591,7 +596,7 @@ with plots.house_style() as plt:
         ax.plot(
             learned_N,
             [spread[name, N] for N in learned_N],
-            color=plots.INK,
+            color=figures.INK,
             marker="x",
             markersize=5,
             linewidth=0.9,
@@ -599,14 +604,14 @@ with plots.house_style() as plt:
             label="noise alone",
         )
         if name != "paper":
-            ax.plot(Ns, fixed[name], color=plots.COLORS["target"], linestyle="--", linewidth=1, label="remainder alone")
+            ax.plot(Ns, fixed[name], color=figures.COLORS["target"], linestyle="--", linewidth=1, label="remainder alone")
         ax.set(xscale="log", yscale="log", title=name, xlabel="tilts", ylim=(0.02, 0.7))
         ax.set_xticks([1, 3, 10, 30, 100], ["1", "3", "10", "30", "100"])
         ax.set_yticks([0.02, 0.05, 0.1, 0.2, 0.5], ["0.02", "0.05", "0.1", "0.2", "0.5"])
         ax.minorticks_off()
     axes[0].set_ylabel(r"error of $\hat x_1$")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
-plots.show(
+figures.show(
     fig,
     "minimum",
     "Error of the learned model against the number of tilts at equal work: on both tasks it falls from one tilt to about ten and "

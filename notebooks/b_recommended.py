@@ -38,11 +38,11 @@ import pandas as pd
 import torch
 from IPython.display import Markdown, display
 
+from itlib import figures
 from itlib.beyond.chains import chain_steps, draw_paths
 from itlib.experiments.ablation import ADDED, HARDER, REMOVED
 from itlib.experiments.problems import task
 from itlib.experiments.records import read_record, read_records
-from itlib.figures import plots
 from itlib.gaussian_mixture import ExactDenoiser
 from itlib.schedules import Cosine
 from itlib.tilting import CONFIGURATIONS
@@ -138,9 +138,9 @@ alone = {
 }
 
 # %% tags=["hide-input"]
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, ax = plt.subplots(figsize=(6.4, 3.6))
-    for name, color, marker in zip(names, plots.SERIES, plots.MARKERS, strict=False):
+    for name, color, marker in zip(names, figures.SERIES, figures.MARKERS, strict=False):
         ax.plot(counts, spread[name], color=color, marker=marker, label=name)
         ax.plot([counts[0], counts[-1]], [alone[name]] * 2, color=color, linestyle=":", linewidth=1)
     ax.set(
@@ -153,7 +153,7 @@ with plots.house_style() as plt:
     )
     ax.minorticks_off()
     ax.legend(ncols=2)
-plots.show(
+figures.show(
     fig,
     "chain-weights",
     "Variance of the log weights of chains of the exact tilt, falling in proportion to the number of steps on three tasks and nearly zero on the paper's, far below dotted lines for the variance of the reward.",
@@ -255,7 +255,7 @@ display(
 paper_grid = {
     N: [r["metrics"]["eps_rmse"] for r in read_records(Path(paper_runs), f"N{N:03d}_seed*.json")] for N in (20, 50, 100, 200)
 }
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, axes = plt.subplots(1, 2, figsize=(8.2, 3.6), sharey=True, width_ratios=(1.2, 1))
     ax = axes[0]
     for i, (N, values) in enumerate(paper_grid.items()):
@@ -263,7 +263,7 @@ with plots.house_style() as plt:
             np.full(len(values), i - 0.12),
             values,
             "o",
-            color=plots.COLORS["learned"],
+            color=figures.COLORS["learned"],
             alpha=0.7,
             label="Algorithm 2" if not i else None,
         )
@@ -272,12 +272,12 @@ with plots.house_style() as plt:
             np.full(len(ours), i + 0.12),
             ours,
             "s",
-            color=plots.COLORS["target"],
+            color=figures.COLORS["target"],
             alpha=0.8,
             label="recommended" if not i else None,
         )
     ours = found("paper", "main_chosen")
-    ax.plot(np.full(len(ours), 4.12), ours, "s", color=plots.COLORS["target"], alpha=0.8)
+    ax.plot(np.full(len(ours), 4.12), ours, "s", color=figures.COLORS["target"], alpha=0.8)
     ax.set(
         xticks=range(5),
         xticklabels=[*paper_grid, "chosen"],
@@ -289,26 +289,26 @@ with plots.house_style() as plt:
     ax = axes[1]
     for i, which in enumerate(HARDER):
         for cell, offset, color, marker in (
-            ("plus_paper", -0.2, plots.COLORS["learned"], "o"),
-            ("main_N020", 0.0, plots.COLORS["target"], "D"),
-            ("main_chosen", 0.2, plots.COLORS["target"], "s"),
-            ("base_exact", 0.35, plots.COLORS["base"], "^"),
+            ("plus_paper", -0.2, figures.COLORS["learned"], "o"),
+            ("main_N020", 0.0, figures.COLORS["target"], "D"),
+            ("main_chosen", 0.2, figures.COLORS["target"], "s"),
+            ("base_exact", 0.35, figures.COLORS["base"], "^"),
         ):
             if (which, cell) in runs.index.droplevel("seed"):
                 values = found(which, cell)
                 ax.plot(np.full(len(values), i + offset), values, marker, color=color, alpha=0.8)
-    ax.plot([], [], "o", color=plots.COLORS["learned"], label="Algorithm 2, $N = 20$")
-    ax.plot([], [], "D", color=plots.COLORS["target"], label="$N = 20$")
-    ax.plot([], [], "s", color=plots.COLORS["target"], label="chosen steps")
-    ax.plot([], [], "^", color=plots.COLORS["base"], label="exact base")
+    ax.plot([], [], "o", color=figures.COLORS["learned"], label="Algorithm 2, $N = 20$")
+    ax.plot([], [], "D", color=figures.COLORS["target"], label="$N = 20$")
+    ax.plot([], [], "s", color=figures.COLORS["target"], label="chosen steps")
+    ax.plot([], [], "^", color=figures.COLORS["base"], label="exact base")
     ax.set(xticks=range(len(HARDER)), xticklabels=HARDER, title="harder tilts")
     for ax in axes:
         floor = np.median(
             runs[~runs.index.get_level_values("cell").str.contains("plus|exact|no-skip|wide|small")].loc["paper", "floor"]
         )
-        ax.axhline(floor, color=plots.INK, linestyle="--", linewidth=0.8)
+        ax.axhline(floor, color=figures.INK, linestyle="--", linewidth=0.8)
         ax.legend(fontsize=8.5)
-plots.show(
+figures.show(
     fig,
     "recommended",
     "Error of the noise prediction for each seed. On the paper's task the recommended runs lie at the floor of the base for every number of tilts, several times below Algorithm 2; on harder tilts they lie between one and three times the floor, and with an exact base lower.",
@@ -401,20 +401,20 @@ LABELS = {
 }
 assert set(LABELS) == {"main_chosen", *REMOVED, *(f"plus_{name}" for name in ADDED)}
 shown = ("paper", "one-mode", "quadratic")
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, axes = plt.subplots(1, 3, figsize=(9, 4.6), sharex=True, sharey=True)
     for ax, which in zip(axes, shown, strict=True):
         for y, cell in enumerate(LABELS):
             if (which, cell) not in runs.index.droplevel("seed"):
                 continue
-            values, color = found(which, cell), plots.COLORS["learned" if cell.startswith("plus") else "target"]
+            values, color = found(which, cell), figures.COLORS["learned" if cell.startswith("plus") else "target"]
             ax.plot(values, np.full(len(values), y), "o", color=color, markersize=4.5, alpha=0.75)
             ax.plot([np.median(values)] * 2, [y - 0.33, y + 0.33], color=color, linewidth=2.2)
-        ax.axhline(5.5, color=plots.INK, linewidth=0.6)
-        ax.axvline(np.median(found(which, "main_chosen", "floor")), color=plots.INK, linestyle="--", linewidth=0.8)
+        ax.axhline(5.5, color=figures.INK, linewidth=0.6)
+        ax.axvline(np.median(found(which, "main_chosen", "floor")), color=figures.INK, linestyle="--", linewidth=0.8)
         ax.set(xscale="log", xlabel=r"error of $\hat x_1$", title=which)
     axes[0].set(yticks=range(len(LABELS)), yticklabels=LABELS.values(), ylim=(len(LABELS) - 0.4, -0.6))
-plots.show(
+figures.show(
     fig,
     "ablation",
     "Errors on three tasks, a mark per seed, for the recommended configuration with one change taken away and for Algorithm 2 with one added. Taking away the base on a Gaussian or the loss on paths costs most; equal steps and no settling cost nothing.",

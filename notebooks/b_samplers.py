@@ -36,9 +36,9 @@ import torch
 from IPython.display import Markdown, display
 from torchdiffeq import odeint
 
+from itlib import figures
 from itlib.experiments.checkpoints import profile as profile_named
 from itlib.experiments.checkpoints import resumable_base
-from itlib.figures import plots
 from itlib.gaussian_mixture import ExactDenoiser, paper_mixture
 from itlib.likelihood import velocity
 from itlib.sampling import sample
@@ -213,26 +213,26 @@ panels = {
         "SDE-DPM++": ("learned", "v", "--"),
     },
 }
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, axes = plt.subplots(1, 2, figsize=(7.2, 3.9), sharex=True, sharey=True)
     for ax, (title, methods) in zip(axes, panels.items(), strict=True):
         for name, (color, marker, style) in methods.items():
             own = found[found["method"] == name].groupby("calls")["error"]
             middle = own.mean()
             ax.plot(
-                middle.index, middle, color=plots.COLORS[color], marker=marker, markersize=4.5, linestyle=style, label=name
+                middle.index, middle, color=figures.COLORS[color], marker=marker, markersize=4.5, linestyle=style, label=name
             )
-            ax.fill_between(middle.index, own.min(), own.max(), color=plots.COLORS[color], alpha=0.18, linewidth=0)
-        ax.axhline(np.mean(floor), color=plots.INK, linewidth=0.8, linestyle=":")
-        ax.axhline(paper["error"], color=plots.INK, linewidth=0.8, linestyle="--")
-        ax.plot(paper["calls"], paper["error"], "*", color=plots.INK, markersize=11)
+            ax.fill_between(middle.index, own.min(), own.max(), color=figures.COLORS[color], alpha=0.18, linewidth=0)
+        ax.axhline(np.mean(floor), color=figures.INK, linewidth=0.8, linestyle=":")
+        ax.axhline(paper["error"], color=figures.INK, linewidth=0.8, linestyle="--")
+        ax.plot(paper["calls"], paper["error"], "*", color=figures.INK, markersize=11)
         ax.set(xscale="log", yscale="log", title=title, xlabel="evaluations")
         ax.set_xticks([5, 10, 20, 50, 100, 200], ["5", "10", "20", "50", "100", "200"])
         ax.set_yticks([0.01, 0.03, 0.1, 0.3], ["0.01", "0.03", "0.1", "0.3"])
         ax.minorticks_off()
         ax.legend(loc="upper right", fontsize=9)
     axes[0].set_ylabel("sliced $W_2$")
-plots.show(
+figures.show(
     fig,
     "evaluations",
     "Error against evaluations on logarithmic axes. Algorithm 1 in all three forms falls slowly towards the level of exact samples. The solvers of higher order fall steeply and reach the "

@@ -39,6 +39,7 @@ import torch
 from IPython.display import Markdown, display
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from itlib import figures
 from itlib.baselines.adjoint_matching import AdjointMatchingConfig, adjoint_matching
 from itlib.baselines.draft import DraftConfig, draft
 from itlib.experiments.records import read_records
@@ -54,7 +55,6 @@ from itlib.experiments.scaling import (
     jump,
     two_modes,
 )
-from itlib.figures import plots
 from itlib.gaussian_mixture import ExactDenoiser
 from itlib.metrics import mode_weights
 from itlib.network import Network, Residual
@@ -169,22 +169,22 @@ layer = {
 }
 
 # %% tags=["hide-input"]
-LOOK = {"wave": (plots.COLORS["base"], "s"), "jump": (plots.COLORS["learned"], "o")}
-with plots.house_style() as plt:
+LOOK = {"wave": (figures.COLORS["base"], "s"), "jump": (figures.COLORS["learned"], "o")}
+with figures.house_style() as plt:
     fig, axes = plt.subplots(1, 3, figsize=(7.2, 2.9))
     for name, (color, marker) in LOOK.items():
         axes[0].plot(Ns, remainder[name], color=color, marker=marker, markersize=4.5, label=name)
         axes[1].plot(times, profile_t[name], color=color, marker=marker, markersize=4, label=name)
-    axes[0].plot(Ns[late], 2 * remainder["jump"][-1] * Ns[-1] / Ns[late], color=plots.INK, linestyle="--", linewidth=0.8)
+    axes[0].plot(Ns[late], 2 * remainder["jump"][-1] * Ns[-1] / Ns[late], color=figures.INK, linestyle="--", linewidth=0.8)
     axes[0].set(xscale="log", yscale="log", xlabel="$N$", ylabel=r"error of $\hat x_1$", title="against $N$: slope $-1$")
     axes[1].set(xscale="log", yscale="log", xlabel="$t$", title=f"where in time ($N = {N_shown}$)")
     for s, style in ((0.01, "-"), (0.05, "--"), (0.4, ":")):
         axes[2].plot(np.linspace(-3, 3, 241), bump["jump", s], color=LOOK["jump"][0], linestyle=style, label=f"$t = {s:g}$")
-    axes[2].axhline(9 / (8 * N_shown), color=plots.INK, linewidth=0.8, linestyle="-.")
+    axes[2].axhline(9 / (8 * N_shown), color=figures.INK, linewidth=0.8, linestyle="-.")
     axes[2].set(xlabel=r"$x/\alpha_t$", title="the jump's log-density")
     axes[2].legend(fontsize=8.5, loc="upper left")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
-plots.show(
+figures.show(
     fig,
     "shapes-exact",
     "Three panels. Error against N falls with slope minus one for wave and jump alike. In time, the wave's error vanishes quickly towards zero, the jump's slowly. "
@@ -256,7 +256,7 @@ display(Markdown(f"Distance that the weights move in {k} optimiser steps."))
 # %% tags=["hide-input"]
 edges = np.linspace(-5, 5, 101)
 mid, cell = (edges[1:] + edges[:-1]) / 2, edges[1] - edges[0]
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, axes = plt.subplots(2, 2, figsize=(7.2, 4.4), sharex=True, sharey="row")
     for row, (name, reward) in zip(axes, SHAPES.items(), strict=True):
         exact = line.tilted(reward).bins(torch.from_numpy(edges)).numpy() / cell
@@ -266,17 +266,19 @@ with plots.house_style() as plt:
             counts = np.array([records[i]["curve"]["count"] for i in own["record"]])
             density = counts / counts.sum(1, keepdims=True) / cell
             ax.fill_between(
-                mid, density.min(0), density.max(0), color=plots.COLORS["learned"], alpha=0.35, linewidth=0, step="mid"
+                mid, density.min(0), density.max(0), color=figures.COLORS["learned"], alpha=0.35, linewidth=0, step="mid"
             )
-            ax.plot(mid, density.mean(0), color=plots.COLORS["learned"], linewidth=1, drawstyle="steps-mid", label="learned")
-            ax.plot(mid, exact, color=plots.COLORS["target"], linestyle="--", linewidth=1.4, label="exact target")
-            ax.plot(mid, start, color=plots.COLORS["base"], linestyle=":", linewidth=1.2, label="base")
+            ax.plot(
+                mid, density.mean(0), color=figures.COLORS["learned"], linewidth=1, drawstyle="steps-mid", label="learned"
+            )
+            ax.plot(mid, exact, color=figures.COLORS["target"], linestyle="--", linewidth=1.4, label="exact target")
+            ax.plot(mid, start, color=figures.COLORS["base"], linestyle=":", linewidth=1.2, label="base")
             ax.set(title=f"{name}, $N = {N}$", xlim=(-4.5, 4.5))
         row[0].set_ylabel("density")
     for ax in axes[1]:
         ax.set_xlabel("$x$")
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
-plots.show(
+figures.show(
     fig,
     "shapes-learned",
     "Densities of samples for wave and jump, N 5 and 20. For the jump the learned density follows the exact one, a little too far right. For the wave the "
@@ -398,7 +400,7 @@ display(
 across = runs[plain & (runs["reward"] == "across")]
 across = across.assign(mean_rest=np.sqrt(across["mean_rest_squared"].clip(lower=0)))
 ds = np.array(DIMENSIONS)
-MARK = {5: ("s", plots.COLORS["base"]), 20: ("o", plots.COLORS["learned"])}
+MARK = {5: ("s", figures.COLORS["base"]), 20: ("o", figures.COLORS["learned"])}
 
 
 def over_d(column, N, table=across):
@@ -408,7 +410,7 @@ def over_d(column, N, table=across):
 
 
 limit = {N: np.sqrt((ds - 2) / (2 * 1000 * N) * (8 + 64 / 3)) for N in TILTS}
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, axes = plt.subplots(1, 3, figsize=(7.2, 3.2), sharex=True)
     for N, (marker, color) in MARK.items():
         for ax, column, style in ((axes[0], "orthogonal", "-"), (axes[0], "eps_along_b", ":"), (axes[1], "mean_rest", "-")):
@@ -420,10 +422,10 @@ with plots.house_style() as plt:
         axes[1].plot(ds[1:], limit[N][1:], color=color, linewidth=0.9, linestyle="--")
         axes[2].plot(ds, over_d("per_tilt", N)[0], color=color, marker=marker, markersize=4.5)
     guide = over_d("orthogonal", 20)[0]
-    axes[0].plot(ds[1:], guide[-1] * np.sqrt(ds[1:] / ds[-1]), color=plots.INK, linewidth=0.8, linestyle="--")
+    axes[0].plot(ds[1:], guide[-1] * np.sqrt(ds[1:] / ds[-1]), color=figures.INK, linewidth=0.8, linestyle="--")
     operations = 2 * 256 * ds + 4 * 256**2
     axes[2].plot(
-        ds, over_d("per_tilt", 20)[0][1] * operations / operations[1], color=plots.INK, linewidth=0.8, linestyle="--"
+        ds, over_d("per_tilt", 20)[0][1] * operations / operations[1], color=figures.INK, linewidth=0.8, linestyle="--"
     )
     for ax, title in zip(axes, (r"error of $\hat x_1$", "error of the mean", "seconds per tilt"), strict=True):
         ax.set(xscale="log", yscale="log", xlabel="$d$", title=title)
@@ -433,7 +435,7 @@ with plots.house_style() as plt:
         plain_ticks(ax.yaxis)
     axes[2].set_yticks([0.5, 1, 2], ["0.5", "1", "2"])
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
-plots.show(
+figures.show(
     fig,
     "dimension",
     "Three panels against d from 2 to 1000. The error along b is flat, the orthogonal error rises, with a slope a little below one half. The orthogonal error of the mean rises towards "
@@ -626,26 +628,26 @@ for distance, (base, b) in apart.items():  # what the sampler alone does to the 
         for seed in range(2, 6)
     ]  # fmt: skip
     sampler[distance] = np.array([float(mode_weights(x, law.line)[1] - law.line.weights[1]) for x in draws])
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, axes = plt.subplots(1, 2, figsize=(7.2, 3.2))
     for i, distance in enumerate(DISTANCES):
         axes[0].plot(
-            grid_t, doubt[distance], color=plots.SERIES[i], marker=plots.MARKERS[i], markevery=(5 * i, 20 if full else 5),
+            grid_t, doubt[distance], color=figures.SERIES[i], marker=figures.MARKERS[i], markevery=(5 * i, 20 if full else 5),
             markersize=4.5, label=f"distance {distance}",
         )  # fmt: skip
     axes[0].set(xlabel="$t$", ylabel="undecided", ylim=(0, 1.02))
     axes[0].legend(fontsize=9)
-    axes[1].axhline(0, color=plots.INK, linewidth=0.6)
+    axes[1].axhline(0, color=figures.INK, linewidth=0.6)
     axes[1].plot(
-        weights["distance"], weights["error"], "o", color=plots.COLORS["learned"], markersize=5, label="learned, one run"
+        weights["distance"], weights["error"], "o", color=figures.COLORS["learned"], markersize=5, label="learned, one run"
     )
     axes[1].plot(
-        list(sampler), [v.mean() for v in sampler.values()], "_", color=plots.COLORS["target"], markersize=16, markeredgewidth=2,
+        list(sampler), [v.mean() for v in sampler.values()], "_", color=figures.COLORS["target"], markersize=16, markeredgewidth=2,
         label="exact score",
     )  # fmt: skip
     axes[1].set(xlabel="distance of the modes", ylabel="error of the right mode's weight", xticks=DISTANCES)
     axes[1].legend(fontsize=9)
-plots.show(
+figures.show(
     fig,
     "modes",
     "Left: how undecided the modes are against t; at distance 2 over most times, at distance 8 only near one. Right: error of the weight of the right mode per run, around zero at distances 2 and 4, "

@@ -37,7 +37,7 @@ import pandas as pd
 from IPython.display import Markdown, display
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
-from itlib.figures import plots
+from itlib import figures
 from itlib.tilting import CONFIGURATIONS
 
 record = json.loads(Path(bench).read_text())
@@ -168,24 +168,24 @@ def multiple(goal, key="median"):
 order = list(TITLES.values())
 goals.sort(key=lambda goal: order.index(goal["title"]) if goal["title"] in order else len(order))
 narrowest, widest = 0.25, 12.0
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, ax = plt.subplots(figsize=(6.6, 0.29 * len(goals) + 0.9))
     for row, goal in enumerate(reversed(goals)):
         at, good = min(max(multiple(goal), narrowest), widest), reached(goal)
-        color = plots.COLORS["target" if good else "learned"]
+        color = figures.COLORS["target" if good else "learned"]
         ax.plot([1, at], [row, row], color=color, linewidth=1.2)
         ax.plot(at, row, "o" if good else "X", color=color, markersize=6)
         sign = "≥" if goal["better"] == "high" else "≤"
         text = f"{number(goal['median'])} {sign} {goal['target']:g}"
         ax.annotate(text, (max(at, 1), row), (7, 0), textcoords="offset points", va="center", fontsize=8.5)
-    ax.axvline(1, color=plots.INK, linewidth=0.8)
+    ax.axvline(1, color=figures.INK, linewidth=0.8)
     ax.set_yticks(range(len(goals)), [goal["title"] for goal in reversed(goals)])
     ax.set(xscale="log", xlim=(0.22, widest * 3.5), xlabel="multiple of the target (cut off at ¼ and 12)")
     ax.set_xticks([0.25, 0.5, 1, 2, 5, 10], ["¼", "½", "1", "2", "5", "10"])
     ax.minorticks_off()
     ax.tick_params(axis="y", length=0)
 missed = [goal for goal in goals if not reached(goal)]
-plots.show(
+figures.show(
     fig,
     "speed-targets",
     f"One row for each of {len(goals)} targets with the figure that was found; {len(goals) - len(missed)} lie on the good side of a line at one, "
@@ -229,16 +229,16 @@ bars = {
     "products and SiLU": silu,
     "nothing but products": floor,
 }
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, ax = plt.subplots(figsize=(6.4, 2.7))
     for row, (name, value) in enumerate(reversed(bars.items())):
-        color = plots.COLORS["learned" if name == "itlib" else "band" if "products" in name else "base"]
+        color = figures.COLORS["learned" if name == "itlib" else "band" if "products" in name else "base"]
         ax.barh(row, value / own, color=color, height=0.62, hatch="//" if "products" in name else "", edgecolor="white")
         ax.annotate(f"{value / own:.2f}", (value / own, row), (4, 0), textcoords="offset points", va="center", fontsize=9)
     ax.set_yticks(range(len(bars)), list(bars)[::-1])
     ax.set(xlabel="seconds, in units of itlib's")
     ax.tick_params(axis="y", length=0)
-plots.show(
+figures.show(
     fig,
     "speed-sampling",
     f"Bars: the textbook takes {bars['textbook'] / own:.2f} times as long as itlib, diffusers up to {max(bars['diffusers DDPM'], bars['diffusers DDIM']) / own:.2f} times, nothing but products {floor / own:.2f}.",
@@ -277,13 +277,13 @@ display(
 profiles = found["attempts"]["profiles"]
 kinds = [k for k in profiles["sampling, itlib"] if max(p[k] for p in profiles.values()) > 0.005]
 hatches = ("", "//", "..", "xx", "\\\\", "--", "")
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, ax = plt.subplots(figsize=(6.8, 2.6))
     for row, name in enumerate(reversed(profiles)):
         left = 0.0
         for i, kind in enumerate(kinds):
             value = 100 * profiles[name][kind]
-            color = (*plots.SERIES, plots.COLORS["band"])[i % 7]
+            color = (*figures.SERIES, figures.COLORS["band"])[i % 7]
             ax.barh(
                 row,
                 value,
@@ -305,7 +305,7 @@ with plots.house_style() as plt:
     ax.set(xlabel="% of the time", xlim=(0, 100))
     ax.tick_params(axis="y", length=0)
     fig.legend(loc="outside upper center", ncols=3, fontsize=9)
-plots.show(
+figures.show(
     fig,
     "speed-profile",
     "Shares of time by kind of work. Sampling is mostly matrix products, with itlib more so than with the textbook; in training the optimiser and the bookkeeping of gradients take a part.",
@@ -332,24 +332,24 @@ ladder = [
 ]
 ladder = [name for name in ladder if name in tried]
 rest = {name: row for name, row in tried.items() if name not in ladder}
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, axes = plt.subplots(2, 1, figsize=(6.4, 4.6), sharex=True, height_ratios=[len(ladder), len(rest)])
     for ax, names, color in ((axes[0], ladder, "learned"), (axes[1], list(rest), "base")):
         for row, name in enumerate(reversed(names)):
             time = tried[name]["time"]
-            ax.plot([time["low"], time["high"]], [row, row], color=plots.COLORS[color], linewidth=3, alpha=0.5)
-            ax.plot(time["median"], row, "o", color=plots.COLORS[color], markersize=6)
+            ax.plot([time["low"], time["high"]], [row, row], color=figures.COLORS[color], linewidth=3, alpha=0.5)
+            ax.plot(time["median"], row, "o", color=figures.COLORS[color], markersize=6)
             ax.annotate(
                 f"{time['median']:.2f}", (time["high"], row), (7, 0), textcoords="offset points", va="center", fontsize=9
             )
-        ax.axvline(1, color=plots.INK, linewidth=0.8, linestyle="--")
+        ax.axvline(1, color=figures.INK, linewidth=0.8, linestyle="--")
         ax.set_yticks(range(len(names)), names[::-1])
         ax.set_ylim(-0.6, len(names) - 0.4)
         ax.tick_params(axis="y", length=0)
     axes[0].set_title("what was kept", loc="left")
     axes[1].set_title("what was tried and dropped", loc="left")
     axes[1].set_xlabel("seconds, in units of itlib's")
-plots.show(
+figures.show(
     fig,
     "speed-tried",
     "Times in units of itlib's, with quartiles. The kept changes descend to one; of those dropped only bfloat16 is far below one.",
@@ -428,23 +428,23 @@ panels = {
     | {"nothing but products, torch.mm": inverse(r["one step / torch.mm"])}
     | ({f"nothing but products, {library}": inverse(r["one step / floor"])} if library != "torch.mm" else {}),
 }
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, axes = plt.subplots(2, 1, figsize=(6.4, 4.2), sharex=True, height_ratios=[len(v) for v in panels.values()])
-    for ax, (title, figures) in zip(axes, panels.items(), strict=True):
-        for row, (name, figure) in enumerate(reversed(figures.items())):
-            color = plots.COLORS["learned" if name == "itlib" else "band" if "products," in name else "base"]
+    for ax, (title, bars) in zip(axes, panels.items(), strict=True):
+        for row, (name, figure) in enumerate(reversed(bars.items())):
+            color = figures.COLORS["learned" if name == "itlib" else "band" if "products," in name else "base"]
             ax.plot([figure["low"], figure["high"]], [row, row], color=color, linewidth=3, alpha=0.5)
             ax.plot(figure["median"], row, "s" if "products," in name else "o", color=color, markersize=6)
             note = f"{figure['median']:.2f}"
             ax.annotate(note, (figure["high"], row), (7, 0), textcoords="offset points", va="center", fontsize=9)
-        ax.axvline(1, color=plots.INK, linewidth=0.8, linestyle="--")
-        ax.set_yticks(range(len(figures)), list(figures)[::-1])
-        ax.set_ylim(-0.6, len(figures) - 0.4)
+        ax.axvline(1, color=figures.INK, linewidth=0.8, linestyle="--")
+        ax.set_yticks(range(len(bars)), list(bars)[::-1])
+        ax.set_ylim(-0.6, len(bars) - 0.4)
         ax.set_title(title, loc="left")
         ax.tick_params(axis="y", length=0)
     axes[1].set_xlabel("seconds of an optimiser step, in units of itlib's")
     axes[1].set_xlim(0, None)
-plots.show(
+figures.show(
     fig,
     "speed-training",
     f"Seconds of an optimiser step in units of itlib's: the textbook {r['textbook / itlib']['median']:.2f}, diffusers {r['diffusers / itlib']['median']:.2f}, nothing but products {1 / r['one step / floor']['median']:.2f}; what was tried lies between.",
@@ -492,7 +492,7 @@ display(Markdown(text))
 equal = found["equal"]
 settings = {name: equal[name] for name in ("the sampler alone", "the paper's network", "the recommended base")}
 KINDS = {"Algorithm 1": ("learned", "*"), "analytic": ("paper", "s"), "SDE-DPM++": ("base", "o"), "DPM++": ("target", "^")}
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, axes = plt.subplots(1, 3, figsize=(7.4, 3.1), sharex=True, sharey=True)
     for ax, (title, setting) in zip(axes, settings.items(), strict=True):
         for kind, (color, marker) in KINDS.items():
@@ -506,15 +506,15 @@ with plots.house_style() as plt:
                 x,
                 y,
                 e,
-                color=plots.COLORS[color],
+                color=figures.COLORS[color],
                 marker=marker,
                 markersize=9 if marker == "*" else 5,
                 linewidth=1,
                 label=kind,
             )
-        ax.axhline(setting["bar"], color=plots.INK, linewidth=0.8, linestyle="--")
-        ax.axhline(equal["floor"]["median"], color=plots.INK, linewidth=0.8, linestyle=":")
-        ax.axvline(8, color=plots.COLORS["band"], linewidth=0.8)
+        ax.axhline(setting["bar"], color=figures.INK, linewidth=0.8, linestyle="--")
+        ax.axhline(equal["floor"]["median"], color=figures.INK, linewidth=0.8, linestyle=":")
+        ax.axvline(8, color=figures.COLORS["band"], linewidth=0.8)
         ax.set(xscale="log", yscale="log", title=title, xlabel="times as fast")
         ax.set_xticks([1, 3, 10, 30, 100], ["1", "3", "10", "30", "100"])
         ax.minorticks_off()
@@ -522,7 +522,7 @@ with plots.house_style() as plt:
     axes[0].set_yticks([0.01, 0.02, 0.05, 0.1, 0.2], ["0.01", "0.02", "0.05", "0.1", "0.2"])
     axes[0].minorticks_off()
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
-plots.show(
+figures.show(
     fig,
     "speed-equal",
     "Error of samples against how much faster than the textbook they were drawn, in three panels. "
@@ -600,18 +600,18 @@ LABELS = {
     "d": "dimension $d$",
 }
 growth = found["growth"]
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, axes = plt.subplots(2, 3, figsize=(7.4, 4.8))
     for ax, (size, label) in zip(axes.flat, LABELS.items(), strict=False):
         row = growth[size]
         x, y = np.array(row["points"], float), np.array([v["median"] for v in row["seconds"]])
-        ax.plot(x, y / y[0], color=plots.COLORS["base"], marker="o", markersize=4.5, label="seconds")
+        ax.plot(x, y / y[0], color=figures.COLORS["base"], marker="o", markersize=4.5, label="seconds")
         memory = np.array([np.nan if v is None else v for v in row["MiB"]], float)
         if np.nanmin(memory) > 0:
             ax.plot(
                 x,
                 memory / memory[0],
-                color=plots.COLORS["learned"],
+                color=figures.COLORS["learned"],
                 marker="s",
                 markersize=4,
                 linestyle="--",
@@ -630,18 +630,18 @@ with plots.house_style() as plt:
         ax.plot(
             seeds["seeds"],
             [v["median"] for v in seeds[what]],
-            color=plots.COLORS[color],
+            color=figures.COLORS[color],
             marker=marker,
             markersize=4.5,
             label=what,
         )
-    ax.axhline(1, color=plots.INK, linewidth=0.8, linestyle="--")
+    ax.axhline(1, color=figures.INK, linewidth=0.8, linestyle="--")
     ax.set(xscale="log", xlabel="seeds in one stack", title="stacked: times as fast", ylim=(0, None))
     ax.set_xticks(seeds["seeds"], [str(s) for s in seeds["seeds"]])
     ax.minorticks_off()
     ax.legend(fontsize=8.5)
     fig.legend(*axes[0, 1].get_legend_handles_labels(), loc="outside upper center", ncols=2)
-plots.show(
+figures.show(
     fig,
     "speed-growth",
     "Six small panels. Seconds grow about in proportion to tilts, samples, steps and rows, and more slowly with dimension. Stacked seeds are not faster than separate ones.",
@@ -734,13 +734,13 @@ display(
 
 # %% tags=["hide-input"]
 W = np.array(far["workers"])
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, ax = plt.subplots(figsize=(6.2, 3.4))
-    for (count, values), color, marker in zip(far["seconds"].items(), plots.SERIES, plots.MARKERS, strict=False):
+    for (count, values), color, marker in zip(far["seconds"].items(), figures.SERIES, figures.MARKERS, strict=False):
         ax.plot(
             W, np.array(values) / 60, color=color, marker=marker, markersize=5, label=f"{count} seed{'s' * (count != '1')}"
         )
-    ax.axhline(far["chain"] / 60, color=plots.INK, linewidth=0.8, linestyle="--")
+    ax.axhline(far["chain"] / 60, color=figures.INK, linewidth=0.8, linestyle="--")
     ax.annotate("base and $N = 200$", (W[0], far["chain"] / 60), (0, -12), textcoords="offset points", fontsize=9)
     ax.set(xscale="log", yscale="log", xlabel="workers", ylabel="minutes")
     ax.set_xticks(W, [str(w) for w in W])
@@ -750,7 +750,7 @@ with plots.house_style() as plt:
     ax.set_yticks(ticks, [str(v) for v in ticks])
     ax.minorticks_off()
     ax.legend()
-plots.show(
+figures.show(
     fig,
     "speed-cluster",
     "Minutes that the paper's grid takes by the model against the number of workers, for one, three and ten seeds: each curve falls until it meets the line of the longest chain.",

@@ -42,6 +42,7 @@ import torch
 from IPython.display import HTML, Markdown, display
 from PIL import Image
 
+from itlib import figures
 from itlib.experiments.digits.comparison import (
     ASKED,
     CANDIDATES,
@@ -55,7 +56,6 @@ from itlib.experiments.digits.comparison import (
 )
 from itlib.experiments.digits.images import DIGIT, TASKS, D, digits, image_card, judged, trained_denoiser
 from itlib.experiments.records import read_records
-from itlib.figures import plots
 from itlib.sampling import reverse_process, sample
 from itlib.schedules import Cosine
 from itlib.tilting import iterative_tilting
@@ -104,7 +104,7 @@ def pm(values, form=".2f"):
 
 def strip(rows, names, name, alt, columns=16, width=7.2):
     """Rows of digits, each with a name on its left."""
-    with plots.house_style() as plt:
+    with figures.house_style() as plt:
         fig, axes = plt.subplots(len(rows), 1, figsize=(width, len(rows) * (width / columns + 0.06)), squeeze=False)
         for ax, images, label in zip(axes[:, 0], rows, names, strict=True):
             tiles = np.concatenate([np.pad(i, 1, constant_values=-1) for i in np.reshape(images, (-1, 8, 8))[:columns]], 1)
@@ -112,7 +112,7 @@ def strip(rows, names, name, alt, columns=16, width=7.2):
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
             ax.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
-    plots.show(fig, name, alt)
+    figures.show(fig, name, alt)
 
 
 # %% [markdown]
@@ -250,7 +250,7 @@ div.text_html:has(#digit-tilts-style) { background: none !important; color: inhe
   padding: .1rem .55rem; min-width: 4rem; min-height: 1.9rem; cursor: pointer; }
 @media screen { .dt-still { display: none; } }
 @media print { #digit-tilts { display: none; } }
-""".replace("LEARNED", plots.COLORS["learned"])
+""".replace("LEARNED", figures.COLORS["learned"])
 
 SCRIPT = r"""
 (() => {
@@ -502,7 +502,7 @@ SHOWN = ("paper", "centred", "implicit", "recommended-lora", "ddpo", "adjoint")
 def frontier(ax, task):
     """Mean reward against KL: the exact tilts of all strengths bound what is possible, each method takes a way of its own."""
     exact = sweep(of[task][0])
-    ax.plot(exact["kl"], exact["mean_reward"], color=plots.COLORS["target"], linewidth=4, alpha=0.4, label="exact tilts")
+    ax.plot(exact["kl"], exact["mean_reward"], color=figures.COLORS["target"], linewidth=4, alpha=0.4, label="exact tilts")
     top = 0.0
     for i, name in enumerate(SHOWN):
         if name not in ASKED[task]:
@@ -517,12 +517,12 @@ def frontier(ax, task):
         mean = np.mean([c[:length] for c in curves], 0)
         start = [0.0, np.mean([r["metrics"]["base mean_reward"] for r in of[task]])]
         mean = np.vstack([start, mean])
-        color = plots.SERIES[i % len(plots.SERIES)]
+        color = figures.SERIES[i % len(figures.SERIES)]
         ax.plot(
             mean[:, 0],
             mean[:, 1],
             color=color,
-            marker=plots.MARKERS[i % len(plots.MARKERS)],
+            marker=figures.MARKERS[i % len(figures.MARKERS)],
             markersize=4,
             linewidth=1.2,
             label=TITLES[name],
@@ -531,7 +531,7 @@ def frontier(ax, task):
     ax.set(xlabel="KL to the base, nats", title=task, xlim=(-0.1, min(8.0, 1.05 * top)))
 
 
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, axes = plt.subplots(1, len(HERE), figsize=(7.6, 3.9), squeeze=False)
     axes = axes[0]
     for ax, task in zip(axes, HERE, strict=True):
@@ -539,7 +539,7 @@ with plots.house_style() as plt:
     axes[0].set_ylabel("mean reward")
     handles, labels = axes[0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9)
-plots.show(
+figures.show(
     fig,
     "frontier",
     "Mean reward against the KL of the paths to the base, one panel per reward. A wide line of exact tilts bounds the picture from above; the methods' curves rise from the base and stay below it.",

@@ -34,7 +34,7 @@ from pathlib import Path
 import torch
 from IPython.display import Markdown, display
 
-from itlib.figures import plots
+from itlib import figures
 from itlib.training import TrainingConfig, train_denoiser
 
 logging.getLogger("diffusers").setLevel(logging.ERROR)
@@ -223,14 +223,14 @@ after = sample(tilted, schedule, 512 if full else 64, d, steps=20, generator=tor
 gained = float(warm_left(after).mean())
 
 # %% tags=["hide-input"]
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, axes = plt.subplots(2, 12, figsize=(7.2, 1.35))
     for row, images, name in zip(axes, (drawn, after), ("base", "tilted"), strict=True):
         for ax, image in zip(row, images.reshape(-1, *base.shape), strict=False):
             ax.imshow((image.permute(1, 2, 0).numpy().clip(-1, 1) + 1) / 2)
             ax.set(xticks=[], yticks=[])
         row[0].set_ylabel(name)
-plots.show(
+figures.show(
     fig,
     "fades",
     "Twelve colour squares of the base in a row, and below them twelve of the tilted model from the same noise, most of which are warmer on the left.",

@@ -41,7 +41,7 @@ import pandas as pd
 import torch
 from IPython.display import Markdown, display
 
-from itlib.figures import plots
+from itlib import figures
 from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture, paper_mixture
 from itlib.rewards import parse_reward
 from itlib.sampling import ddpm_std, time_grid, transition
@@ -143,16 +143,16 @@ record(
 )
 
 # %% tags=["hide-input"]
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, axes = plt.subplots(1, 2, figsize=(7.2, 3.3), sharex=True)
     x = 1 / (1 + np.exp(-u[::2]))
     for ax, column, exact, title in zip(axes, (0, 1), (m, v), ("mean", "variance"), strict=True):
-        ax.plot(x, exact[::-1][::2], color=plots.COLORS["band"], linewidth=5, alpha=0.6, label="exact")
+        ax.plot(x, exact[::-1][::2], color=figures.COLORS["band"], linewidth=5, alpha=0.6, label="exact")
         for (name, path), color, style in zip(sde.items(), ("target", "paper", "learned"), ("-", "--", "-."), strict=True):
-            ax.plot(x, path[:, column], color=plots.COLORS[color], linestyle=style, label=name)
+            ax.plot(x, path[:, column], color=figures.COLORS[color], linestyle=style, label=name)
         ax.set(xlabel="time of the reversed process", title=title)
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
-plots.show(
+figures.show(
     fig,
     "reverse-sde",
     "Mean and variance along the reverse SDE: the corrected form follows the exact curve, the printed one returns to zero mean.",

@@ -39,11 +39,11 @@ import torch
 from IPython.display import Markdown, display
 from matplotlib.colors import LogNorm
 
+from itlib import figures
 from itlib.baselines.guidance import guided, plug_in_value
 from itlib.experiments.comparison import BEST, FEWER, MAIN, METHODS, OTHER, RATES, REFERENCES, WORK
 from itlib.experiments.problems import TASKS
 from itlib.experiments.records import read_records
-from itlib.figures import plots
 from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture
 from itlib.metrics import sliced_wasserstein
 from itlib.sampling import sample
@@ -150,22 +150,22 @@ def gallery(task):
     }
     shown = [name for name in METHODS if name in set(whole[whole["task"] == task]["method"])]
     rows = -(-len(shown) // 4)
-    with plots.house_style() as plt:
+    with figures.house_style() as plt:
         fig, axes = plt.subplots(rows, 4, figsize=(7.2, 1.35 * rows), sharex=True, sharey=True)
         for ax in axes.flat:
             ax.set_axis_off()
         for ax, name in zip(axes.flat, shown, strict=False):
-            color = plots.COLORS["base"] if METHODS[name].gradient else plots.COLORS["learned"]
+            color = figures.COLORS["base"] if METHODS[name].gradient else figures.COLORS["learned"]
             own = found.get(name, np.empty((0, 2)))
             inside = own[(own[:, 0] > xs[0]) & (own[:, 0] < xs[-1]) & (own[:, 1] > ys[0]) & (own[:, 1] < ys[-1])]
             if len(inside) < 0.1 * len(own) or not len(own):
                 ax.text(0.25, -1.0, "ran away", ha="center")
-            plots.samples(ax, own, density=density, color=color, limits=(xs[0], xs[-1], ys[0], ys[-1]))
+            figures.samples(ax, own, density=density, color=color, limits=(xs[0], xs[-1], ys[0], ys[-1]))
             ax.set_title(TITLES[name] + (" ∇" if METHODS[name].gradient else ""), fontsize=9)
     return fig
 
 
-plots.show(
+figures.show(
     gallery("paper"),
     "gallery-paper",
     "Small panels, one per method: samples over contours of the two modes of the paper's target. Some methods cover both modes, "
@@ -180,7 +180,7 @@ plots.show(
 # ```
 
 # %% tags=["hide-input"]
-plots.show(
+figures.show(
     gallery("one-mode"),
     "gallery-one-mode",
     "The same panels on the task whose target has nearly all of its weight in the right mode.",
@@ -199,7 +199,7 @@ plots.show(
 
 # %% tags=["hide-input"]
 LINES = {
-    name: (plots.SERIES[i % len(plots.SERIES)], "os^Dvp<>X*Phd"[i])
+    name: (figures.SERIES[i % len(figures.SERIES)], "os^Dvp<>X*Phd"[i])
     for group in (False, True)
     for i, name in enumerate(n for n, m in METHODS.items() if m.gradient == group)
 }
@@ -207,7 +207,7 @@ LINES = {
 
 def against(quantity, label, task):
     """Distance against a cost, median over seeds: curves of methods that train, points of those that draw."""
-    with plots.house_style() as plt:
+    with figures.house_style() as plt:
         fig, axes = plt.subplots(1, 2, figsize=(7.2, 4.6), sharey=True)
         for ax, gradient in zip(axes, (False, True), strict=True):
             for name, method in METHODS.items():
@@ -242,7 +242,7 @@ def reward_evaluations(c):
     return np.asarray(c["reward"], float) + np.asarray(c["reward_gradient"], float)
 
 
-plots.show(
+figures.show(
     against(reward_evaluations, "evaluations of the reward", "paper"),
     "reward-cost",
     "Distance to the target against evaluations of the reward, on logarithmic axes, in two panels, with and without gradient. Most curves fall; those of methods "
@@ -260,7 +260,7 @@ plots.show(
 # Then the clock.
 
 # %% tags=["hide-input"]
-plots.show(
+figures.show(
     against(lambda c: np.asarray(c["seconds"], float), "processor seconds", "paper"),
     "time-cost",
     "Distance to the target against processor seconds, on logarithmic axes.",
@@ -326,7 +326,7 @@ for task in MAIN:
 # A tilt costs evaluations of the reward. Half as many tilts cost half as much; what is lost?
 
 # %% tags=["hide-input"]
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, axes = plt.subplots(1, 2, figsize=(7.2, 3), sharey=True)
     for ax, task in zip(axes, MAIN, strict=True):
         for name in FEWER:
@@ -339,7 +339,7 @@ with plots.house_style() as plt:
         ax.minorticks_off()
     axes[0].set_ylabel("distance to the target")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
-plots.show(
+figures.show(
     fig,
     "fewer-tilts",
     "Distance to the target against the number of tilts, for the explicit and the implicit form, on two tasks, with standard errors.",
@@ -362,7 +362,7 @@ tasks = [task for task in (*MAIN, *OTHER) if task in set(whole["task"])]
 if missing := [TASK_TITLES[task] for task in OTHER if task not in tasks]:
     display(Markdown(f"There are no records yet of the tasks {', '.join(missing)}: `make reference` computes them."))
 names = [name for name in METHODS if name in {*BEST, *REFERENCES}]
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     rows = -(-len(tasks) // 3)
     fig, axes = plt.subplots(rows, 3, figsize=(7.2, 0.6 + 2.1 * rows), sharey=True, squeeze=False)
     for ax in axes.flat[len(tasks) :]:
@@ -370,17 +370,17 @@ with plots.house_style() as plt:
     for ax, task in zip(axes.flat, tasks, strict=False):
         for row, name in enumerate(names):
             values = whole[(whole["task"] == task) & (whole["method"] == name)]["sliced_w2"]
-            color = plots.COLORS["base"] if METHODS[name].gradient else plots.COLORS["learned"]
+            color = figures.COLORS["base"] if METHODS[name].gradient else figures.COLORS["learned"]
             ax.plot(values, [row] * len(values), "o", color=color, markersize=4, alpha=0.6)
-            ax.plot(values.mean(), row, "|", color=plots.INK, markersize=10)
+            ax.plot(values.mean(), row, "|", color=figures.INK, markersize=10)
         exact = sliced_wasserstein(TASKS[task].target.sample(5000, torch.Generator().manual_seed(1)), TASKS[task].target)
-        ax.axvline(exact, color=plots.COLORS["target"], linewidth=0.8, linestyle="--")
+        ax.axvline(exact, color=figures.COLORS["target"], linewidth=0.8, linestyle="--")
         ax.set(xscale="log", xlim=(0.02, 3), title=TASK_TITLES[task])
-        ax.grid(axis="y", color=plots.COLORS["band"], alpha=0.25, linewidth=0.5)
+        ax.grid(axis="y", color=figures.COLORS["band"], alpha=0.25, linewidth=0.5)
     axes[0, 0].set_yticks(range(len(names)), [TITLES[name] for name in names])
     axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
     fig.supxlabel("distance to the target", fontsize=11)
-plots.show(
+figures.show(
     fig,
     "tasks",
     "One panel per task: the distance of each method's samples to the target, one dot per seed, with the distance between "
@@ -399,12 +399,12 @@ plots.show(
 # %% tags=["hide-input"]
 mean = whole[whole["method"].isin(names)].groupby(["task", "method"])["sliced_w2"].mean().unstack().loc[tasks, names]
 trained = mean[[name for name in names if METHODS[name].train]]
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, ax = plt.subplots(figsize=(6.6, 0.36 * len(names) + 0.8))
     sns.heatmap(
         mean.T,
         norm=LogNorm(0.03, 3),
-        cmap=sns.light_palette(plots.COLORS["base"], 60)[:29],  # light enough for dark numbers
+        cmap=sns.light_palette(figures.COLORS["base"], 60)[:29],  # light enough for dark numbers
         annot=True,
         fmt=".2f",
         annot_kws={"fontsize": 9},
@@ -418,12 +418,12 @@ with plots.house_style() as plt:
         row = names.index(trained.loc[task].idxmin())
         ax.add_patch(
             plt.Rectangle(
-                (column, row), 1, 1, fill=False, edgecolor=plots.COLORS["learned"], linewidth=2.5, zorder=3, clip_on=False
+                (column, row), 1, 1, fill=False, edgecolor=figures.COLORS["learned"], linewidth=2.5, zorder=3, clip_on=False
             )
         )
     ax.set(xlabel="", ylabel="")
     ax.tick_params(length=0)
-plots.show(
+figures.show(
     fig,
     "closest",
     "A table of colours: methods down, tasks across, in each cell the mean distance to the target. On each task the closest of the trained methods has a frame: "

@@ -38,6 +38,7 @@ from scipy.optimize import root
 from scipy.stats import linregress
 from torch import nn
 
+from itlib import figures
 from itlib.baselines.accounting import NoisySteps, trajectory
 from itlib.baselines.adjoint_matching import AdjointMatchingConfig, adjoint_matching
 from itlib.baselines.draft import DraftConfig, draft, rollout
@@ -46,7 +47,6 @@ from itlib.baselines.reward_weighted import reweighted
 from itlib.beyond.estimators import centred
 from itlib.experiments.comparison import METHODS, Setting
 from itlib.experiments.problems import Task
-from itlib.figures import plots
 from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture, NotNormalisableError, paper_mixture
 from itlib.network import Network
 from itlib.rewards import ForwardOnly, QuadraticReward, parse_reward
@@ -260,13 +260,13 @@ for name, update in updates.items():
 
 # %% tags=["hide-input"]
 labels = {"tilting": "explicit = Algorithm 2", "implicit": "implicit", "reweighted": "reward-weighted"}
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.5))
     for i, (name, label) in enumerate(labels.items()):
-        style = {"color": plots.SERIES[i], "marker": plots.MARKERS[i], "markersize": 5, "linestyle": ("-", "--", ":")[i]}
+        style = {"color": figures.SERIES[i], "marker": figures.MARKERS[i], "markersize": 5, "linestyle": ("-", "--", ":")[i]}
         left.plot(deltas, np.maximum(error[name], 1e-16), label=label, **style)
         right.plot(deltas, one_sample[name], **style)
-    left.plot(deltas, 2 * error["tilting"][-1] * deltas / deltas[-1], color=plots.INK, linewidth=0.8, linestyle="--")
+    left.plot(deltas, 2 * error["tilting"][-1] * deltas / deltas[-1], color=figures.INK, linewidth=0.8, linestyle="--")
     left.text(0.1, 0.6, "slope 1", ha="right")
     left.set(
         xscale="log", yscale="log", xlabel=r"size of the tilt, $\delta$", title="error of the minimiser", ylim=(1e-16, 100)
@@ -278,7 +278,7 @@ with plots.house_style() as plt:
         ax.minorticks_off()
     right.set_yticks([2, 5, 10, 20, 40], ["2", "5", "10", "20", "40"])
     fig.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=3)
-plots.show(
+figures.show(
     fig,
     "tilting-family",
     "Left: the error of the explicit tilt, in units of the step, grows in proportion to the size of the tilt; the implicit and the reward-weighted one stay at rounding "
@@ -590,25 +590,25 @@ titles |= {
     "adjoint": "Adjoint Matching",
 }
 blind = ("draft", "draft-5", "draft-lv")
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, axes = plt.subplots(1, 2, figsize=(7.2, 3.9), sharex=True, sharey=True)
     for ax, names, title in zip(
         axes, (list(policy), [*through, "adjoint"]), ("values of $r$", "gradients of $r$"), strict=True
     ):
         start = law_of(START, J)
-        ax.plot(*start, "o", color=plots.INK, markersize=6, zorder=5)
+        ax.plot(*start, "o", color=figures.INK, markersize=6, zorder=5)
         ax.annotate("base", start, textcoords="offset points", xytext=(7, -2))
-        ax.plot(*goal, "*", color=plots.INK, markersize=13, markerfacecolor="none", zorder=5)
+        ax.plot(*goal, "*", color=figures.INK, markersize=13, markerfacecolor="none", zorder=5)
         ax.annotate("tilt", goal, textcoords="offset points", xytext=(14, -5))
         if "dpok" in names:
-            ax.plot(*stationary(J, forgetful), "x", color=plots.INK, markersize=8, markeredgewidth=1.5, zorder=5)
+            ax.plot(*stationary(J, forgetful), "x", color=figures.INK, markersize=8, markeredgewidth=1.5, zorder=5)
         for i, name in enumerate(names):
             path = np.array([start] + [law_of(v, J, name in blind) for v in learned[name][::2]])
             every = max(1, len(path) // 6)
             ax.plot(
                 *path.T,
-                color=plots.SERIES[i],
-                marker=plots.MARKERS[i],
+                color=figures.SERIES[i],
+                marker=figures.MARKERS[i],
                 markersize=4,
                 markevery=(every, every),
                 label=titles[name],
@@ -617,7 +617,7 @@ with plots.house_style() as plt:
         ax.set(title=title, xlabel="mean of what is drawn", xlim=(-0.1, 2.4), ylim=(0, 0.48))
         ax.legend(loc="upper right")
     axes[0].set_ylabel("variance")
-plots.show(
+figures.show(
     fig,
     "climbing",
     "Paths in the plane of mean and variance. Methods without a KL run from the base past the tilt to mean 2 and variance near zero. DPOK stops short of the tilt. "

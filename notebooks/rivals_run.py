@@ -43,13 +43,13 @@ import torch
 from IPython.display import Markdown, display
 from tqdm import tqdm
 
+from itlib import figures
 from itlib.baselines.accounting import Account
 from itlib.experiments.checkpoints import profile as profile_named
 from itlib.experiments.checkpoints import resumable_base
 from itlib.experiments.comparison import METHODS, WORK, Setting, fine_tune
 from itlib.experiments.problems import task as task_named
 from itlib.experiments.records import write_record
-from itlib.figures import plots
 from itlib.metrics import flow_nll, sample_card, score_errors, sliced_wasserstein
 from itlib.network import Network
 from itlib.sampling import sample
@@ -163,10 +163,10 @@ low, high = target.means.min(0).values - 3, target.means.max(0).values + 3
 xs, ys = (np.linspace(float(a), float(b), 120) for a, b in zip(low, high, strict=True))
 plane = torch.from_numpy(np.stack(np.meshgrid(xs, ys), -1).reshape(-1, 2))
 density = xs, ys, target.log_prob(plane).reshape(len(ys), len(xs)).numpy()
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, ax = plt.subplots(figsize=(4.8, 4))
-    plots.samples(ax, x[:2000].numpy(), density=density, limits=(xs[0], xs[-1], ys[0], ys[-1]))
-plots.show(fig, "samples", f"Samples of {chosen.title} over contours of the exact target.")
+    figures.samples(ax, x[:2000].numpy(), density=density, limits=(xs[0], xs[-1], ys[0], ys[-1]))
+figures.show(fig, "samples", f"Samples of {chosen.title} over contours of the exact target.")
 
 # %% [markdown]
 # ```{glue:figure} samples

@@ -36,12 +36,12 @@ from IPython.display import Markdown, display
 from scipy.optimize import minimize_scalar
 from scipy.stats import linregress, wasserstein_distance
 
+from itlib import figures
 from itlib.baselines.accounting import Account
 from itlib.baselines.guidance import classifier_free, exact_value, exactly_guided, guided, plug_in_value
 from itlib.baselines.monte_carlo import SMCConfig, best_of_n, effective_sample_size, importance, sequential_monte_carlo
 from itlib.experiments.comparison import METHODS, Setting
 from itlib.experiments.problems import Task
-from itlib.figures import plots
 from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture, paper_mixture
 from itlib.network import Network
 from itlib.rewards import ForwardOnly, QuadraticReward, parse_reward
@@ -281,25 +281,25 @@ inside = bests[:, 0] < tilts[-1, 0]
 assert below[inside].min() > 0  # Gibbs
 same_kl = math.log(n_same) - (n_same - 1) / n_same
 loss = float(np.interp(same_kl, tilts[:, 0], tilts[:, 1])) - mean_of(best_law(n_same))
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.5))
     left.fill_between(
-        r_grid, tilt_law(1.0), color=plots.COLORS["target"], alpha=0.3, linewidth=0, label="tilt, $\\lambda = 1$"
+        r_grid, tilt_law(1.0), color=figures.COLORS["target"], alpha=0.3, linewidth=0, label="tilt, $\\lambda = 1$"
     )
-    left.plot(r_grid, density, color=plots.COLORS["band"], linestyle=":", label="base")
-    left.plot(r_grid, best_law(16), color=plots.COLORS["base"], linestyle="--", label="best of 16")
-    left.plot(r_grid, best_law(n_same), color=plots.COLORS["learned"], label=f"best of {n_same}")
+    left.plot(r_grid, density, color=figures.COLORS["band"], linestyle=":", label="base")
+    left.plot(r_grid, best_law(16), color=figures.COLORS["base"], linestyle="--", label="best of 16")
+    left.plot(r_grid, best_law(n_same), color=figures.COLORS["learned"], label=f"best of {n_same}")
     left.set(xlim=(-10, 17), yticks=[], xlabel="reward", title="law of the reward", ylim=(0, 0.42))
     left.legend(loc="upper left")
-    right.plot(*tilts.T, color=plots.COLORS["target"], linewidth=4, alpha=0.4, label="tilts")
-    right.plot(*bests.T, color=plots.COLORS["learned"], marker="s", markersize=3, linewidth=0.8, label="best of $n$")
-    right.plot(kl_target, mean_of(tilt_law(1.0)), "*", color=plots.INK, markersize=12, markerfacecolor="none")
+    right.plot(*tilts.T, color=figures.COLORS["target"], linewidth=4, alpha=0.4, label="tilts")
+    right.plot(*bests.T, color=figures.COLORS["learned"], marker="s", markersize=3, linewidth=0.8, label="best of $n$")
+    right.plot(kl_target, mean_of(tilt_law(1.0)), "*", color=figures.INK, markersize=12, markerfacecolor="none")
     right.annotate(
         "$\\lambda = 1$", (kl_target, mean_of(tilt_law(1.0))), textcoords="offset points", xytext=(-8, 8), ha="right"
     )
     right.set(xlim=(0, 4.6), ylim=(0, 10.5), xlabel="KL to the base, nats", title="mean reward")
     right.legend(loc="lower right")
-plots.show(
+figures.show(
     fig,
     "best-of-n",
     f"Left: the reward of the best of {n_same} has about the same mean as under the tilt, but a much narrower law. Right: mean reward against KL to the base; the best of n runs "
@@ -376,13 +376,13 @@ errors = {
 }
 
 looks = {
-    "no potential": (plots.COLORS["band"], "v", ":"),
-    "plug-in": (plots.SERIES[0], "o", "-"),
-    "plug-in, twisted": (plots.SERIES[2], "^", "-"),
-    "exact": (plots.SERIES[3], "D", "--"),
-    "exact, twisted": (plots.SERIES[1], "s", "-"),
+    "no potential": (figures.COLORS["band"], "v", ":"),
+    "plug-in": (figures.SERIES[0], "o", "-"),
+    "plug-in, twisted": (figures.SERIES[2], "^", "-"),
+    "exact": (figures.SERIES[3], "D", "--"),
+    "exact, twisted": (figures.SERIES[1], "s", "-"),
 }
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.8))
     for name, (color, marker, line) in looks.items():
         at = [population.t for population in runs[name][middle][0]]
@@ -391,7 +391,7 @@ with plots.house_style() as plt:
         left.plot(at, along, markevery=6, label=name, **style)
         right.plot(*zip(*errors[name].items(), strict=True), **style)
     guide = 0.6 * np.array(sizes, dtype=float) ** -0.5
-    right.plot(sizes, guide, color=plots.INK, linewidth=0.8)
+    right.plot(sizes, guide, color=figures.INK, linewidth=0.8)
     right.text(sizes[1], 0.8 * guide[1], "slope $-1/2$", ha="right", va="top")
     left.set(xlabel="$t$", xlim=(1, -0.01), ylim=(0, 1.05), title="effective sample size / $n$")
     right.set(xscale="log", yscale="log", xlabel="particles, $n$", title="error of the mean")
@@ -399,7 +399,7 @@ with plots.house_style() as plt:
     right.set_yticks([0.01, 0.03, 0.1, 0.3], ["0.01", "0.03", "0.1", "0.3"])
     right.minorticks_off()
     fig.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=3)
-plots.show(
+figures.show(
     fig,
     "smc",
     "Left: effective sample size along the way. Without a potential it stays at one and collapses at the end; with potentials it oscillates between one half and one; with exact "
@@ -610,23 +610,25 @@ def on_grid(law):
     return np.interp(grid, points, mass / np.gradient(points), left=0, right=0)
 
 
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.8), width_ratios=(1.5, 1))
-    left.fill_between(grid, wanted / h, color=plots.COLORS["target"], alpha=0.3, linewidth=0, label="$p(x)\\,p(c\\mid x)^3$")
+    left.fill_between(
+        grid, wanted / h, color=figures.COLORS["target"], alpha=0.3, linewidth=0, label="$p(x)\\,p(c\\mid x)^3$"
+    )
     for name, color, line, label in (
-        ("conditional model, w = 1", plots.COLORS["band"], "-", "$p(x\\mid c)$, $w = 1$"),
-        ("classifier-free, no noise", plots.COLORS["learned"], "-", "$w = 3$, no noise"),
-        ("classifier-free, DDPM noise", plots.COLORS["base"], "--", "$w = 3$, DDPM noise"),
-        ("classifier-free, learned weights", plots.COLORS["paper"], "-.", "learned weights"),
+        ("conditional model, w = 1", figures.COLORS["band"], "-", "$p(x\\mid c)$, $w = 1$"),
+        ("classifier-free, no noise", figures.COLORS["learned"], "-", "$w = 3$, no noise"),
+        ("classifier-free, DDPM noise", figures.COLORS["base"], "--", "$w = 3$, DDPM noise"),
+        ("classifier-free, learned weights", figures.COLORS["paper"], "-.", "learned weights"),
     ):
         left.plot(grid, on_grid(laws[name]), color=color, linestyle=line, label=label)
     left.set(xlim=(-2.5, 4.2), ylim=(0, None), yticks=[], xlabel="$x$", title="what is drawn")
     left.legend(loc="upper left")
-    right.axhline(w, color=plots.COLORS["learned"], label="constant")
+    right.axhline(w, color=figures.COLORS["learned"], label="constant")
     right.plot(
         at,
         omega,
-        color=plots.COLORS["paper"],
+        color=figures.COLORS["paper"],
         linestyle="-.",
         marker="D",
         markersize=4,
@@ -634,11 +636,11 @@ with plots.house_style() as plt:
         label="learned, for $w = 3$",
     )
     right.plot(
-        *plain, color=plots.COLORS["band"], marker="o", markersize=3.5, markevery=(2, 4), label="learned, for $w = 1$"
+        *plain, color=figures.COLORS["band"], marker="o", markersize=3.5, markevery=(2, 4), label="learned, for $w = 1$"
     )
     right.set(xlabel="$t$, from noise to data", xlim=(1, 0), ylim=(0, 4.4), title="weight")
     right.legend(loc="upper left", fontsize=9)
-plots.show(
+figures.show(
     fig,
     "guidance",
     "Left: the wanted density has two modes, like the class. Classifier-free guidance with weight three and no noise draws one mode only, the outer one; with noise the inner mode is a fraction of what it "

@@ -37,9 +37,9 @@ import torch
 from IPython.display import Markdown, display
 from scipy.stats import norm
 
+from itlib import figures
 from itlib.experiments.checkpoints import profile as profile_named
 from itlib.experiments.checkpoints import resumable_base
-from itlib.figures import plots
 from itlib.gaussian_mixture import ExactDenoiser, paper_mixture
 from itlib.metrics import score_errors
 from itlib.rewards import ForwardOnly, parse_reward
@@ -218,22 +218,22 @@ display(Markdown(table.to_markdown(index=False, floatfmt=("g", ".4f", ".0e", ".4
 deltas = np.geomspace(0.01, 2, 80)
 staircase = [(before @ np.exp(d * np.arange(5))) ** 2 / (before @ np.exp(2 * d * np.arange(5))) for d in deltas]
 cloud = base.sample(1000, torch.Generator().manual_seed(1))
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig = plt.figure(figsize=(7.2, 3.1))
     left, *others = fig.subplots(1, 3, width_ratios=(1.25, 1, 1))
     for i, name in enumerate(("paper", "one-mode", "unequal")):
         curve = [exact_share(parse_reward(name), d) for d in deltas]
-        left.plot(deltas, curve, color=plots.SERIES[i], marker=plots.MARKERS[i], markevery=13, markersize=4, label=name)
+        left.plot(deltas, curve, color=figures.SERIES[i], marker=figures.MARKERS[i], markevery=13, markersize=4, label=name)
     left.plot(
-        deltas, staircase, color=plots.SERIES[3], marker=plots.MARKERS[3], markevery=13, markersize=4, label="the rule"
+        deltas, staircase, color=figures.SERIES[3], marker=figures.MARKERS[3], markevery=13, markersize=4, label="the rule"
     )
     for delta in (0.05, 1):
-        left.axvline(delta, ymin=0.42, color=plots.INK, linewidth=0.6, linestyle=(0, (2, 2)))
+        left.axvline(delta, ymin=0.42, color=figures.INK, linewidth=0.6, linestyle=(0, (2, 2)))
     left.set(xscale="log", xlabel="$\\delta$", ylabel="ESS / n", title="exact", ylim=(-0.03, 1.03))
     left.legend(loc="lower left", fontsize=8.5, handlelength=1.4, borderpad=0)
     for ax, delta in zip(others, (0.05, 1.0), strict=True):
         weights = torch.softmax(delta * paper(cloud), 0).numpy()
-        ax.scatter(*cloud.T, s=4000 * weights, color=plots.COLORS["base"], alpha=0.45, linewidths=0, rasterized=True)
+        ax.scatter(*cloud.T, s=4000 * weights, color=figures.COLORS["base"], alpha=0.45, linewidths=0, rasterized=True)
         ax.set(
             xlim=(-5, 5),
             ylim=(-3, 3.6),
@@ -242,7 +242,7 @@ with plots.house_style() as plt:
         )
         ax.locator_params(nbins=5)
     others[0].set_ylabel("$x_2$")
-plots.show(
+figures.show(
     fig,
     "effective-samples",
     "Left: the effective share of samples falls from one to nearly zero between delta one tenth and one. Middle: a thousand base samples, "
@@ -353,24 +353,24 @@ def log_density(k):
 
 
 # %% tags=["remove-input"]
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     still = plt.figure(figsize=(7.2, 5.0))
     top, bottom = still.subfigures(2, 1, height_ratios=(1.15, 1))
     axes = top.subplots(1, 3, sharey=True)
     for ax, k in zip(axes, (0, N // 2, N), strict=True):
-        plots.samples(ax, points[k], density=(xs, ys, log_density(k)), title=f"$k = {k}$", limits=LIMITS)
+        figures.samples(ax, points[k], density=(xs, ys, log_density(k)), title=f"$k = {k}$", limits=LIMITS)
     left, right = bottom.subplots(1, 2)
     ks = np.arange(N + 1)
     left.fill_between(
-        ks, exact_means[:, 1] - band, exact_means[:, 1] + band, color=plots.COLORS["band"], alpha=0.3, linewidth=0
+        ks, exact_means[:, 1] - band, exact_means[:, 1] + band, color=figures.COLORS["band"], alpha=0.3, linewidth=0
     )
-    left.plot(ks, exact_means[:, 1], color=plots.COLORS["target"], linestyle="--", label="exact")
-    left.plot(ks, points[:, :, 1].mean(1), color=plots.COLORS["learned"], marker="o", markersize=3, label="learned")
+    left.plot(ks, exact_means[:, 1], color=figures.COLORS["target"], linestyle="--", label="exact")
+    left.plot(ks, points[:, :, 1].mean(1), color=figures.COLORS["learned"], marker="o", markersize=3, label="learned")
     left.set(xlabel="tilt $k$", title="mean of $x_2$")
     left.legend(loc="upper left")
-    right.plot(ks, errors, color=plots.COLORS["learned"], marker="o", markersize=3)
+    right.plot(ks, errors, color=figures.COLORS["learned"], marker="o", markersize=3)
     right.set(xlabel="tilt $k$", title="error of the network", ylim=(0, None))
-plots.show(
+figures.show(
     still,
     "tilts",
     f"Samples of the network before the tilts, after half and after all {N} of them, over contours of the exact density, which climbs from height 0 "
@@ -382,8 +382,8 @@ frames = [
     {"k": k, "points": np.round(100 * points[k]).astype(int).ravel().tolist(), "error": round(float(errors[k]), 4)}
     for k in range(N + 1)
 ]
-model = {"mixture": plots.as_model(base), "reward": plots.as_model(paper), "runs": [{"N": N, "frames": frames}]}
-plots.explorer("tilts", model, "tilts")
+model = {"mixture": figures.as_model(base), "reward": figures.as_model(paper), "runs": [{"N": N, "frames": frames}]}
+figures.explorer("tilts", model, "tilts")
 
 # %% [markdown]
 # ```{glue:figure} tilts

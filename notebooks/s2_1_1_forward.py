@@ -33,7 +33,7 @@ from IPython.display import Markdown, display
 from scipy.optimize import brentq
 from scipy.stats import kstest, norm
 
-from itlib.figures import plots
+from itlib import figures
 from itlib.gaussian_mixture import ExactDenoiser, paper_mixture
 from itlib.rewards import parse_reward
 from itlib.schedules import Cosine, Linear, noise
@@ -99,22 +99,22 @@ clouds = {name: [noise(s, x_0, x_1, torch.tensor(t)) for t in times] for name, s
 # %% tags=["hide-input"]
 xs, ys = torch.linspace(-4.6, 4.6, 121, dtype=torch.float64), torch.linspace(-3.4, 3.4, 91, dtype=torch.float64)
 plane = torch.cartesian_prod(ys, xs).flip(-1)
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, axes = plt.subplots(2, 5, figsize=(7.2, 2.9), sharex=True, sharey=True)
     for row, (name, schedule) in zip(axes, schedules.items(), strict=True):
         for ax, t, cloud in zip(row, times, clouds[name], strict=True):
             log_density = base.noised(schedule, t).log_prob(plane).reshape(len(ys), len(xs))
-            plots.samples(
+            figures.samples(
                 ax,
                 cloud.numpy(),
                 density=(xs.numpy(), ys.numpy(), log_density.numpy()),
-                color=plots.COLORS["base"],
+                color=figures.COLORS["base"],
                 title=f"$t = {t:g}$" if schedule is schedules["cosine"] else None,
                 limits=(-4.6, 4.6, -3.4, 3.4),
             )
             ax.set(xticks=[-3, 0, 3], yticks=[-3, 0, 3])
         row[0].set_ylabel(name)
-plots.show(
+figures.show(
     fig,
     "melting",
     "Samples of the two-mode mixture at five times under the cosine and the linear schedule. Two clouds move together and merge "
@@ -132,32 +132,32 @@ plots.show(
 # Where on the schedule is the noise that counts? Move $t$, and watch for the moment when the two modes become one.
 
 # %% tags=["remove-input"]
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, axes = plt.subplots(1, 3, figsize=(7.2, 2.6))
     for ax, (name, schedule) in zip(axes, schedules.items(), strict=False):
         alpha, sigma = at(schedule, 0.25)
         density = base.noised(schedule, 0.25).log_prob(plane).reshape(len(ys), len(xs))
         points = alpha * x_0 + sigma * x_1
-        plots.samples(
+        figures.samples(
             ax,
             points.numpy(),
             density=(xs.numpy(), ys.numpy(), density.numpy()),
-            color=plots.COLORS["base"],
+            color=figures.COLORS["base"],
             title=f"{name}, $t = 0.25$",
             limits=(-4.6, 4.6, -3.4, 3.4),
         )
     for i, (name, schedule) in enumerate(schedules.items()):
         for values, line in zip(at(schedule, every_t), ("-", "--"), strict=True):
-            axes[2].plot(every_t, values, line, color=plots.SERIES[i], label=name if line == "-" else None)
-    axes[2].axvline(0.25, color=plots.INK, linewidth=0.7)
+            axes[2].plot(every_t, values, line, color=figures.SERIES[i], label=name if line == "-" else None)
+    axes[2].axvline(0.25, color=figures.INK, linewidth=0.7)
     axes[2].set(xlabel="$t$", title=r"$\alpha_t$ (solid), $\sigma_t$ (dashed)")
     axes[2].legend(fontsize=9)
-plots.show(
+figures.show(
     fig,
     "noise-level",
     "Samples at t = 0.25 under the cosine and the linear schedule, with contours of their law, and both schedules as functions of t.",
 )
-plots.explorer("noise", {"mixture": plots.as_model(base)}, "noise-level")
+figures.explorer("noise", {"mixture": figures.as_model(base)}, "noise-level")
 
 # %% [markdown]
 # ```{glue:figure} noise-level
@@ -289,21 +289,21 @@ display(Markdown(f"By {{eq}}`eq-merge` the ratio is {2 / 7:.6f}."))
 
 # %% tags=["hide-input"]
 inner = np.linspace(0.001, 0.999, 999)
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.1))
     for i, (name, schedule) in enumerate(schedules.items()):
         alpha, sigma = at(schedule, inner)
-        look = {"color": plots.SERIES[i], "marker": plots.MARKERS[i], "markersize": 4, "markevery": (60 + 60 * i, 120)}
+        look = {"color": figures.SERIES[i], "marker": figures.MARKERS[i], "markersize": 4, "markevery": (60 + 60 * i, 120)}
         left.plot(inner, alpha, label=name, **look)
         left.plot(inner, sigma, linestyle="--", **look)
-        right.plot(inner, 2 * np.log(alpha / sigma), color=plots.SERIES[i], linestyle=plots.LINES[i])
-        right.plot(merge[name], np.log(2 / 7), plots.MARKERS[i], color=plots.SERIES[i], markersize=6)
-    right.axhline(np.log(2 / 7), color=plots.INK, linewidth=0.7, linestyle=":")
+        right.plot(inner, 2 * np.log(alpha / sigma), color=figures.SERIES[i], linestyle=figures.LINES[i])
+        right.plot(merge[name], np.log(2 / 7), figures.MARKERS[i], color=figures.SERIES[i], markersize=6)
+    right.axhline(np.log(2 / 7), color=figures.INK, linewidth=0.7, linestyle=":")
     right.text(0.03, np.log(2 / 7) - 0.4, "modes merge", va="top", fontsize=10)
     left.set(xlabel="$t$", title=r"$\alpha_t$ (solid), $\sigma_t$ (dashed)")
     right.set(xlabel="$t$", title="log-SNR")
     fig.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=2)
-plots.show(
+figures.show(
     fig,
     "schedules",
     "Left: alpha falls and sigma rises, as quarter waves for the cosine schedule and straight lines for the linear one. Right: "

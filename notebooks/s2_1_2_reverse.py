@@ -36,7 +36,7 @@ from IPython.display import Markdown, display
 from scipy.integrate import quad
 from scipy.stats import kstest, linregress, norm
 
-from itlib.figures import plots
+from itlib import figures
 from itlib.gaussian_mixture import ExactDenoiser, paper_mixture
 from itlib.network import FromX0
 from itlib.rewards import parse_reward
@@ -318,7 +318,7 @@ display(Markdown("Mean of the data: " + ", ".join(f"{float(v):.4f}" for v in lop
 # %% tags=["hide-input"]
 K = 200 if full else 50
 start = torch.randn(12, 2, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, axes = plt.subplots(1, 3, figsize=(7.2, 2.9), sharey=True)
     for ax, multiplier in zip(axes, (0.0, 0.5, 1.0), strict=True):
         path = [(cosine.t_max, start)]
@@ -326,14 +326,14 @@ with plots.house_style() as plt:
         path += list(reverse_process(ExactDenoiser(base, cosine), cosine, start, steps=K, eta=multiplier, generator=rng))
         time, x = [p[0] for p in path], torch.stack([p[1][:, 0] for p in path]).numpy()
         right = x[-1] > 0
-        ax.plot(time, x[:, right], color=plots.COLORS["learned"], linewidth=0.8)
-        ax.plot(time, x[:, ~right], color=plots.COLORS["base"], linewidth=0.8)
-        ax.plot([1.0] * 12, x[0], "o", color=plots.INK, markersize=2.5)
+        ax.plot(time, x[:, right], color=figures.COLORS["learned"], linewidth=0.8)
+        ax.plot(time, x[:, ~right], color=figures.COLORS["base"], linewidth=0.8)
+        ax.plot([1.0] * 12, x[0], "o", color=figures.INK, markersize=2.5)
         for sign in (-2, 2):
-            ax.plot(time, sign * at(cosine, np.array(time))[0], color=plots.INK, linewidth=0.9, linestyle="--")
+            ax.plot(time, sign * at(cosine, np.array(time))[0], color=figures.INK, linewidth=0.9, linestyle="--")
         ax.set(xlim=(1.03, -0.03), xticks=(1, 0.5, 0), xlabel="$t$", title=f"$e = {multiplier:g}$")
     axes[0].set_ylabel("first coordinate of $x_t$")
-plots.show(
+figures.show(
     fig,
     "trajectories",
     "Twelve trajectories from noise to data, first coordinate: smooth lines that never cross for e = 0, slightly rough ones for "
@@ -533,18 +533,18 @@ for name, text in (
 # line is.
 
 # %% tags=["hide-input"]
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, axes = plt.subplots(1, 2, figsize=(7.2, 3.3), sharey=True)
     for ax, name in zip(axes, ("cosine", "linear"), strict=True):
         for i, e in enumerate((0.0, 0.5, 1.0)):
             label = f"$e = {e:g}$"
-            ax.plot(Ks, deficits[name, e], color=plots.SERIES[i], marker=plots.MARKERS[i], markersize=4, label=label)
+            ax.plot(Ks, deficits[name, e], color=figures.SERIES[i], marker=figures.MARKERS[i], markersize=4, label=label)
             if name == "linear":
-                ax.plot(Ks, rate(e, 0.5) / Ks, color=plots.INK, linewidth=0.8, linestyle="--")
+                ax.plot(Ks, rate(e, 0.5) / Ks, color=figures.INK, linewidth=0.8, linestyle="--")
         ax.set(xscale="log", yscale="log", xlabel="steps $K$", title=name)
     axes[0].set_ylabel("variance lost, $v - w_K$")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
-plots.show(
+figures.show(
     fig,
     "order",
     "Lost variance against number of steps, both axes logarithmic: three parallel lines of slope minus one in each panel, DDPM on top; "
@@ -564,26 +564,28 @@ plots.show(
 
 # %% tags=["hide-input"]
 es = np.linspace(0, 1, 21)
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, (ax, where) = plt.subplots(1, 2, figsize=(7.2, 3.3))
     for i, K in enumerate((20, 50, 200, 1000)):
         alpha, sigma = at(cosine, np.array(time_grid(cosine, K)))
         values = [chain(alpha, sigma, e)[0] for e in es]
         assert (np.diff(values) < 0).all()  # more noise, less variance
-        ax.plot(es, values, color=plots.SERIES[i], marker=plots.MARKERS[i], markevery=5, markersize=4, label=f"$K = {K}$")
-    ax.axhline(0.5, color=plots.INK, linewidth=0.8, linestyle="--")
+        ax.plot(
+            es, values, color=figures.SERIES[i], marker=figures.MARKERS[i], markevery=5, markersize=4, label=f"$K = {K}$"
+        )
+    ax.axhline(0.5, color=figures.INK, linewidth=0.8, linestyle="--")
     ax.set(xlabel="multiplier $e$ of DDPM's noise", ylabel="variance returned")
     ax.legend(loc="lower left", fontsize=9)
     alpha, sigma = uniform(cosine, 200)
     for i, e in ((0, 0.0), (2, 1.0)):
         _, made, left = chain(alpha, sigma, e)
         arrival = np.linspace(0, 1, 201)[:-1]
-        look = {"color": plots.SERIES[i], "marker": plots.MARKERS[i], "markersize": 4, "markevery": 25}
+        look = {"color": figures.SERIES[i], "marker": figures.MARKERS[i], "markersize": 4, "markevery": 25}
         where.plot(arrival, 200 * made, linewidth=0.9, linestyle="--", label=f"made, $e = {e:g}$", **look)
         where.plot(arrival, 200 * left, label=f"left at the end, $e = {e:g}$", **look)
     where.set(xlabel="$t$", ylabel="loss per unit of time", title="200 steps", xlim=(1, 0))
     where.legend(fontsize=9)
-plots.show(
+figures.show(
     fig,
     "variance",
     "Left: returned variance against e for 20 to 1000 steps; all curves fall below one half, more so for e near 1. Right: losses of "
@@ -665,24 +667,24 @@ display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=Tr
 every_K = np.array([1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200])
 xs, ys = np.linspace(-4.6, 4.6, 121), np.linspace(-3.4, 3.4, 91)
 density = base.log_prob(torch.from_numpy(np.stack(np.meshgrid(xs, ys), -1).reshape(-1, 2))).reshape(91, 121).numpy()
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, axes = plt.subplots(1, 3, figsize=(7.2, 2.6))
     for ax, K in zip(axes, (3, 10), strict=False):
         x = sample(ExactDenoiser(base, cosine), cosine, 1000, steps=K, generator=torch.Generator().manual_seed(7))
-        plots.samples(ax, x.numpy(), density=(xs, ys, density), title=f"$K = {K}$, $e = 1$", limits=(-4.6, 4.6, -3.4, 3.4))
+        figures.samples(ax, x.numpy(), density=(xs, ys, density), title=f"$K = {K}$, $e = 1$", limits=(-4.6, 4.6, -3.4, 3.4))
     for i, e in enumerate((0.0, 0.5, 1.0)):
         values = [chain(*at(cosine, np.array(time_grid(cosine, int(K)))), e)[0] for K in every_K]
-        axes[2].plot(every_K, values, color=plots.SERIES[i], marker=plots.MARKERS[i], markersize=3, label=f"$e = {e:g}$")
-    axes[2].axhline(0.5, color=plots.INK, linewidth=0.8, linestyle="--")
+        axes[2].plot(every_K, values, color=figures.SERIES[i], marker=figures.MARKERS[i], markersize=3, label=f"$e = {e:g}$")
+    axes[2].axhline(0.5, color=figures.INK, linewidth=0.8, linestyle="--")
     axes[2].set(xscale="log", xlabel="steps $K$", title="variance of $x_2$", ylim=(0, 0.56))
     axes[2].legend(fontsize=9)
-plots.show(
+figures.show(
     fig,
     "few-steps",
     "Samples of Algorithm 1 after 3 and 10 steps, tighter than the contours of the exact density, and the variance of the second coordinate, which rises with the number of steps toward one half.",
 )
 variance = float(base.covariances[0, 1, 1])  # of x_2, which is Gaussian and independent of x_1
-plots.explorer("ddim", {"mixture": plots.as_model(base), "variance": variance}, "few-steps")
+figures.explorer("ddim", {"mixture": figures.as_model(base), "variance": variance}, "few-steps")
 
 # %% [markdown]
 # ```{glue:figure} few-steps

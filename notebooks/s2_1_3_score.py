@@ -36,9 +36,9 @@ import pandas as pd
 import torch
 from IPython.display import Markdown, display
 
+from itlib import figures
 from itlib.experiments.checkpoints import profile as profile_named
 from itlib.experiments.checkpoints import resumable_base
-from itlib.figures import plots
 from itlib.gaussian_mixture import ExactDenoiser, paper_mixture
 from itlib.metrics import score_errors
 from itlib.network import FromX0, Network
@@ -103,26 +103,26 @@ mean_landing = x_t + sigma**2 * base.score(x_t, clock(t), schedule)
 xs, ys = np.linspace(-3.4, 3.4, 137), np.linspace(-2.3, 2.6, 99)
 plane = torch.from_numpy(np.stack(np.meshgrid(xs, ys), -1).reshape(-1, 2))
 density = base.noised(schedule, t).log_prob(plane).exp().reshape(len(ys), len(xs)).numpy()
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, ax = plt.subplots(figsize=(6.2, 3.9))
-    ax.contour(xs, ys, density, levels=6, colors=plots.COLORS["band"], linewidths=0.7)
+    ax.contour(xs, ys, density, levels=6, colors=figures.COLORS["band"], linewidths=0.7)
     for point in landing:
-        ax.plot(*zip(x_t[0].tolist(), point.tolist(), strict=True), color=plots.COLORS["base"], linewidth=0.5, alpha=0.5)
+        ax.plot(*zip(x_t[0].tolist(), point.tolist(), strict=True), color=figures.COLORS["base"], linewidth=0.5, alpha=0.5)
     ax.plot(
         landing[:, 0],
         landing[:, 1],
         "o",
-        color=plots.COLORS["base"],
+        color=figures.COLORS["base"],
         markersize=3.5,
         label=r"$\alpha_t X_0$, draws given $x_t$",
     )
-    arrow = {"arrowstyle": "-|>", "color": plots.COLORS["learned"], "linewidth": 2.2, "shrinkA": 0, "shrinkB": 0}
+    arrow = {"arrowstyle": "-|>", "color": figures.COLORS["learned"], "linewidth": 2.2, "shrinkA": 0, "shrinkB": 0}
     ax.annotate("", mean_landing[0].tolist(), x_t[0].tolist(), arrowprops=arrow)
-    ax.plot([], [], color=plots.COLORS["learned"], linewidth=2.2, label=r"$\sigma_t^2$ times the score: their mean")
-    ax.plot(*x_t[0].tolist(), "s", color=plots.INK, markersize=6, label="$x_t$")
+    ax.plot([], [], color=figures.COLORS["learned"], linewidth=2.2, label=r"$\sigma_t^2$ times the score: their mean")
+    ax.plot(*x_t[0].tolist(), "s", color=figures.INK, markersize=6, label="$x_t$")
     ax.set(aspect="equal", xlabel="$x_1$", ylabel="$x_2$")
     fig.legend(loc="outside upper center", ncols=3, handletextpad=0.4)
-plots.show(
+figures.show(
     fig,
     "pull",
     "From one noised point between two modes, thin lines lead to draws of the clean point, most of them in the right mode. A thick "
@@ -251,7 +251,7 @@ def logit_axis(ax):
     ax.set(xlabel="$t$", xlim=(0.00085, 0.99915))
 
 
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.4))
     for i, (values, label) in enumerate(
         (
@@ -261,25 +261,25 @@ with plots.house_style() as plt:
         )
     ):
         style = {
-            "color": plots.SERIES[i],
+            "color": figures.SERIES[i],
             "linestyle": "-" if i < 2 else "--",
-            "marker": plots.MARKERS[i],
+            "marker": figures.MARKERS[i],
             "markersize": 4.5,
         }
         left.plot(times, values, markevery=(4 * i, 12), label=label, **style)
-    left.axhline(1, color=plots.INK, linewidth=0.6)
+    left.axhline(1, color=figures.INK, linewidth=0.6)
     left.set(yscale="log", ylabel="an error is multiplied by", ylim=(1e-3, 3e5))
     left.legend(loc="upper center", fontsize=9.5)
     for i, (column_, divisor, label) in enumerate(
         ((0, sigmas, r"$\hat x_1 \to \hat x_0 \to \hat x_1$"), (1, alphas, r"$\hat x_0 \to \hat x_1 \to \hat x_0$"))
     ):
-        right.plot(times, round_trips[:, column_], plots.MARKERS[i], color=plots.SERIES[i], markersize=3.5, label=label)
-        right.plot(times, unit * round_trips[:, 2] / divisor, color=plots.SERIES[i], linewidth=0.9)
+        right.plot(times, round_trips[:, column_], figures.MARKERS[i], color=figures.SERIES[i], markersize=3.5, label=label)
+        right.plot(times, unit * round_trips[:, 2] / divisor, color=figures.SERIES[i], linewidth=0.9)
     right.set(yscale="log", ylabel="error there and back, single precision", ylim=(1e-8, 3e-3))
     right.legend(loc="upper center")
     for ax in (left, right):
         logit_axis(ax)
-plots.show(
+figures.show(
     fig,
     "conversions",
     "Left: three factors against time. Noise to clean point explodes near one, clean point to noise and noise to score near zero. "
@@ -492,7 +492,7 @@ display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=Tr
 shown = np.linspace(0.001, 0.999, 200)
 curves = np.array([floors(t) for t in shown])
 alpha_s, sigma_s = np.array([at(t) for t in shown]).T
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.2))
     for i, (label, floor, weight) in enumerate(
         (
@@ -500,13 +500,13 @@ with plots.house_style() as plt:
             ("$X_0$-prediction (2.9)", curves[:, 0], sigma_s**4 / alpha_s**2),
         )
     ):
-        style = {"color": plots.SERIES[2 * i], "linestyle": ("-", "--")[i], "label": label}
+        style = {"color": figures.SERIES[2 * i], "linestyle": ("-", "--")[i], "label": label}
         left.plot(shown, floor, **style)
         right.plot(shown, weight, **style)
     left.set(xlabel="$t$", title="the floor at time $t$", ylim=(0, None))
     right.set(xlabel="$t$", yscale="log", title="weight of a squared score error", ylim=(1e-8, 1e6))
     fig.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=2)
-plots.show(
+figures.show(
     fig,
     "floors",
     "Left: the noise is unpredictable at time zero and known at one, the clean point the other way round. Right: both losses give "
@@ -586,7 +586,7 @@ for _, losses, gaps in races.values():
 
 # %% tags=["hide-input"]
 NAMES = {"x1": "$X_1$-prediction (2.10)", "x0": "$X_0$-prediction (2.9)"}
-LOOK = {"x1": (plots.SERIES[0], "-"), "x0": (plots.SERIES[2], "--")}
+LOOK = {"x1": (figures.SERIES[0], "-"), "x0": (figures.SERIES[2], "--")}
 floor_of = {"x1": floor_x1, "x0": floor_x0}
 held_out = budget["samples"] // 10
 # Standard error of a floor on the held-out draws: four for each held-out sample, taken as independent.
@@ -594,7 +594,7 @@ spread = {
     "x1": float(squared(x1_hat - x_1).std()) / (4 * held_out) ** 0.5,
     "x0": float(squared(x0_hat - x_0).std()) / (4 * held_out) ** 0.5,
 }
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.5))
     epochs = np.arange(1, budget["epochs"] + 1)
     for (predict, seed), (_, losses, gaps) in races.items():
@@ -602,16 +602,16 @@ with plots.house_style() as plt:
         left.plot(epochs, losses, color=color, linestyle=style, linewidth=1, label=NAMES[predict] if seed == 0 else None)
         right.plot(epochs, gaps, color=color, linestyle=style, linewidth=1)
     for predict, floor in floor_of.items():
-        left.axhline(floor, color=plots.INK, linewidth=0.7)
+        left.axhline(floor, color=figures.INK, linewidth=0.7)
         left.axhspan(
-            floor - 2 * spread[predict], floor + 2 * spread[predict], color=plots.COLORS["band"], alpha=0.3, linewidth=0
+            floor - 2 * spread[predict], floor + 2 * spread[predict], color=figures.COLORS["band"], alpha=0.3, linewidth=0
         )
     left.set(xlabel="epoch", title="held-out loss, and the floors", ylim=(0.8, 2.1 if full else 4))
     right.set(xlabel="epoch", yscale="log", title="the gap")
     for ax in (left, right):
         ax.locator_params(axis="x", integer=True)
     fig.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=2)
-plots.show(
+figures.show(
     fig,
     "race",
     "Left: both held-out losses fall within a few epochs to their floors and wander in the band of chance around them. Right: the gap, "
@@ -668,19 +668,19 @@ assert (np.array([by_time["x1", s][-1] for s in seeds]) > 5 * last).all()  # ...
 size = np.array(
     [rms(exact(base.noised(schedule, t).sample(4000, torch.Generator().manual_seed(5)), clock(t))) for t in every]
 )
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.5))
     for (predict, seed), values in by_time.items():
         color, style = LOOK[predict]
         left.plot(every, values, color=color, linestyle=style, linewidth=1.1, label=NAMES[predict] if seed == 0 else None)
         right.plot(every, values * sigma_e / alpha_e, color=color, linestyle=style, linewidth=1.1)
-    left.plot(every, size, color=plots.INK, linewidth=0.8, linestyle=":", label=r"size of $\hat x_1$ itself")
+    left.plot(every, size, color=figures.INK, linewidth=0.8, linestyle=":", label=r"size of $\hat x_1$ itself")
     left.set(yscale="log", title=r"error of $\hat x_1$", ylim=(1e-4, 30))
     right.set(yscale="log", title=r"error of $\hat x_0$", ylim=(1e-4, 100))
     for ax in (left, right):
         logit_axis(ax)
     fig.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=3)
-plots.show(
+figures.show(
     fig,
     "by-time",
     "Error against time for both kinds of network. In units of the noise the clean-point network is hopeless near zero and excellent near "
@@ -813,7 +813,7 @@ for j, t_ in enumerate(cut_times):
 # %% tags=["hide-input"]
 alpha_c, sigma_c = np.array([at(t) for t in cut_times]).T
 spread_c = np.sqrt(alpha_c**2 / 2 + sigma_c**2)
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.7), width_ratios=(1.35, 1))
     image = left.pcolormesh(
         cut_times,
@@ -837,7 +837,7 @@ with plots.house_style() as plt:
         right.plot(
             every,
             at_time[name],
-            color=plots.COLORS[name],
+            color=figures.COLORS[name],
             linestyle=style,
             marker=marker,
             markersize=3.5,
@@ -850,7 +850,7 @@ with plots.house_style() as plt:
     logit_axis(right)
     right.set_xticks([0.001, 0.01, 0.1, 0.5, 0.9, 0.99], [".001", ".01", ".1", ".5", ".9", ".99"])
     right.legend(title="at noised samples of the", loc="upper right")
-plots.show(
+figures.show(
     fig,
     "map",
     "Left: error of the trained base over height and time; dark where the base's noised samples are, bright above and below, and the "

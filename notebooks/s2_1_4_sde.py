@@ -39,7 +39,7 @@ from scipy.integrate import solve_ivp
 from scipy.stats import kstest, norm
 from torch.distributions import MultivariateNormal
 
-from itlib.figures import plots
+from itlib import figures
 from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture, paper_mixture
 from itlib.likelihood import log_likelihood, velocity
 from itlib.metrics import negative_log_likelihood
@@ -440,18 +440,18 @@ xs, ys = np.linspace(-4.5, 4.5, 181), np.linspace(-3, 3, 121)
 plane = torch.from_numpy(np.stack(np.meshgrid(xs, ys), -1).reshape(-1, 2))
 density = (xs, ys, base.log_prob(plane).reshape(len(ys), len(xs)).numpy())
 colors = dict(zip(reverse_drift, ("paper", "learned", "learned", "target"), strict=True))
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, axes = plt.subplots(2, 2, figsize=(7.2, 5.3), sharex=True, sharey=True)
     for ax, (name, points) in zip(axes.flat, drawn.items(), strict=True):
-        plots.samples(
+        figures.samples(
             ax,
             points[:1500].numpy(),
             density=density,
-            color=plots.COLORS[colors[name]],
+            color=figures.COLORS[colors[name]],
             title=name,
             limits=(-4.5, 4.5, -3, 3),
         )
-plots.show(
+figures.show(
     fig,
     "reverse-samples",
     "Four clouds of samples over the contours of two modes. Printed: one small blob in the middle. Clock mended: two tight "
@@ -604,18 +604,18 @@ assert noisy[-1].min() < 0 < noisy[-1].max()  # they part
 
 heights = np.linspace(-4, 4, 161)
 shade = np.stack([np.gradient(marginal_cdf(heights, tau), heights) for tau in taus], -1)
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, axes = plt.subplots(1, 2, figsize=(7.2, 3.5), sharey=True)
     for ax in axes:
         for low in (0.05, 0.12, 0.2, 0.28):
-            ax.contourf(clock, heights, shade, levels=[low, 10], colors=[plots.COLORS["band"]], alpha=0.12)
+            ax.contourf(clock, heights, shade, levels=[low, 10], colors=[figures.COLORS["band"]], alpha=0.12)
         ax.set(xlim=(1, 0), ylim=(-4, 4), xlabel="$t$, from noise to data")
-    axes[0].plot(clock, lines, color=plots.COLORS["base"], linewidth=1)
-    axes[1].plot(clock, noisy, color=plots.COLORS["learned"], linewidth=0.6)
-    axes[1].plot(clock, lines[:, 6], color=plots.COLORS["base"], linewidth=2)
+    axes[0].plot(clock, lines, color=figures.COLORS["base"], linewidth=1)
+    axes[1].plot(clock, noisy, color=figures.COLORS["learned"], linewidth=0.6)
+    axes[1].plot(clock, lines[:, 6], color=figures.COLORS["base"], linewidth=2)
     axes[0].set(title="the flow, ten starts", ylabel="$x_1$")
     axes[1].set(title="one start: SDE five times, and flow")
-plots.show(
+figures.show(
     fig,
     "paths",
     "First coordinate against time from noise to data. Left: ten smooth curves that fan out into two modes without crossing. "
@@ -786,19 +786,19 @@ all_steps["DDPM, variance"] = [abs(ddpm_law(int(K))[1] - sde_end[1]) for K in Ks
 
 # %% tags=["hide-input"]
 looks = {"DDIM": ("base", "o"), "Euler in $t$": ("band", "s"), "DDPM, variance": ("learned", "^")}
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, axes = plt.subplots(1, 2, figsize=(7.2, 3.6))
     for ax, values, at_x in ((axes[0], one_step, hs), (axes[1], all_steps, Ks)):
         for name, errors in values.items():
             color, marker = looks[name]
-            ax.plot(at_x, errors, color=plots.COLORS[color], marker=marker, markersize=4.5, label=name)
+            ax.plot(at_x, errors, color=figures.COLORS[color], marker=marker, markersize=4.5, label=name)
         ax.set(xscale="log", yscale="log")
-    axes[0].plot(hs, 2.5 * one_step["DDIM"][-1] * (hs / hs[-1]) ** 2, color=plots.INK, linewidth=0.8, linestyle="--")
-    axes[1].plot(Ks, 2.2 * all_steps["DDPM, variance"][-1] * Ks[-1] / Ks, color=plots.INK, linewidth=0.8, linestyle="--")
+    axes[0].plot(hs, 2.5 * one_step["DDIM"][-1] * (hs / hs[-1]) ** 2, color=figures.INK, linewidth=0.8, linestyle="--")
+    axes[1].plot(Ks, 2.2 * all_steps["DDPM, variance"][-1] * Ks[-1] / Ks, color=figures.INK, linewidth=0.8, linestyle="--")
     axes[0].set(title="one step: dashed slope 2", xlabel="step $h$", ylabel="error")
     axes[1].set(title="all steps: dashed slope $-1$", xlabel="number of steps $K$")
     fig.legend(*axes[1].get_legend_handles_labels(), loc="outside upper center", ncols=3)
-plots.show(
+figures.show(
     fig,
     "orders",
     "Errors on logarithmic axes. One step of DDIM and of Euler: lines of slope 2. All steps of DDIM, Euler and DDPM: lines of slope -1.",

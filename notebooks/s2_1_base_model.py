@@ -38,11 +38,11 @@ import torch
 from IPython.display import Markdown, display
 from tqdm import tqdm
 
+from itlib import figures
 from itlib.experiments.checkpoints import profile as profile_named
 from itlib.experiments.checkpoints import resumable_base
 from itlib.experiments.problems import task as task_named
 from itlib.experiments.records import write_record
-from itlib.figures import plots
 from itlib.gaussian_mixture import ExactDenoiser
 from itlib.metrics import score_card, score_errors
 from itlib.schedules import Cosine, noise
@@ -97,13 +97,13 @@ t = torch.rand(len(x_0), generator=generator, dtype=torch.float64)
 x_1 = torch.randn(x_0.shape, generator=generator, dtype=torch.float64)
 floor = float((ExactDenoiser(mixture, schedule)(noise(schedule, x_0, x_1, t), t) - x_1).square().sum(-1).mean())
 
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, ax = plt.subplots(figsize=(7.2, 3.2))
-    plots.losses(ax, np.array(base.losses), np.array(base.trace), int(np.argmin(base.trace)))
-    ax.axhline(floor, color=plots.COLORS["target"], linewidth=1, linestyle="--", label="exact denoiser")
+    figures.losses(ax, np.array(base.losses), np.array(base.trace), int(np.argmin(base.trace)))
+    ax.axhline(floor, color=figures.COLORS["target"], linewidth=1, linestyle="--", label="exact denoiser")
     ax.set_ylim(floor - 0.02, floor + 0.12)
     ax.legend()
-plots.show(fig, "loss", "Training and validation loss per epoch, falling toward the loss of the exact denoiser.")
+figures.show(fig, "loss", "Training and validation loss per epoch, falling toward the loss of the exact denoiser.")
 
 # %% [markdown]
 # ```{glue:figure} loss
@@ -175,7 +175,7 @@ noised = {
     for name, m in (("base", mixture), ("target", target))
 }
 
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, ax = plt.subplots(figsize=(5.6, 4.2))
     image = ax.pcolormesh(xs, ys, error, cmap="viridis", vmin=0, vmax=0.5, rasterized=True, shading="gouraud")
     for name, style in (("base", "solid"), ("target", "dashed")):
@@ -183,7 +183,7 @@ with plots.house_style() as plt:
         ax.contour(xs, ys, noised[name], levels=levels, colors="white", linewidths=0.8, linestyles=style)
     ax.set_aspect("equal")
     fig.colorbar(image, label=r"error of $\hat x_1$", extend="max")
-plots.show(fig, "error-map", "Error of the base denoiser over the plane: small on the base, larger where the target lies.")
+figures.show(fig, "error-map", "Error of the base denoiser over the plane: small on the base, larger where the target lies.")
 
 # %% [markdown]
 # ```{glue:figure} error-map

@@ -36,7 +36,7 @@ import torch
 from IPython.display import Markdown, display
 from torchdiffeq import odeint
 
-from itlib.figures import plots
+from itlib import figures
 from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture, paper_mixture
 from itlib.network import Network
 from itlib.rewards import ForwardOnly, parse_reward
@@ -409,29 +409,29 @@ def bell(mean, variance):
     return np.exp(-((xs - mean) ** 2) / (2 * variance)) / np.sqrt(2 * np.pi * variance)
 
 
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.6))
     number = np.arange(1, iterations + 1)
-    left.axhline(tilt_of(v_sampler, linear)[0], color=plots.COLORS["target"], linewidth=4, alpha=0.4, label="tilt")
-    left.plot(number, traces["linear", False][:, 0], color=plots.COLORS["learned"], label="DRaFT")
-    left.plot(number, traces["linear", True][:, 0], color=plots.COLORS["base"], linestyle="--", label="with path KL")
+    left.axhline(tilt_of(v_sampler, linear)[0], color=figures.COLORS["target"], linewidth=4, alpha=0.4, label="tilt")
+    left.plot(number, traces["linear", False][:, 0], color=figures.COLORS["learned"], label="DRaFT")
+    left.plot(number, traces["linear", True][:, 0], color=figures.COLORS["base"], linestyle="--", label="with path KL")
     left.set(
         yscale="log", ylim=(0.05, 1e6), xlim=(0, iterations), xlabel="optimiser step", title="$r = 4x_2$: mean of $x_2$"
     )
     left.legend(loc="center right")
     right.fill_between(
-        xs, bell(*tilt_of(v_sampler, bounded)), color=plots.COLORS["target"], alpha=0.3, linewidth=0, label="tilt"
+        xs, bell(*tilt_of(v_sampler, bounded)), color=figures.COLORS["target"], alpha=0.3, linewidth=0, label="tilt"
     )
-    right.plot(xs, bell(0, v_sampler), color=plots.COLORS["band"], label="base")
-    right.plot(xs, bell(*traces["bounded", True][-1]), color=plots.COLORS["base"], linestyle="--", label="with path KL")
+    right.plot(xs, bell(0, v_sampler), color=figures.COLORS["band"], label="base")
+    right.plot(xs, bell(*traces["bounded", True][-1]), color=figures.COLORS["base"], linestyle="--", label="with path KL")
     for share, alpha in ((0.1, 0.35), (0.3, 0.6), (1.0, 1.0)):
         mean, variance = traces["bounded", False][int(share * iterations) - 1]
         right.plot(
-            xs, bell(mean, variance), color=plots.COLORS["learned"], alpha=alpha, label="DRaFT" if share == 1 else None
+            xs, bell(mean, variance), color=figures.COLORS["learned"], alpha=alpha, label="DRaFT" if share == 1 else None
         )
     right.set(ylim=(0, None), xlabel="$x_2$", title="$r = -(x_2 - 2)^2$: density", yticks=[])
     right.legend(loc="upper left")
-plots.show(
+figures.show(
     fig,
     "runaway",
     "Left: under DRaFT the mean of the second coordinate leaves a logarithmic plot at the top; with the path KL it settles on the tilt. "
@@ -708,13 +708,13 @@ assert shares[-1] > 1 - 1e-4
 display(Markdown(pd.DataFrame(rows).to_markdown(index=False, floatfmt=".4f")))
 
 # %% tags=["hide-input"]
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.6))
     exact_law = torch.exp(-((y_1 - ell * v_0) ** 2) / (2 * v_0)) / (2 * np.pi * v_0) ** 0.5
-    left.fill_between(y_1, exact_law, color=plots.COLORS["target"], alpha=0.3, linewidth=0, label="tilt")
+    left.fill_between(y_1, exact_law, color=figures.COLORS["target"], alpha=0.3, linewidth=0, label="tilt")
     for (name, law), color, line_style in zip(
         laws.items(),
-        (plots.COLORS["base"], plots.SERIES[5], plots.COLORS["paper"], plots.COLORS["learned"]),
+        (figures.COLORS["base"], figures.SERIES[5], figures.COLORS["paper"], figures.COLORS["learned"]),
         (":", "--", "-.", "-"),
         strict=True,
     ):
@@ -722,12 +722,14 @@ with plots.house_style() as plt:
     left.set(xlim=(-2.5, 4.2), ylim=(0, 0.85), yticks=[], xlabel="$x$", title="law of $Y_1$ under the best control")
     left.legend(loc="upper right", handlelength=1.6)
     c = np.linspace(0, 4, 161)
-    right.axhline(1, color=plots.COLORS["target"], linewidth=4, alpha=0.4)
-    right.plot(c, [1 - reached(v + 0 * beta)[1] for v in c], color=plots.COLORS["paper"], linestyle="-.", label="$g^2 = c$")
-    right.plot(c, [1 - reached(v * beta)[1] for v in c], color=plots.COLORS["learned"], label=r"$g^2 = c\,\beta$")
+    right.axhline(1, color=figures.COLORS["target"], linewidth=4, alpha=0.4)
+    right.plot(
+        c, [1 - reached(v + 0 * beta)[1] for v in c], color=figures.COLORS["paper"], linestyle="-.", label="$g^2 = c$"
+    )
+    right.plot(c, [1 - reached(v * beta)[1] for v in c], color=figures.COLORS["learned"], label=r"$g^2 = c\,\beta$")
     right.set(xlabel="$c$", ylim=(0, 1.08), title=r"share of the tilt, $1 - \rho^2$")
     right.legend(loc="lower right")
-plots.show(
+figures.show(
     fig,
     "memory",
     "Left: laws of the final sample under the optimal control. Without noise it is the base law; with more noise it moves toward the tilt, which it "
@@ -986,7 +988,7 @@ assert abs(offline[1] - 2) < 0.2
 
 # %% tags=["hide-input"]
 k_mid = int(np.argmin(np.abs(coarse - 0.5)))
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.8), sharey=True)
     ys = torch.linspace(-3.2, 3.2, 161).unsqueeze(1)
     truth = u_star(ys, float(coarse[k_mid]))
@@ -996,34 +998,36 @@ with plots.house_style() as plt:
         paths[k_mid, shown, 0],
         lean[k_mid, shown, 0],
         ".",
-        color=plots.COLORS["band"],
+        color=figures.COLORS["band"],
         markersize=3,
         alpha=0.5,
         rasterized=True,
     )
-    left.plot(ys, truth, color=plots.COLORS["target"], linewidth=4, alpha=0.4, label="$u^*$")
-    left.plot(ys, fits[k_mid](ys), color=plots.COLORS["learned"], label="mean, optimal paths")
+    left.plot(ys, truth, color=figures.COLORS["target"], linewidth=4, alpha=0.4, label="$u^*$")
+    left.plot(ys, fits[k_mid](ys), color=figures.COLORS["learned"], label="mean, optimal paths")
     left.plot(
-        ys, clouds["base, base drift"][2][k_mid](ys), color=plots.COLORS["base"], linestyle=":", label="mean, base paths"
+        ys, clouds["base, base drift"][2][k_mid](ys), color=figures.COLORS["base"], linestyle=":", label="mean, base paths"
     )
     left.set(xlabel="$y$", title="the lean adjoint on single paths", xlim=(-3.3, 3.8), ylim=(-3, 4.2))
     left.legend(loc="lower right", fontsize=9, handlelength=1.8)
-    right.plot(ys, truth, color=plots.COLORS["target"], linewidth=4, alpha=0.4, label="$u^*$")
-    right.plot(ys, learned["corrected"][k_mid](ys), color=plots.COLORS["learned"], label="learned, corrected sign")
+    right.plot(ys, truth, color=figures.COLORS["target"], linewidth=4, alpha=0.4, label="$u^*$")
+    right.plot(ys, learned["corrected"][k_mid](ys), color=figures.COLORS["learned"], label="learned, corrected sign")
     right.plot(
         ys,
         u_star(ys, float(coarse[k_mid]), away_pair),
-        color=plots.COLORS["band"],
+        color=figures.COLORS["band"],
         linewidth=4,
         alpha=0.5,
         label="optimal for $-r$",
     )
-    right.plot(ys, learned["printed"][k_mid](ys), color=plots.COLORS["paper"], linestyle="--", label="learned, printed sign")
-    right.plot(ys, -truth, color=plots.INK, linewidth=0.8, linestyle=":", label="$-u^*$")
+    right.plot(
+        ys, learned["printed"][k_mid](ys), color=figures.COLORS["paper"], linestyle="--", label="learned, printed sign"
+    )
+    right.plot(ys, -truth, color=figures.INK, linewidth=0.8, linestyle=":", label="$-u^*$")
     right.set(xlabel="$y$", title="learned controls", xlim=(-3.3, 5.6))
     left.set_ylabel("control at $t = 0.5$")
     right.legend(loc="upper right", fontsize=9, handlelength=1.8, labelspacing=0.25)
-plots.show(
+figures.show(
     fig,
     "controls",
     "Left: a cloud of lean adjoints; its conditional mean over optimal paths lies on the optimal control, over base paths it does not. Right: the "

@@ -32,7 +32,7 @@ import pandas as pd
 import torch
 from IPython.display import Markdown, display
 
-from itlib.figures import plots
+from itlib import figures
 from itlib.gaussian_mixture import paper_mixture
 from itlib.rewards import NAMED_REWARDS, parse_reward
 from itlib.schedules import Cosine
@@ -221,16 +221,16 @@ def errors(reward, N):
 measured = {name: np.array([errors(parse_reward(name), int(N)) for N in Ns]) for name in NAMED_REWARDS}
 
 # %% tags=["hide-input"]
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, axes = plt.subplots(2, 2, figsize=(7.2, 4.4), sharex=True, sharey="row", height_ratios=(4, 1))
     for i, (name, values) in enumerate(measured.items()):
         # Two curves nearly agree: a larger marker without a face stays visible under the other.
         marker = {"markersize": 8, "markerfacecolor": "none"} if name == "one-mode" else {"markersize": 4}
         for ax, column in zip(axes[int(name == "paper")], values.T, strict=True):
-            ax.plot(Ns, np.maximum(column, 1e-16), color=plots.SERIES[i], marker=plots.MARKERS[i], label=name, **marker)
+            ax.plot(Ns, np.maximum(column, 1e-16), color=figures.SERIES[i], marker=figures.MARKERS[i], label=name, **marker)
     for ax, power, title in zip(axes[0], (-2, -1), ("one tilt", "all $N$ tilts"), strict=True):
         guide = measured["one-mode"][-1, 0 if power == -2 else 1] * (Ns / Ns[-1]) ** float(power) * 3
-        ax.plot(Ns[late], guide[late], color=plots.INK, linewidth=0.8, linestyle="--", label=None)
+        ax.plot(Ns[late], guide[late], color=figures.INK, linewidth=0.8, linestyle="--", label=None)
         ax.set(xscale="log", yscale="log", title=f"{title}: dashed slope ${power}$", ylim=(1e-6, 10))
     for ax in axes[1]:
         ax.set(xscale="log", yscale="log", xlabel="$N$", ylim=(1e-17, 1e-13), yticks=(1e-16, 1e-14))
@@ -238,7 +238,7 @@ with plots.house_style() as plt:
     axes[0, 0].set_ylabel("score RMSE at $t = 0.7$")
     handles, labels = (a + b for a, b in zip(*(ax.get_legend_handles_labels() for ax in axes[::-1, 0]), strict=True))
     fig.legend(handles, labels, loc="outside upper center", ncols=4)
-plots.show(
+figures.show(
     fig,
     "slopes",
     "Error of the first-order step against N: slopes -2 and -1, except for the paper's reward, at rounding level.",

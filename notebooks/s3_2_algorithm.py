@@ -36,7 +36,7 @@ import pandas as pd
 import torch
 from IPython.display import Markdown, display
 
-from itlib.figures import plots
+from itlib import figures
 from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture, paper_mixture
 from itlib.network import Network, Residual
 from itlib.rewards import QuadraticReward, parse_reward
@@ -192,7 +192,7 @@ for c in shifts:
 assert (4 * score_gap).abs().max() > 0.2 * exact.abs().max()  # a fifth of the covariance: no small effect
 
 # %% tags=["hide-input"]
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, axes = plt.subplots(1, 2, figsize=(7.2, 3.3), sharey=True, sharex=True)
     for ax, means, title in zip(
         axes, (matched, mismatched), ("samples of the teacher's law", "samples 10 % too narrow"), strict=True
@@ -201,17 +201,17 @@ with plots.house_style() as plt:
             ax.plot(
                 x_2,
                 means[c][:, 1],
-                color=plots.SERIES[i],
-                marker=plots.MARKERS[i],
+                color=figures.SERIES[i],
+                marker=figures.MARKERS[i],
                 markevery=(5 * i, 15),
                 markersize=4.5,
                 label=f"$c = {c:+.0f}$" if c else "$c = 0$",
             )
-        ax.plot(x_2, exact[:, 1], color=plots.INK, linewidth=0.9, linestyle="--", label="exact")
+        ax.plot(x_2, exact[:, 1], color=figures.INK, linewidth=0.9, linestyle="--", label="exact")
         ax.set(title=title, xlabel="$x_2$")
     axes[0].set_ylabel(r"mean of $\sigma_t\,\widehat C$, second coordinate")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
-plots.show(
+figures.show(
     fig,
     "shift",
     "Mean of the single-sample estimate for the reward plus a constant: all constants agree with the exact covariance on the "
@@ -350,25 +350,25 @@ signal, deviation = signal_and_noise(base, reward, right, 10)
 assert abs((deviation / signal) ** 2 - (16 * (0.5 * 4.5 + 0.75) - 4) / 4) < 0.1
 
 # %% tags=["hide-input"]
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, axes = plt.subplots(1, 2, figsize=(7.2, 3.5), sharex=True)
     axes[0].plot(
         every_t,
         curves["first tilt"][:, 0],
-        color=plots.COLORS["target"],
+        color=figures.COLORS["target"],
         linestyle=":",
         label="$\\sigma_t C$, at every tilt",
     )
     for name, label, color, line_style in (
-        ("first tilt", "noise, first tilt; also last tilt, reward centred", plots.COLORS["base"], "-"),
-        ("last tilt", "noise, last tilt", plots.COLORS["learned"], "--"),
+        ("first tilt", "noise, first tilt; also last tilt, reward centred", figures.COLORS["base"], "-"),
+        ("last tilt", "noise, last tilt", figures.COLORS["learned"], "--"),
     ):
         axes[0].plot(every_t, curves[name][:, 1], label=label, color=color, linestyle=line_style)
         axes[1].plot(every_t, needed[name], color=color, linestyle=line_style)
     axes[0].set(xlabel="$t$", title="root mean square", ylim=(0, None))
     axes[1].set(xlabel="$t$", title="samples for 10 %", yscale="log")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
-plots.show(
+figures.show(
     fig,
     "noise",
     "Left: the covariance is smaller than the noise of one sample at all times. Right: samples needed for ten per cent, fewest "
@@ -418,7 +418,7 @@ def sample_map(law, r):
 
 maps = {"first tilt": sample_map(base, reward), "last tilt": sample_map(last, reward)}
 assert maps["first tilt"].min() < 2.6 < 4.5 < maps["first tilt"].max()
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, axes = plt.subplots(1, 2, figsize=(7.2, 3.6), sharex=True, sharey=True)
     for ax, (name, values), law in zip(axes, maps.items(), (base, last), strict=True):
         mesh = ax.pcolormesh(map_t, heights, values, cmap="cividis", vmin=2, vmax=6, shading="gouraud", rasterized=True)
@@ -430,7 +430,7 @@ with plots.house_style() as plt:
     axes[0].set_ylabel("$x_2$")
     bar = fig.colorbar(mesh, ax=axes, shrink=0.9, ticks=range(2, 7), label="samples for 10 %")
     bar.ax.set_yticklabels([f"$10^{k}$" for k in range(2, 7)])
-plots.show(
+figures.show(
     fig,
     "map",
     "Map of the number of samples for ten per cent over time and height: few where the reward is near zero, many near t = 0 and "
@@ -485,15 +485,15 @@ assert memorised[1_000][0] > 10  # memorised: near t = 0 the limit is wrong by m
 assert memorised[10_000][-1] < 0.2  # and near t = 1 the error is that of averaging 10,000 samples
 
 # %% tags=["hide-input"]
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, ax = plt.subplots(figsize=(5.6, 3.4))
     for i, (S, errors) in enumerate(memorised.items()):
-        ax.plot(late_t, errors, color=plots.SERIES[i], marker=plots.MARKERS[i], markersize=4, label=f"$S$ = {S:,}")
-    ax.axhline(1.0, color=plots.INK, linewidth=0.8, linestyle="--")
+        ax.plot(late_t, errors, color=figures.SERIES[i], marker=figures.MARKERS[i], markersize=4, label=f"$S$ = {S:,}")
+    ax.axhline(1.0, color=figures.INK, linewidth=0.8, linestyle="--")
     ax.text(0.98, 1.1, "as large as the covariance itself", ha="right", va="bottom", fontsize=9.5)
     ax.set(xlabel="$t$", ylabel="relative error", yscale="log")
     fig.legend(loc="outside upper center", ncols=3)
-plots.show(
+figures.show(
     fig,
     "finite",
     "Relative error of a fully converged regression against t for 100, 1,000 and 10,000 samples: far above one at small t, and "
@@ -652,16 +652,16 @@ display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=Tr
 display(Markdown(f"For comparison, the step that the tilt should make is {delta * C:.2f} everywhere."))
 
 # %% tags=["hide-input"]
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, ax = plt.subplots(figsize=(5.6, 3.4))
-    ax.plot(x, s, color=plots.COLORS["base"], linestyle="--", label="teacher")
-    ax.plot(x, s + delta * C, color=plots.COLORS["target"], label="first-order score")
-    ax.plot(x, fitted["corrected"], "o", color=plots.COLORS["target"], markersize=5, label="fit of the corrected loss")
-    ax.plot(x, readings["printed (3.13)"][1], color=plots.COLORS["paper"], label="minimiser of printed (3.13)")
-    ax.plot(x, fitted["printed (3.13)"], "D", color=plots.COLORS["paper"], markersize=5, label="fit of printed (3.13)")
+    ax.plot(x, s, color=figures.COLORS["base"], linestyle="--", label="teacher")
+    ax.plot(x, s + delta * C, color=figures.COLORS["target"], label="first-order score")
+    ax.plot(x, fitted["corrected"], "o", color=figures.COLORS["target"], markersize=5, label="fit of the corrected loss")
+    ax.plot(x, readings["printed (3.13)"][1], color=figures.COLORS["paper"], label="minimiser of printed (3.13)")
+    ax.plot(x, fitted["printed (3.13)"], "D", color=figures.COLORS["paper"], markersize=5, label="fit of printed (3.13)")
     ax.set(xlabel="$x_t$", ylabel="score")
     ax.legend()
-plots.show(
+figures.show(
     fig,
     "printed",
     "The fit of the corrected loss lies on the first-order score, a little above the teacher; the fit of the printed loss has "
@@ -823,7 +823,7 @@ def learned_step(network, t, n=400):
 
 
 rows = []
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, axes = plt.subplots(1, 2, figsize=(7.2, 3.5), sharex=True, sharey=True)
     for ax, (name, network) in zip(axes, budgets.items(), strict=True):
         pairs = [learned_step(network, float(t)) for t in hand_t]
@@ -832,15 +832,15 @@ with plots.house_style() as plt:
         rows.append((name, float((error.mean() / truth.square().sum(-1).mean()).sqrt())))
         learned = torch.stack([a[:, 1] for a, _ in pairs])
         low, high = (learned.quantile(q, 1) for q in (0.05, 0.95))
-        ax.fill_between(hand_t, low, high, color=plots.COLORS["learned"], alpha=0.2, linewidth=0)
+        ax.fill_between(hand_t, low, high, color=figures.COLORS["learned"], alpha=0.2, linewidth=0)
         ax.plot(
-            hand_t, learned.mean(1), color=plots.COLORS["learned"], marker="o", markevery=4, markersize=4, label="learned"
+            hand_t, learned.mean(1), color=figures.COLORS["learned"], marker="o", markevery=4, markersize=4, label="learned"
         )
-        ax.plot(hand_t, truth[:, :, 1].mean(1), color=plots.COLORS["target"], label="exact")
+        ax.plot(hand_t, truth[:, :, 1].mean(1), color=figures.COLORS["target"], label="exact")
         ax.set(title=name, xlabel="$t$")
     axes[0].set_ylabel(r"$\sigma_t C$, second coordinate")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
-plots.show(
+figures.show(
     fig,
     "by-hand",
     "Learned and exact covariance against t: with the paper's budget a rough version with a wide band, with eighty times more "

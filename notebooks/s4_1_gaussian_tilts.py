@@ -33,7 +33,7 @@ import torch
 from IPython.display import Markdown, display
 from torch.distributions import MultivariateNormal
 
-from itlib.figures import plots
+from itlib import figures
 from itlib.gaussian_mixture import GaussianMixture, NotNormalisableError, paper_mixture
 from itlib.rewards import NAMED_REWARDS, QuadraticReward, parse_reward
 
@@ -342,13 +342,13 @@ for lam, values in inside.items():
 grid = np.linspace(0, 0.97 * edge, 200)
 log_zs = [base.log_normaliser(quadratic, float(v)) for v in grid]
 at_1, kl_1 = base.log_normaliser(quadratic), base.tilt_kl(quadratic)
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.5))
-    left.plot(grid, log_zs, color=plots.COLORS["target"])
-    left.plot([0, 1.6], [-kl_1, -kl_1 + 1.6 * (at_1 + kl_1)], color=plots.INK, linewidth=0.8, linestyle="--")
-    left.plot([0, 1], [-kl_1, at_1], "o", color=plots.INK, markersize=4)
+    left.plot(grid, log_zs, color=figures.COLORS["target"])
+    left.plot([0, 1.6], [-kl_1, -kl_1 + 1.6 * (at_1 + kl_1)], color=figures.INK, linewidth=0.8, linestyle="--")
+    left.plot([0, 1], [-kl_1, at_1], "o", color=figures.INK, markersize=4)
     left.annotate("$-\\mathrm{KL}$", (0, -kl_1), (10, -9), textcoords="offset points", va="top")
-    left.axvline(edge, color=plots.COLORS["band"], linewidth=0.8)
+    left.axvline(edge, color=figures.COLORS["band"], linewidth=0.8)
     left.annotate("$\\lambda^\\star$", (edge, 11), (4, 0), textcoords="offset points")
     left.set(
         xlabel="$\\lambda$",
@@ -359,10 +359,12 @@ with plots.house_style() as plt:
     )
     for i, (lam, values) in enumerate(inside.items()):
         label = f"$\\lambda = {lam:.2g}$"
-        right.plot(halves, values, color=plots.SERIES[i], marker=plots.MARKERS[i], markersize=3.5, markevery=4, label=label)
+        right.plot(
+            halves, values, color=figures.SERIES[i], marker=figures.MARKERS[i], markersize=3.5, markevery=4, label=label
+        )
     right.set(xlabel="half side $L$ of the box", ylabel="log of the integral", ylim=(-4, 45), title="inside a growing box")
     right.legend(loc="upper left", fontsize=9)
-plots.show(
+figures.show(
     fig,
     "normaliser",
     "Left: log Z against lambda with its tangent at one, which meets the axis at minus the divergence, and a wall at lambda star. "
@@ -466,17 +468,19 @@ def density(mixture):
     return values - values.max()
 
 
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, axes = plt.subplots(2, 2, figsize=(7.2, 6.4), sharex=True, sharey=True)
     for ax, (name, coefficients) in zip(axes.flat, NAMED_REWARDS.items(), strict=True):
         target = base.tilted(parse_reward(name))
         values = density(target)
         for level in levels:
-            ax.contourf(xs, ys, values, levels=[level, 1], colors=[plots.COLORS["target"]], alpha=0.2)
-        ax.contour(xs, ys, values, levels=levels, colors=[plots.COLORS["target"]], linewidths=0.9, linestyles="solid")
-        ax.contour(xs, ys, density(base), levels=levels, colors=[plots.COLORS["base"]], linewidths=0.9, linestyles="dashed")
+            ax.contourf(xs, ys, values, levels=[level, 1], colors=[figures.COLORS["target"]], alpha=0.2)
+        ax.contour(xs, ys, values, levels=levels, colors=[figures.COLORS["target"]], linewidths=0.9, linestyles="solid")
+        ax.contour(
+            xs, ys, density(base), levels=levels, colors=[figures.COLORS["base"]], linewidths=0.9, linestyles="dashed"
+        )
         for old, new, weight in zip(base.means, target.means, target.weights, strict=True):
-            arrow = {"arrowstyle": "->", "color": plots.INK, "linewidth": 0.9}
+            arrow = {"arrowstyle": "->", "color": figures.INK, "linewidth": 0.9}
             ax.annotate("", new.tolist(), old.tolist(), arrowprops=arrow)
             visible = max(float(100 * weight / target.weights.max()), 1.0)  # height of its lowest contour, in deviations
             top = float(new[1]) + float((2 * np.log(visible) * target.covariances[0, 1, 1]).sqrt())
@@ -487,7 +491,7 @@ with plots.house_style() as plt:
         ax.set_xlabel("$x_1$")
     for ax in axes[:, 0]:
         ax.set_ylabel("$x_2$")
-plots.show(
+figures.show(
     fig,
     "named-tilts",
     "Four panels, one per reward: dashed contours of the two-mode base, filled contours of the tilted density, an arrow from each "
@@ -509,19 +513,21 @@ plots.show(
 # is nothing left to draw. With $A_{12}$ the tilted modes turn.
 
 # %% tags=["remove-input"]
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, axes = plt.subplots(1, 4, figsize=(7.2, 2.5), sharey=True)
     for ax, lam in zip(axes, (0.5, 1.0, 1.5, edge), strict=True):
         if lam < edge:
             values = density(base.tilted(quadratic, lam))
-            ax.contour(xs, ys, values, levels=levels, colors=[plots.COLORS["target"]], linewidths=0.9, linestyles="solid")
+            ax.contour(xs, ys, values, levels=levels, colors=[figures.COLORS["target"]], linewidths=0.9, linestyles="solid")
         else:
-            ax.text(0, 1, "no tilted\ndensity", ha="center", color=plots.COLORS["learned"])
-        ax.contour(xs, ys, density(base), levels=levels, colors=[plots.COLORS["base"]], linewidths=0.9, linestyles="dashed")
+            ax.text(0, 1, "no tilted\ndensity", ha="center", color=figures.COLORS["learned"])
+        ax.contour(
+            xs, ys, density(base), levels=levels, colors=[figures.COLORS["base"]], linewidths=0.9, linestyles="dashed"
+        )
         ax.set(title=f"$\\lambda = {lam:g}$", xlabel="$x_1$", aspect="equal", xlim=(-5, 5), ylim=(-3.5, 5.5))
         ax.locator_params(nbins=5)
     axes[0].set_ylabel("$x_2$")
-plots.show(
+figures.show(
     fig,
     "stretch",
     "The reward quadratic at four strengths: the tilted modes stretch upward as lambda grows, and at lambda star the picture has no tilted density.",
@@ -535,7 +541,7 @@ def setting(reward, lam=1.0):
 
 
 presets = {name: setting(parse_reward(name)) for name in NAMED_REWARDS}
-plots.explorer("tilt", {"mixture": plots.as_model(base), "presets": presets, "first": "unequal"}, "stretch")
+figures.explorer("tilt", {"mixture": figures.as_model(base), "presets": presets, "first": "unequal"}, "stretch")
 
 # %% [markdown]
 # ```{glue:figure} stretch

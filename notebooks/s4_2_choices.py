@@ -37,11 +37,11 @@ import pandas as pd
 import torch
 from IPython.display import Markdown, display
 
+from itlib import figures
 from itlib.experiments.checkpoints import profile as profile_named
 from itlib.experiments.checkpoints import resumable_base
 from itlib.experiments.grids import CHOICES
 from itlib.experiments.records import read_records
-from itlib.figures import plots
 from itlib.gaussian_mixture import ExactDenoiser, paper_mixture
 from itlib.rewards import parse_reward
 from itlib.schedules import Cosine, noise
@@ -127,13 +127,13 @@ display(
 
 # %% tags=["hide-input"]
 order = [k for k in names if k in set(runs["variant"])]
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, axes = plt.subplots(1, 2, figsize=(7.2, 0.42 * len(order) + 1.2), sharey=True)
     for ax, column, exact, title in zip(
         axes, ("eps_rmse", "variance_y"), (0.0, 0.5), (r"error of $\hat x_1$", "vertical variance"), strict=True
     ):
         if exact:
-            ax.axvline(exact, color=plots.INK, linewidth=0.8, linestyle="--")
+            ax.axvline(exact, color=figures.INK, linewidth=0.8, linestyle="--")
         for i, N in enumerate(Ns):
             for row, variant in enumerate(order):
                 group = runs[(runs["variant"] == variant) & (runs["N"] == N)]
@@ -141,15 +141,15 @@ with plots.house_style() as plt:
                     group[column],
                     np.full(len(group), row + 0.16 * (2 * i - 1)),
                     s=16,
-                    color=plots.SERIES[i],
-                    marker=plots.MARKERS[i],
+                    color=figures.SERIES[i],
+                    marker=figures.MARKERS[i],
                     label=f"$N = {N}$" if row == 0 else None,
                 )
         ax.set(xlabel=title, yticks=range(len(order)), yticklabels=[names[k] for k in order])
         ax.set_ylim(len(order) - 0.5, -0.5)
     axes[0].set_xlim(left=0)
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
-plots.show(
+figures.show(
     fig,
     "choices",
     "Error of the noise prediction and vertical variance of the modes, one dot per run, for each variant and N.",
@@ -215,7 +215,7 @@ noise_level = {
     s: float(np.sqrt(runs[runs["variant"] == ""].groupby("N")[[f"nll_{s}", f"mean_mse_{s}"]].var(ddof=1).sum(axis=1).mean()))
     for s in ("base", "target")
 }  # distance of one run of the default from the mean of its seeds: what the paper's single run is entitled to
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, axes = plt.subplots(1, len(Ns), figsize=(7.2, 3.7), sharex=True, sharey=True, squeeze=False)
     for ax, N in zip(axes[0], Ns, strict=True):
         for i, variant in enumerate(order):
@@ -224,23 +224,23 @@ with plots.house_style() as plt:
                 group["nll_base"],
                 group["mean_mse_base"],
                 s=16,
-                color=plots.SERIES[i % len(plots.SERIES)],
-                marker=plots.MARKERS[(i + i // len(plots.SERIES)) % len(plots.MARKERS)],
+                color=figures.SERIES[i % len(figures.SERIES)],
+                marker=figures.MARKERS[(i + i // len(figures.SERIES)) % len(figures.MARKERS)],
                 label=names[variant],
             )
-        ax.scatter(*PAPER[N], marker="*", s=110, color=plots.COLORS["paper"], label="the paper's row", zorder=3)
+        ax.scatter(*PAPER[N], marker="*", s=110, color=figures.COLORS["paper"], label="the paper's row", zorder=3)
         ax.plot(
             -float(base.log_prob(target.sample(100_000, torch.Generator().manual_seed(0))).mean()),
             float((target.mean - base.mean).square().mean()),
             "+",
-            color=plots.INK,
+            color=figures.INK,
             markersize=11,
             label="exact target",
         )
         ax.set(xlabel="NLL vs base (nats)", title=f"$N = {N}$")
     axes[0, 0].set_ylabel("MSE of the mean vs base")
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-plots.show(
+figures.show(
     fig,
     "choices-plane",
     "NLL against MSE of the mean, both scored against the base, for every variant, with the paper's row as a star.",

@@ -52,10 +52,10 @@ import torch
 from IPython.display import Markdown, display
 from tqdm import tqdm
 
+from itlib import figures
 from itlib.experiments.checkpoints import profile as profile_named
 from itlib.experiments.checkpoints import resumable_base, resumable_tilting
 from itlib.experiments.records import write_atomically, write_record
-from itlib.figures import plots
 from itlib.gaussian_mixture import paper_mixture
 from itlib.metrics import score_card
 from itlib.rewards import parse_reward
@@ -170,8 +170,8 @@ row = {
     "density_half": density(base_mixture.tilted(r, lam * (N // 2) / N)),
     "density": density(target),
 }
-plots.show(
-    plots.figure_1([row]), "samples", "Samples after half and after all of the tilts beside exact samples of the target."
+figures.show(
+    figures.figure_1([row]), "samples", "Samples after half and after all of the tilts beside exact samples of the target."
 )
 
 # %% [markdown]
@@ -191,8 +191,8 @@ plots.show(
 
 # %% tags=["hide-input"]
 display(Markdown(f"Lower edge of the time interval: $t_{{\\min}}$ = {schedule.t_min:g}."))
-plots.show(
-    plots.figure_2({N: np.array(run.trace)}),
+figures.show(
+    figures.figure_2({N: np.array(run.trace)}),
     "score-error",
     "Score RMSE of the model against the exact score, after each tilt.",
 )

@@ -38,8 +38,8 @@ import safetensors.torch
 import torch
 from IPython.display import Markdown, display
 
+from itlib import figures
 from itlib.experiments.records import read_records
-from itlib.figures import plots
 from itlib.gaussian_mixture import paper_mixture
 from itlib.rewards import parse_reward
 
@@ -141,8 +141,8 @@ for N in Ns:
             "density": density(target),
         }
     )
-plots.show(
-    plots.figure_1(rows),
+figures.show(
+    figures.figure_1(rows),
     "figure-1",
     "Samples after half and after all tilts for each N, beside exact samples of the target.",
 )
@@ -172,8 +172,8 @@ bands = {}
 for N, group in ref.groupby("N") if len(ref) else ():
     traces = np.array(group["trace"].tolist())
     bands[N] = (np.arange(1, N + 1) / N, traces.min(0), traces.max(0))
-plots.show(
-    plots.figure_2(curves, bands),
+figures.show(
+    figures.figure_2(curves, bands),
     "figure-2",
     "Score RMSE after each tilt, one curve per N, over the band of reference runs.",
 )
@@ -256,7 +256,7 @@ display(Markdown(pd.DataFrame(lines).to_markdown(index=False, disable_numparse=T
 # For exact samples of the target the two readings lie far apart. The paper's four rows should lie near one of them.
 
 # %% tags=["hide-input"]
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, ax = plt.subplots(figsize=(7.2, 4.2))
     show_ref = ref if len(ref) else own
     who = "reference runs" if len(ref) else "your runs"
@@ -265,13 +265,15 @@ with plots.house_style() as plt:
         show_ref["mean_mse_target"],
         s=18,
         marker="s",
-        color=plots.COLORS["target"],
+        color=figures.COLORS["target"],
         label=f"{who}, scored vs target",
     )
     ax.scatter(
-        show_ref["nll_base"], show_ref["mean_mse_base"], s=18, color=plots.COLORS["base"], label=f"{who}, scored vs base"
+        show_ref["nll_base"], show_ref["mean_mse_base"], s=18, color=figures.COLORS["base"], label=f"{who}, scored vs base"
     )
-    ax.scatter(PAPER["nll"], PAPER["mse"], s=60, marker="*", color=plots.COLORS["paper"], label="the paper's rows", zorder=3)
+    ax.scatter(
+        PAPER["nll"], PAPER["mse"], s=60, marker="*", color=figures.COLORS["paper"], label="the paper's rows", zorder=3
+    )
     for N, p in PAPER.iterrows():
         below = N == 200  # its star is beside that of N = 20
         ax.annotate(
@@ -281,13 +283,13 @@ with plots.house_style() as plt:
         [perfect["nll_target"], perfect["nll_base"]],
         [perfect["mean_mse_target"], perfect["mean_mse_base"]],
         "+",
-        color=plots.INK,
+        color=figures.INK,
         markersize=11,
         label="exact target",
     )
     ax.set(xlabel="negative log-likelihood (nats)", ylabel="MSE of the mean")
     ax.legend()
-plots.show(
+figures.show(
     fig,
     "readings",
     "Negative log-likelihood against MSE of the mean: the paper's rows lie among our runs scored against the base.",
@@ -428,12 +430,12 @@ else:
     if profile == "smoke":
         display(Markdown("(Your runs are of the smoke profile, so they should *not* agree.)"))
 
-    with plots.house_style() as plt:
+    with figures.house_style() as plt:
         fig, axes = plt.subplots(1, 3, figsize=(7.2, 0.55 * len(shared) + 1.2))
         for ax, key in zip(axes, ("eps_rmse", "nll_target", "mean_mse_target"), strict=True):
             stats = ref[ref["N"].isin(shared)].groupby("N")[key].agg(["min", "median", "max"])
             value = own[own["N"].isin(shared)].groupby("N")[key].median()
-            plots.against_band(
+            figures.against_band(
                 ax, [f"N = {N}" for N in shared], value.to_numpy(), *(stats[c].to_numpy() for c in ("min", "median", "max"))
             )
             ax.set_xlabel(
@@ -445,7 +447,7 @@ else:
             )
             ax.get_legend().remove()
         fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
-    plots.show(
+    figures.show(
         fig, "own-and-reference", "Your runs as dots over the range of the reference runs, for three metrics and each N."
     )
 

@@ -36,8 +36,8 @@ import torch
 from IPython.display import Markdown, display
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from itlib import figures
 from itlib.experiments.records import read_records
-from itlib.figures import plots
 from itlib.gaussian_mixture import ExactDenoiser, paper_mixture
 from itlib.metrics import score_errors
 from itlib.rewards import parse_reward
@@ -83,7 +83,7 @@ def each(values, form):
 
 # %% tags=["hide-input"]
 travel = score_errors(ExactDenoiser(base, schedule), target, schedule).eps_rmse
-with plots.house_style() as plt:
+with figures.house_style() as plt:
     fig, ax = plt.subplots(figsize=(7.2, 3.6))
     positions = np.arange(1, len(Ns) + 1)
     for seed, group in runs.groupby("seed"):
@@ -92,15 +92,15 @@ with plots.house_style() as plt:
         ax.plot(
             [0, *places],
             [group["floor"].iloc[0], *group["error"]],
-            color=plots.COLORS["learned"],
+            color=figures.COLORS["learned"],
             linewidth=0.8,
             alpha=0.7,
             label="one seed" if seed == runs["seed"].min() else None,
         )
-        ax.plot(0, group["floor"].iloc[0], "o", color=plots.COLORS["base"], markersize=4)
-        ax.plot(places, group["error"], "o", color=plots.COLORS["learned"], markersize=3.5)
-    ax.plot(positions, by_N["error"].mean(), color=plots.INK, marker="_", markersize=22, linestyle="none", label="mean")
-    ax.axhline(travel, color=plots.COLORS["target"], linestyle="--", linewidth=1, label="distance to travel")
+        ax.plot(0, group["floor"].iloc[0], "o", color=figures.COLORS["base"], markersize=4)
+        ax.plot(places, group["error"], "o", color=figures.COLORS["learned"], markersize=3.5)
+    ax.plot(positions, by_N["error"].mean(), color=figures.INK, marker="_", markersize=22, linestyle="none", label="mean")
+    ax.axhline(travel, color=figures.COLORS["target"], linestyle="--", linewidth=1, label="distance to travel")
     ax.set(
         xticks=[0, *positions],
         xticklabels=["floor", *(f"$N = {N}$" for N in Ns)],
@@ -111,7 +111,7 @@ with plots.house_style() as plt:
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.yaxis.set_minor_formatter(NullFormatter())
     fig.legend(loc="outside upper center", ncols=3)
-plots.show(
+figures.show(
     fig,
     "verdict",
     "One line per seed, from its floor on the left over the errors of its tilted models for each N: all lie above their floor and far below the "

@@ -14,7 +14,7 @@ import nbformat
 import numpy as np
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from itlib.figures import plots
+from itlib import figures
 
 ROOT = Path(__file__).parents[1]
 
@@ -72,7 +72,7 @@ def notebook(
     title, rest = text.split("\n\n", 1)
     cells = [new_markdown_cell(title + "\n\nWhat this page shows.\n\n**You will see** a page.")]
     for figure, name, alt in figures:
-        data, metadata = plots.bundle(figure, name, alt)
+        data, metadata = figures.bundle(figure, name, alt)
         output = new_output("display_data", data=data, metadata=metadata)
         cells.append(
             new_code_cell(f"show(fig, {name!r})", execution_count=1, outputs=[output], metadata={"tags": list(tags)})
@@ -118,11 +118,11 @@ def make(root: Path) -> Path:
     pages = {
         "book/pages/s4_2_results.ipynb": notebook(
             RESULTS,
-            (plots.figure_2(error, bands=bands), "score-error", "Curves that rise with k."),
+            (figures.figure_2(error, bands=bands), "score-error", "Curves that rise with k."),
             markdown=table,
         ),
         "book/runs/N020_seed0.ipynb": notebook(
-            RUN, (plots.figure_1(rows), "samples", "Clouds of points."), tags=("remove-input",)
+            RUN, (figures.figure_1(rows), "samples", "Clouds of points."), tags=("remove-input",)
         ),
     }
     # The other computed pages of the contents: a title and the equations that others refer to are enough.

@@ -2,7 +2,7 @@
 
 An explorer is a small script in ``book/_static/explorers``, written as a module. Browsers load no module from ``file://``;
 so a page that holds a ``<div data-explorer="name">`` gets the scripts that it needs as one closed function at its end,
-and no other page gets any. A notebook writes the ``<div>`` with ``itlib.figures.plots.explorer``, below a still figure whose
+and no other page gets any. A notebook writes the ``<div>`` with ``itlib.figures.explorer``, below a still figure whose
 place the script takes; without scripts, and on paper, the figure stays. A page in prose writes
 
     ```{explorer} tilts
@@ -26,7 +26,7 @@ from inline_svg import strip_prolog
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from itlib.figures.plots import explorer_html
+from itlib.figures import explorer_html
 
 SCRIPTS = Path(__file__).parents[1] / "_static" / "explorers"
 SHARED = ("maths", "ui")
@@ -60,7 +60,7 @@ class Explorer(SphinxDirective):
         svg = strip_prolog(still.read_text("utf-8"))
         name = re.search(r'data-itlib-figure="([^"]*)"', svg)
         if name is None:
-            raise self.error(f"{still.name} is no figure of itlib.figures.plots")
+            raise self.error(f"{still.name} is no figure of itlib.figures")
         model = json.loads(data.read_text("utf-8"))["model"]
         place = explorer_html(self.arguments[0], model, name[1])
         html = f'<figure class="landing"><div class="figure-svg">{svg}</div>{place}</figure>'

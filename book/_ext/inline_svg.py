@@ -1,6 +1,6 @@
 """Put vector figures into the page itself, so that they take its colours.
 
-A figure drawn by ``itlib.figures.plots`` uses ``currentColor`` for its ink. As a separate image it could not see
+A figure drawn by ``itlib.figures`` uses ``currentColor`` for its ink. As a separate image it could not see
 the page's light or dark text colour; inlined it does. A notebook shows a figure where it is computed
 and pastes it with a caption (``{glue:figure}``); the book keeps the captioned copy only, and folds the code that drew it
 under the caption, also where the notebook asks that this code be left out of the page.
@@ -16,7 +16,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
-MARK = "data-itlib-figure="  # written by itlib.figures.plots
+MARK = "data-itlib-figure="  # written by itlib.figures
 
 
 def strip_prolog(svg: str) -> str:

@@ -1,1 +1,38 @@
-"""The look of the figures; the only part that imports matplotlib."""
+"""Figures: how they look, how they reach a page. The only room that imports matplotlib and IPython.
+
+::
+
+    from itlib import figures
+
+    with figures.house_style() as plt:
+        fig, ax = plt.subplots()
+        ax.plot(x, y, color=figures.COLORS["learned"])
+    figures.show(fig, "learned-curve", "A curve that rises.")
+"""
+
+from itlib.figures.explorers import as_model, explorer, explorer_html
+from itlib.figures.paper import against_band, figure_1, figure_2, losses, samples
+from itlib.figures.style import COLORS, INK, LINES, MARKERS, SERIES, STYLE, house_style
+from itlib.figures.svg import bundle, lighter, show, to_svg
+
+__all__ = [
+    "COLORS",
+    "INK",
+    "LINES",
+    "MARKERS",
+    "SERIES",
+    "STYLE",
+    "against_band",
+    "as_model",
+    "bundle",
+    "explorer",
+    "explorer_html",
+    "figure_1",
+    "figure_2",
+    "house_style",
+    "lighter",
+    "losses",
+    "samples",
+    "show",
+    "to_svg",
+]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from bs4 import BeautifulSoup
 from docutils import nodes
 from nbformat.v4 import new_code_cell, new_notebook
 
-from itlib.figures import plots
+from itlib import figures
 from itlib.gaussian_mixture import paper_mixture
 from itlib.rewards import parse_reward
 
@@ -237,9 +238,9 @@ def test_mathjax_is_installed() -> None:
 
 
 def test_api_lists_every_public_module_once() -> None:
-    package = Path(plots.__file__).parent
+    package = Path(figures.__file__).parent
     assert sorted(module_names()) == sorted(p.stem for p in package.glob("[a-z]*.py"))
-    assert ".. automodule:: itlib.figures.plots" in section("plots")
+    assert ".. automodule:: itlib.figures" in section("plots")
     source = {name: (package / f"{name}.py").read_text("utf-8") for name in module_names()}
     for later, name in enumerate(module_names()):
         below = set(re.findall(r"^from itlib\.(\w+)", source[name], re.MULTILINE))
@@ -251,7 +252,7 @@ def test_api_lists_every_public_module_once() -> None:
 
 def some_figure() -> Any:
     curves = {n: np.linspace(0.2, 0.9, n) for n in (5, 10)}
-    return plots.figure_2(curves, bands={5: (np.arange(1, 6) / 5, np.full(5, 0.1), np.full(5, 1.0))})
+    return figures.figure_2(curves, bands={5: (np.arange(1, 6) / 5, np.full(5, 0.1), np.full(5, 1.0))})
 
 
 #: From linear RGB to what somebody sees who lacks one kind of cone: Machado, Oliveira and Fernandes (2009), severity 1.
@@ -277,7 +278,7 @@ def lab(linear: Any) -> Any:
 
 @pytest.mark.parametrize("sight", SIGHT)
 def test_colours_stay_apart_for_every_kind_of_sight(sight: str) -> None:
-    seen = [lab(SIGHT[sight] @ linear_rgb(color)) for color in plots.SERIES]
+    seen = [lab(SIGHT[sight] @ linear_rgb(color)) for color in figures.SERIES]
     apart = [np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)]
     assert min(apart) > 15
 
@@ -287,38 +288,38 @@ def test_colours_are_seen_on_white_and_on_black() -> None:
     css = (small_book.ROOT / "book" / "_static" / "custom.css").read_text("utf-8")
     grounds = re.findall(r"--pst-color-background: (#[0-9a-f]{6})", css)
     assert len(grounds) == 2
-    for color, ground in itertools.product(plots.SERIES, grounds):
+    for color, ground in itertools.product(figures.SERIES, grounds):
         low, high = sorted(float(np.dot([0.2126, 0.7152, 0.0722], linear_rgb(c))) for c in (color, ground))
         assert (high + 0.05) / (low + 0.05) > 3, (color, ground)
 
 
 def test_without_colour_markers_and_lines_tell_curves_apart() -> None:
-    assert len(set(plots.MARKERS)) == len(set(plots.LINES)) == len(plots.SERIES)
-    figure = plots.figure_2({n: np.linspace(0.1, 1, n) for n in (2, 3, 4, 5)})
+    assert len(set(figures.MARKERS)) == len(set(figures.LINES)) == len(figures.SERIES)
+    figure = figures.figure_2({n: np.linspace(0.1, 1, n) for n in (2, 3, 4, 5)})
     looks = [(line.get_marker(), line.get_linestyle()) for line in figure.axes[0].lines]
     assert len({marker for marker, _ in looks}) == len({style for _, style in looks}) == 4
-    plots.plt.close(figure)
+    plt.close(figure)
 
 
 def test_a_figure_is_the_same_bytes_twice() -> None:
-    first, second = (plots.bundle(some_figure(), "error", "rising") for _ in range(2))
+    first, second = (figures.bundle(some_figure(), "error", "rising") for _ in range(2))
     assert first == second
 
 
 def test_a_figure_takes_the_page_colour_and_says_what_it_shows() -> None:
-    source = plots.svg(some_figure(), "error", 'rises, "steeply" & fast')
+    source = figures.to_svg(some_figure(), "error", 'rises, "steeply" & fast')
     assert "<style" not in source  # a rule in it would reach every other drawing of the page
     root = ElementTree.fromstring(source)
     assert root.attrib["role"] == "img"
     assert root.attrib["aria-label"] == 'rises, "steeply" & fast'
     assert "currentColor" in source
-    assert plots.INK not in source
+    assert figures.INK not in source
     assert "#000000" not in source
     assert "<dc:date>" not in source
 
 
 def test_figures_on_one_page_share_no_ids() -> None:
-    one, two = (plots.svg(some_figure(), name, "x") for name in ("one", "two"))
+    one, two = (figures.to_svg(some_figure(), name, "x") for name in ("one", "two"))
     ids = [set(re.findall(r'\bid="([^"]*)"', source)) for source in (one, two)]
     assert ids[0]
     assert not ids[0] & ids[1]
@@ -329,25 +330,25 @@ def test_figures_on_one_page_share_no_ids() -> None:
 def test_show_displays_what_glue_would_leave(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[tuple[Any, dict[str, Any]]] = []
     monkeypatch.setattr("IPython.display.display", lambda data, **options: shown.append((data, options)))
-    plots.plt.close("all")
-    plots.show(some_figure(), "error", "rising")
+    plt.close("all")
+    figures.show(some_figure(), "error", "rising")
     ((data, options),) = shown
     assert set(data) == {"image/svg+xml", "image/png", "text/plain"}
     assert options["raw"]
     assert options["metadata"]["scrapbook"] == {"name": "error", "mime_prefix": ""}
-    assert plots.plt.get_fignums() == []
+    assert plt.get_fignums() == []
 
 
 @pytest.mark.parametrize("name", ["Score", "a b", "", "1"])
 def test_a_figure_needs_a_plain_name(name: str) -> None:
     with pytest.raises(ValueError, match="figure's name"):
-        plots.svg(some_figure(), name, "x")
+        figures.to_svg(some_figure(), name, "x")
 
 
 def test_scatter_is_an_image_inside_the_svg() -> None:
     cloud = np.random.default_rng(0).standard_normal((5000, 2))
     row = {"N": 5, "half": cloud, "final": cloud, "target": cloud}
-    source = plots.svg(plots.figure_1([row]), "cloud", "x")
+    source = figures.to_svg(figures.figure_1([row]), "cloud", "x")
     assert source.count("<image") == 3
     assert len(source) < 200_000
 
@@ -358,7 +359,7 @@ def test_a_lighter_drawing_looks_the_same() -> None:
     path = "M " + " L ".join(f"{x:.6f} {y:.6f}" for x, y in curve) + " z"
     letter = "M 1.234567 2 Q 3 4 5.678901 6"
     source = f'<svg>\n<path id="used" d="{path}"/>\n<path id="unused" d="{letter}"/>\n<use href="#used"/></svg>'
-    light = plots.lighter(source)
+    light = figures.lighter(source)
     assert len(light) < len(source) / 3
     assert 'id="used"' in light
     assert "unused" not in light
@@ -373,11 +374,11 @@ def test_a_lighter_drawing_looks_the_same() -> None:
 
 def test_an_explorer_carries_its_model() -> None:
     model = {
-        "mixture": plots.as_model(paper_mixture()),
-        "reward": plots.as_model(parse_reward("b=1,2 A=3,4;4,5 c=6")),
+        "mixture": figures.as_model(paper_mixture()),
+        "reward": figures.as_model(parse_reward("b=1,2 A=3,4;4,5 c=6")),
         "a": "<&'\"",
     }
-    html = plots.explorer_html("tilt", model, "still")
+    html = figures.explorer_html("tilt", model, "still")
     tag = BeautifulSoup(html, "html.parser").div
     assert tag is not None
     assert (tag["data-explorer"], tag["data-figure"]) == ("tilt", "still")
@@ -386,18 +387,18 @@ def test_an_explorer_carries_its_model() -> None:
     assert found["reward"] == {"A": [3, 4, 5], "b": [1, 2], "c": 6}
     assert found["mixture"][1] == {"weight": 0.5, "mean": [2, 0], "cov": [0.5, 0, 0.5]}
     with pytest.raises(ValueError, match="JSON"):
-        plots.explorer_html("tilt", {"a": float("nan")}, "still")
+        figures.explorer_html("tilt", {"a": float("nan")}, "still")
 
 
 def test_small_plots_draw_their_data() -> None:
-    with plots.house_style():
-        figure, (left, right) = plots.plt.subplots(1, 2)
-        plots.losses(left, np.array([3.0, 2, 1]), np.array([3.0, 2, 2.5]), best_epoch=1)
+    with figures.house_style():
+        figure, (left, right) = plt.subplots(1, 2)
+        figures.losses(left, np.array([3.0, 2, 1]), np.array([3.0, 2, 2.5]), best_epoch=1)
         values = np.array([1.0, np.nan])
-        plots.against_band(right, ["N = 20", "N = 50"], values, np.zeros(2), np.ones(2), np.full(2, 2.0))
+        figures.against_band(right, ["N = 20", "N = 50"], values, np.zeros(2), np.ones(2), np.full(2, 2.0))
     assert [text.get_text() for text in right.get_yticklabels()] == ["N = 20", "N = 50"]
     assert right.yaxis_inverted()
-    assert plots.svg(figure, "small", "x")
+    assert figures.to_svg(figure, "small", "x")
 
 
 # The site

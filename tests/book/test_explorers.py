@@ -19,9 +19,9 @@ sys.path[:0] = [str(ROOT / "book" / "_ext")]
 
 from explorers import SCRIPTS, bundle, plain  # noqa: E402
 
+from itlib import figures  # noqa: E402
 from itlib.beyond.estimators import centred, local_baseline, rao_blackwell  # noqa: E402
 from itlib.experiments.records import read_record  # noqa: E402
-from itlib.figures import plots  # noqa: E402
 from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture, NotNormalisableError  # noqa: E402
 from itlib.rewards import QuadraticReward  # noqa: E402
 from itlib.sampling import reverse_process, time_grid, transition  # noqa: E402
@@ -81,7 +81,7 @@ def test_densities_scores_and_posteriors(browser: Any, seed: int) -> None:
           ...covarianceStep(after, alpha, sigma, d), ...after.flatMap(g => [g.weight, ...g.mean, ...g.cov])];
       });
     """
-    found = run(browser, script, plots.as_model(mixture), x.tolist(), t.tolist(), plots.as_model(reward))
+    found = run(browser, script, figures.as_model(mixture), x.tolist(), t.tolist(), figures.as_model(reward))
     schedule, posterior = Cosine(), mixture.posterior(x, t, Cosine())
     weights, parts = posterior.mixture_distribution.probs, posterior.component_distribution
     covariances = parts.covariance_matrix.flatten(2)[..., [0, 1, 3]]
@@ -102,7 +102,7 @@ def test_tilts_and_refusals(browser: Any) -> None:
     for seed in range(12):
         mixture, reward, *_ = draw(seed)
         reward = QuadraticReward(reward.b, 6 * reward.A, c=reward.c)
-        model = plots.as_model(mixture), plots.as_model(reward)
+        model = figures.as_model(mixture), figures.as_model(reward)
         found = run(browser, "return {...tilted(a, b, c), bound: largestTilt(a, b)};", *model, 0.8)
         try:
             target = mixture.tilted(reward, 0.8)
@@ -127,7 +127,7 @@ def test_algorithm_1(browser: Any) -> None:
     mixture, _, x, _ = draw(0)
     for steps in (1, 12):
         script = "return ddim(a, schedules.cosine, b, c, 0, null);"
-        found = run(browser, script, plots.as_model(mixture), x.tolist(), steps)
+        found = run(browser, script, figures.as_model(mixture), x.tolist(), steps)
         *_, (_, last) = reverse_process(ExactDenoiser(mixture, Cosine()), Cosine(), x, steps=steps, eta=0.0)
         same(found, last)
 
@@ -159,7 +159,7 @@ def test_estimators(browser: Any, seed: int) -> None:
       });
     """
     data = mixture.sample(50, torch.Generator().manual_seed(seed))
-    models = plots.as_model(mixture), x.tolist(), t.tolist(), plots.as_model(reward), c, data.tolist()
+    models = figures.as_model(mixture), x.tolist(), t.tolist(), figures.as_model(reward), c, data.tolist()
     found = np.array(run(browser, script, *models))
 
     nodes, weights = (torch.from_numpy(v) for v in np.polynomial.hermite_e.hermegauss(9))  # more than the page's four
@@ -186,7 +186,7 @@ def test_estimators(browser: Any, seed: int) -> None:
 def test_random_numbers_follow_the_mixture(browser: Any) -> None:
     """Kolmogorov and Smirnov's test of three projections; a false alarm for one seed in a thousand, of which one is used."""
     mixture, *_ = draw(1)
-    found = np.array(run(browser, "return sample(a, 5000, random(0));", plots.as_model(mixture)))
+    found = np.array(run(browser, "return sample(a, 5000, random(0));", figures.as_model(mixture)))
     p_values = []
     for direction in ((1.0, 0.0), (0.0, 1.0), (0.6, -0.8)):
         u = torch.tensor(direction, dtype=torch.float64)
@@ -229,7 +229,7 @@ def test_scripts_stay_small_and_import_what_exists() -> None:
 def test_colours_are_those_of_the_figures() -> None:
     style = (SCRIPTS / "explorers.css").read_text("utf-8")
     shown = dict(re.findall(r"--(base|learned|target|paper): (#\w{6})", style.split("@media")[0]))
-    assert shown == {name: plots.COLORS[name].lower() for name in shown}
+    assert shown == {name: figures.COLORS[name].lower() for name in shown}
     assert len(shown) == 4
 
 
