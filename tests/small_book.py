@@ -66,12 +66,12 @@ Samples at $k = N/2$ and at the end, compare {numref}`fig-score-error` and {eq}`
 
 
 def notebook(
-    text: str, *figures: tuple[Any, str, str], markdown: str = "", tags: tuple[str, ...] = ()
+    text: str, *drawings: tuple[Any, str, str], markdown: str = "", tags: tuple[str, ...] = ()
 ) -> nbformat.NotebookNode:
     """An executed notebook: cells, with tags, that show the figures, then the text."""
     title, rest = text.split("\n\n", 1)
     cells = [new_markdown_cell(title + "\n\nWhat this page shows.\n\n**You will see** a page.")]
-    for figure, name, alt in figures:
+    for figure, name, alt in drawings:
         data, metadata = figures.bundle(figure, name, alt)
         output = new_output("display_data", data=data, metadata=metadata)
         cells.append(
