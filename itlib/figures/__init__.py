@@ -14,6 +14,7 @@ from itlib.figures.explorers import as_model, explorer, explorer_html
 from itlib.figures.paper import against_band, figure_1, figure_2, losses, samples
 from itlib.figures.style import COLORS, INK, LINES, MARKERS, SERIES, STYLE, house_style
 from itlib.figures.svg import bundle, lighter, show, to_svg
+from itlib.figures.text import check, glue, scientific, settings, table
 
 __all__ = [
     "COLORS",
@@ -25,14 +26,19 @@ __all__ = [
     "against_band",
     "as_model",
     "bundle",
+    "check",
     "explorer",
     "explorer_html",
     "figure_1",
     "figure_2",
+    "glue",
     "house_style",
     "lighter",
     "losses",
     "samples",
+    "scientific",
+    "settings",
     "show",
+    "table",
     "to_svg",
 ]
