@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from itlib.experiments.experiment import choose
 from itlib.gaussian_mixture import GaussianMixture, paper_mixture
 from itlib.rewards import NAMED_REWARDS, QuadraticReward, parse_reward
 
@@ -78,3 +79,27 @@ def task(name: str) -> Task:
     if name not in known:
         raise ValueError(f"there is no task {name!r}: choose from {', '.join(known)}")
     return known[name]
+
+
+#: Problems by name; those of :data:`OTHERS` are left out where all are gone through.
+PROBLEMS = TASKS | OTHERS
+
+
+def problem(name: str) -> Task:
+    """A problem by name.
+
+    Raises:
+        ValueError: for an unknown name, with the ones that exist.
+    """
+    return PROBLEMS[choose("problem", name, PROBLEMS)]
+
+
+def base_of(name: str) -> str:
+    """The first problem with the same base mixture: a base that is trained for one serves the other."""
+    base = problem(name).base
+    return next(other for other, known in PROBLEMS.items() if _same(known.base, base))
+
+
+def _same(one: GaussianMixture, two: GaussianMixture) -> bool:
+    pairs = zip((one.weights, one.means, one.covariances), (two.weights, two.means, two.covariances), strict=True)
+    return all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs)
