@@ -36,7 +36,7 @@ def test_a_check_that_fails_stops_the_page(capsys: pytest.CaptureFixture[str]) -
     figures.check("both forms", 3e-13, below=1e-9)
     assert capsys.readouterr().out == "✓ both forms: 3·10⁻¹³ (below 1·10⁻⁹)\n"
     for wrong in (1e-9, float("nan")):
-        with pytest.raises(AssertionError, match="both forms: .* is not below 1e-09"):
+        with pytest.raises(AssertionError, match="is not below 1e-09"):
             figures.check("both forms", wrong, below=1e-9)
 
 
