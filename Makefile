@@ -70,7 +70,7 @@ test-faults: $(VENV)/.ready  ## Kill every kind of process at every stage: nothi
 	@$(BIN)/python -m pytest -m faults -v
 
 audit: $(VENV)/.ready  ## Look for known vulnerabilities in the lock, and for licences that do not fit
-	@mkdir -p _build && $(BIN)/python tests/licences.py >_build/licences.txt && echo "The licences fit: _build/licences.txt"
+	@mkdir -p _build && $(BIN)/python tests/support/licences.py >_build/licences.txt && echo "The licences fit: _build/licences.txt"
 	@# An old release that is known to be vulnerable tells whether the service knows anything: pip-audit only skips what it can't find.
 	@$(BIN)/python -c 'import json, urllib.request as u; json.load(u.urlopen("https://pypi.org/pypi/jinja2/2.4.1/json"))["vulnerabilities"][0]' \
 	  2>/dev/null || { echo "pypi.org tells no vulnerabilities here (a mirror, or no network): none were looked for."; exit 1; }
@@ -78,7 +78,7 @@ audit: $(VENV)/.ready  ## Look for known vulnerabilities in the lock, and for li
 	@$(BIN)/uv tool run --quiet --from pip-audit==2.10.1 pip-audit --no-deps --disable-pip -r _build/audit.txt
 
 lint: $(VENV)/.ready  ## Check style, types and that the notebooks' pairs agree
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/python tests/pairs.py
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/python tests/support/pairs.py
 
 reference: $(VENV)/.ready  ## Compute the committed reference grids again: about five hours on 2 cores
 	@$(BIN)/python -m itlib.reproduce --seeds 0 1 2 3 4 5 6 7 8 9 --records-only --out book/reference/paper

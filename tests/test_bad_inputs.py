@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import ast
-import sys
 from pathlib import Path
 
+import bad_inputs
 import pytest
 import torch
+from bad_inputs import ROWS, Row, answer
 from hypothesis import given
 from hypothesis import strategies as st
 from papermill.translators import PythonTranslator
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-import bad_inputs
-from bad_inputs import ROWS, Row, answer
 
 from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture
 from itlib.metrics import score_errors

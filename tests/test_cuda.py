@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from itlib.baselines import comparison, digits
 from itlib.baselines.accounting import Account
 from itlib.beyond.estimators import fit_value
+from itlib.experiments import comparison
 from itlib.experiments.checkpoints import RunState, load_state, save_state
+from itlib.experiments.digits import comparison as digits
 from itlib.experiments.digits.images import image_card, new_denoiser
 from itlib.experiments.problems import TASKS
 from itlib.gaussian_mixture import ExactDenoiser, paper_mixture

@@ -11,22 +11,41 @@ from pathlib import Path
 
 import pytest
 import yaml
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from licences import is_fine, licence, problems
-from test_architecture import distributions as names_of
+from test_architecture import MODULES, imported, room
 
 ROOT = Path(__file__).parents[1]
 LOCK = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and not line.startswith(("#", "-e"))]
 
 
+#: How a distribution is called where its import is not.
+IMPORT_NAMES = {"pot": "ot", "pillow": "pil", "scikit-learn": "sklearn", "dask-jobqueue": "dask_jobqueue"}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def names_of(*groups: list[str]) -> set[str]:
+    """Distributions of lists of requirements, without extras and versions."""
+    return {re.split(r"[^\w.-]", line, maxsplit=1)[0].lower() for group in groups for line in group}
+
+
+EVERY = names_of(PROJECT["dependencies"], *PROJECT["optional-dependencies"].values())
+
+
+def test_the_library_imports_what_the_project_lists() -> None:
+    """Anywhere, and at the top of what is neither figures nor batch nothing but the dependencies of the library alone."""
+    given = {"itlib", "__future__", *sys.stdlib_module_names}
+    brought = {"nbformat", "nbclient", "ipython"}  # what papermill and the kernel are made of
+    for name, path in MODULES.items():
+        needed = {found.split(".")[0] for found in imported(path)} - given
+        assert {one.lower() for one in needed} <= {IMPORT_NAMES.get(one, one) for one in EVERY} | brought, name
+        if room(path) not in ("figures", "reproduce"):
+            first = {found.split(".")[0] for found in imported(path, nested=False)} - given
+            assert first <= {IMPORT_NAMES.get(one, one) for one in names_of(PROJECT["dependencies"])}, name
+
+
 def test_the_lock_is_exact_and_whole() -> None:
     assert all(re.match(r"[\w.-]+(\[.*\])?==[\w.+!-]+( ;.*)?$", line) for line in LOCK)
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    groups = [project["dependencies"], *project["optional-dependencies"].values()]
-    direct = names_of(line for group in groups for line in group)
-    assert {name.replace("_", "-") for name in direct} <= {re.split("[=[]", line)[0].lower() for line in LOCK}
+    assert {name.replace("_", "-") for name in EVERY} <= {re.split("[=[]", line)[0].lower() for line in LOCK}
 
 
 def test_what_runs_here_is_what_is_locked() -> None:

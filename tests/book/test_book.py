@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -16,30 +15,27 @@ from xml.etree import ElementTree
 import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
+import publish
 import pytest
+import small_book
+from api_modules import module_names, section
+from browsing import complaints, requests, visit
 from bs4 import BeautifulSoup
 from docutils import nodes
+from glossary_links import pattern
+from inline_svg import strip_prolog
 from nbformat.v4 import new_code_cell, new_notebook
+from numerals import printed
+from offline_site import add_scope, label_cells, mathjax_file, mend_lists
+from paper_equations import split_tag
+from previews import targets
+from run_it import head, hurried, links, notebook_of, words
+from sharing import description
+from site_checks import check_site
 
 from itlib import figures
 from itlib.gaussian_mixture import paper_mixture
 from itlib.rewards import parse_reward
-
-sys.path[:0] = [str(Path(__file__).parents[1]), *(str(Path(__file__).parents[2] / "book" / name) for name in (".", "_ext"))]
-
-import publish  # noqa: E402
-import small_book  # noqa: E402
-from api_modules import module_names, section  # noqa: E402
-from browsing import complaints, requests, visit  # noqa: E402
-from glossary_links import pattern  # noqa: E402
-from inline_svg import strip_prolog  # noqa: E402
-from numerals import printed  # noqa: E402
-from offline_site import add_scope, label_cells, mathjax_file, mend_lists  # noqa: E402
-from paper_equations import split_tag  # noqa: E402
-from previews import targets  # noqa: E402
-from run_it import head, hurried, links, notebook_of, words  # noqa: E402
-from sharing import description  # noqa: E402
-from site_checks import check_site  # noqa: E402
 
 PAGES = ("book/index", "book/pages/s4_2_results", "book/runs/N020_seed0", "book/notation", "book/reproduce", "book/api")
 

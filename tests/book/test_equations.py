@@ -9,12 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mutants
 import pytest
 import small_batch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-import mutants
 
 ROOT = Path(__file__).parents[2]
 #: What the paper numbers.
@@ -63,7 +60,7 @@ def test_its_check_exists(entry: dict[str, str]) -> None:
 def test_every_check_bites() -> None:
     """One place in the code of each formula is broken, and its check must fail."""
     environment = small_batch.environment(ROOT) | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
-    command = [sys.executable, str(ROOT / "tests" / "mutants.py")]
+    command = [sys.executable, str(ROOT / "tests" / "support" / "mutants.py")]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.count(": bites\n") == len(PAPER)
@@ -73,6 +70,6 @@ def test_a_check_that_does_not_bite_is_found(tmp_path: Path) -> None:
     entry = next(e for e in ENTRIES if e["id"] == "4.2") | {"id": "harmless"}
     entry["mutant"] = {"file": "itlib/rewards.py", "old": "return 0.5 * ((x @ A) * x)", "new": "return 0.5 * (x * (x @ A))"}
     text = f"import mutants; print(mutants.survivors([{entry!r}]))"
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests" / "support")}
     result = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, env=environment, check=False)
     assert result.stdout.splitlines()[-1] == "{'harmless': 'passes'}", result.stdout + result.stderr

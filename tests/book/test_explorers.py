@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from explorers import SCRIPTS, bundle, plain
 from scipy.stats import kstest, norm
 from torch import Tensor
 
+from itlib import figures
+from itlib.beyond.estimators import centred, local_baseline, rao_blackwell
+from itlib.experiments.records import read_record
+from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture, NotNormalisableError
+from itlib.rewards import QuadraticReward
+from itlib.sampling import reverse_process, time_grid, transition
+from itlib.schedules import Cosine, Linear, Schedule
+from itlib.tilting import TiltBatch, single_sample
+
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / "book" / "_ext")]
-
-from explorers import SCRIPTS, bundle, plain  # noqa: E402
-
-from itlib import figures  # noqa: E402
-from itlib.beyond.estimators import centred, local_baseline, rao_blackwell  # noqa: E402
-from itlib.experiments.records import read_record  # noqa: E402
-from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture, NotNormalisableError  # noqa: E402
-from itlib.rewards import QuadraticReward  # noqa: E402
-from itlib.sampling import reverse_process, time_grid, transition  # noqa: E402
-from itlib.schedules import Cosine, Linear, Schedule  # noqa: E402
-from itlib.tilting import TiltBatch, single_sample  # noqa: E402
 
 SCHEDULES: dict[str, Schedule] = {"cosine": Cosine(), "linear": Linear()}
 #: Both sides compute in double precision, in formulas of a few steps; the differences seen are below 1e-12.

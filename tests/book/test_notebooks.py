@@ -9,11 +9,7 @@ import sys
 from pathlib import Path
 
 import nbformat
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "book" / "_ext"))
-
+import pairs
 import small_batch
 from bs4 import BeautifulSoup
 from pairs import problems
@@ -48,7 +44,7 @@ def test_a_pair_that_disagrees_is_found(tmp_path: Path) -> None:
     path.write_text(nbformat.writes(notebook))
     assert [line.split(":")[0] for line in problems(tmp_path)] == ["s2_1_base_model.ipynb holds outputs"]
     path.unlink()
-    command = [sys.executable, str(Path(__file__).parents[1] / "pairs.py"), str(tmp_path)]
+    command = [sys.executable, pairs.__file__, str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert result.stdout.startswith("s2_1_base_model.ipynb is missing")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -12,9 +11,6 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import small_batch
 from browsing import complaints, emulate, requests, violations, visit
 from selenium.webdriver.common.action_chains import ActionChains

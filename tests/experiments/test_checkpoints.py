@@ -56,12 +56,12 @@ sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
 import itlib.experiments.records, itlib.experiments.checkpoints, itlib.tilting, itlib.training
-import test_runs
+import test_checkpoints
 
-cache = test_runs.Path(sys.argv[2])
+cache = test_checkpoints.Path(sys.argv[2])
 places = {
     "before a file is moved": (itlib.experiments.records.os, "replace"),
-    "while a file is written": (test_runs.Path, "write_bytes"),
+    "while a file is written": (test_checkpoints.Path, "write_bytes"),
     "in a step of the base": (itlib.training, "regression_step"),
     "in a step of a tilt": (itlib.tilting, "regression_step"),
     "in the trace": (itlib.experiments.checkpoints, "score_errors"),
@@ -84,9 +84,9 @@ def run_and_die(where, count):
         return original(*arguments, **options)
 
     setattr(module, name, deadly)
-    test_runs.run(cache)
+    test_checkpoints.run(cache)
 
-for where, count, _ in test_runs.DEATHS:
+for where, count, _ in test_checkpoints.DEATHS:
     child = os.fork()
     if not child:
         try:
@@ -95,7 +95,8 @@ for where, count, _ in test_runs.DEATHS:
             os._exit(0)
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status), where + ": it was not killed"
-    found = [itlib.experiments.checkpoints.load_state(path, itlib.experiments.checkpoints.Network(2)).done for path in cache.glob("tilts_*.safetensors")]
+    checkpoints = itlib.experiments.checkpoints
+    found = [checkpoints.load_state(path, checkpoints.Network(2)).done for path in cache.glob("tilts_*.safetensors")]
     print(json.dumps(found))
 """
 
@@ -136,7 +137,7 @@ def assert_same(one: RunState, two: RunState) -> None:
 def test_a_run_killed_again_and_again_ends_with_the_same_bits(
     tmp_path: Path, whole: tuple[Path, list[RunState], list[RunState]]
 ) -> None:
-    command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parents[1]), str(tmp_path)]
+    command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), str(tmp_path)]
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"} | {"OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from itlib.baselines import digits as comparison
 from itlib.baselines.accounting import Counts, Step
+from itlib.experiments.digits import comparison
 from itlib.experiments.digits.comparison import (
     ASKED,
     EVALUATIONS,

@@ -18,9 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import small_batch
 from small_batch import SMALL, alive, batch, cell_process, executed, family, kill, started, wait_for
 

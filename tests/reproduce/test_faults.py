@@ -25,11 +25,8 @@ import psutil
 import pytest
 import safetensors
 import safetensors.torch
-import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import small_batch
+import torch
 from small_batch import SMALL, alive, family, kill, wait_for
 
 from itlib.experiments.records import read_record

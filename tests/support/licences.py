@@ -1,8 +1,8 @@
 """The licences of everything that is installed, and whether they go with this project's MIT licence.
 
-``python tests/licences.py`` lists them. Nothing is shipped with the project but its own files, so what counts is that the
-packages may be installed and used beside it: permissive licences, and those that ask for openness of their own files only
-(MPL, LGPL), are fine; a strong copyleft licence, or none at all, is reported.
+``python tests/support/licences.py`` lists them. Nothing is shipped with the project but its own files, so what counts is
+that the packages may be installed and used beside it: permissive licences, and those that ask for openness of their own
+files only (MPL, LGPL), are fine; a strong copyleft licence, or none at all, is reported.
 """
 
 from __future__ import annotations

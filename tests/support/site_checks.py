@@ -1,4 +1,4 @@
-"""Checks of a built site that read its files only. Usage: ``python tests/site_checks.py _build/html``."""
+"""Checks of a built site that read its files only. Usage: ``python tests/support/site_checks.py _build/html``."""
 
 from __future__ import annotations
 

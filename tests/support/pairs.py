@@ -1,4 +1,4 @@
-"""Check that each notebook's .ipynb is its .py and holds no output. Usage: ``python tests/pairs.py [FOLDER]``."""
+"""Check that each notebook's .ipynb is its .py and holds no output. Usage: ``python tests/support/pairs.py [FOLDER]``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jupytext
 
-NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 
 
 def problems(folder: Path) -> list[str]:

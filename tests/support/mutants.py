@@ -1,7 +1,7 @@
 """Whether the checks bite: break one formula at a time, and see the check that book/equations.yml names for it fail.
 
-    python tests/mutants.py              all of them
-    python tests/mutants.py 2.7 3.10     some
+    python tests/support/mutants.py              all of them
+    python tests/support/mutants.py 2.7 3.10     some
 
 A mutant flips a sign or drops a factor in one file. The check is a test of pytest, or a notebook whose asserts are run in
 the smoke profile. Each mutant is a copy, tried in a process that is forked after torch is loaded, which saves much time.
@@ -24,7 +24,7 @@ from typing import Any
 
 import yaml
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 EQUATIONS = ROOT / "book" / "equations.yml"
 
 

@@ -1,7 +1,7 @@
 """What happens to bad input: a table whose every row is tried.
 
-``python tests/bad_inputs.py`` writes it to ``tests/bad_inputs.md``; the test of the same name tries each row and sees that
-the page is what the rows say. A row is refused by one sentence, or accepted, and then what comes out is checked.
+``python tests/support/bad_inputs.py`` writes it to ``bad_inputs.md`` beside it; the test of the same name tries each row and
+sees that the page is what the rows say. A row is refused by one sentence, or accepted, and then what comes out is checked.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def weights(d: int, notes: dict[str, Any] | None) -> bytes:
 
 
 def record(**changes: Any) -> bytes:
-    found = json.loads((HERE.parent / "book" / "reference" / "small" / "N003_seed0.json").read_text())
+    found = json.loads((HERE.parents[1] / "book" / "reference" / "small" / "N003_seed0.json").read_text())
     return json.dumps(found | changes).encode()
 
 
@@ -434,7 +434,7 @@ def table() -> str:
     lines = [
         "# Bad input",
         "",
-        "Each row is tried by `tests/test_bad_inputs.py`; `python tests/bad_inputs.py` writes this page anew.",
+        "Each row is tried by `tests/test_bad_inputs.py`; `python tests/support/bad_inputs.py` writes this page anew.",
         "",
         "| given to | what | answer |",
         "|---|---|---|",

@@ -20,7 +20,7 @@ import small_book
 
 from itlib.experiments.records import content_hash
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 #: A run of the template in seconds.
 SMALL = ("--profile", "smoke", "--set", "S=64", "J=5", "E=3", "B=32", "lr=1e-5")
 

@@ -5,29 +5,26 @@ from __future__ import annotations
 import copy
 import json
 import math
-import sys
 from pathlib import Path
 
+import bench
+import clocks
 import pytest
 import torch
+from fast import multistep, sliced_distance, sorted_projections
+from judging import batch, exponent, judged, makespan, met, ratio, regressions, spread, worse_by
+from parts import beyond
+from published import Plain, diffusers_sample, textbook_sample, textbook_tilt
+from tried import OneDNN, Packed, Variant, step_by_hand
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
+from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture
+from itlib.network import Network
+from itlib.sampling import sample
+from itlib.schedules import Cosine
+from itlib.tilting import PAPER_UPDATE, TiltingConfig, _learn_regression
+from itlib.training import regression_step
 
-import bench  # noqa: E402
-import clocks  # noqa: E402
-from fast import multistep, sliced_distance, sorted_projections  # noqa: E402
-from judging import batch, exponent, judged, makespan, met, ratio, regressions, spread, worse_by  # noqa: E402
-from parts import beyond  # noqa: E402
-from published import Plain, diffusers_sample, textbook_sample, textbook_tilt  # noqa: E402
-from tried import OneDNN, Packed, Variant, step_by_hand  # noqa: E402
-
-from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture  # noqa: E402
-from itlib.network import Network  # noqa: E402
-from itlib.sampling import sample  # noqa: E402
-from itlib.schedules import Cosine  # noqa: E402
-from itlib.tilting import PAPER_UPDATE, TiltingConfig, _learn_regression  # noqa: E402
-from itlib.training import regression_step  # noqa: E402
+ROOT = Path(__file__).parents[2]
 
 # What is made of times
 
