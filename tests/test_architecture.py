@@ -23,7 +23,7 @@ GUESTS = {
     "matplotlib": "figures",
     "IPython": "figures",
     "seaborn": "notebooks",
-    "pandas": "notebooks",
+    "pandas": "figures",
     "diffusers": "notebooks",
     "papermill": "reproduce",
     "jupytext": "reproduce",
