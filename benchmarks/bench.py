@@ -17,7 +17,9 @@ import torch
 from clocks import load
 from judging import TOLERANCE, met, regressions
 
-from itlib.experiments.records import compact, provenance, write_atomically
+from itlib.experiments.files import write_atomically
+from itlib.experiments.provenance import provenance
+from itlib.experiments.records import compact
 
 HERE = Path(__file__).parent
 #: The record in git, which the book's chapter shows, and where a run of today goes.
@@ -44,7 +46,7 @@ def measure(name: str) -> dict[str, Any]:
     """One part, and what it was measured on."""
     before, start = load(), time.perf_counter()
     part = parts.book(full=name == "full-book") if name in ASKED else PARTS[name]()
-    made = provenance("all")
+    made = provenance("itlib")
     made["versions"] |= {"diffusers": version("diffusers")}
     made |= {"seconds": time.perf_counter() - start, "load before": before}
     result: dict[str, Any] = compact({**part, "made": made})
@@ -100,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out = COMMITTED if options.record else FOUND
     committed = read(COMMITTED)
     record = read(out) if options.record or options.resume else {"schema": 1, "parts": {}}
-    here = provenance("all")
+    here = provenance("itlib")
     done = {name for name, part in record["parts"].items() if options.resume and _same(part["made"], here)}
     names = [name for name in options.only or PARTS if name not in done]
     if "gpu" in names and "gpu" in record["parts"] and not torch.cuda.is_available():

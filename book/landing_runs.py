@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from itlib.experiments.checkpoints import profile, resumable_base
-from itlib.experiments.records import compact, provenance, write_atomically
+from itlib.experiments.files import write_atomically
+from itlib.experiments.provenance import provenance
+from itlib.experiments.records import compact
 from itlib.figures import as_model
 from itlib.gaussian_mixture import paper_mixture
 from itlib.metrics import score_errors
@@ -66,7 +68,7 @@ def main() -> None:
         "ys": compact(YS),
         "runs": runs,
     }
-    found = {"seed": 0, "provenance": provenance(), "model": model}
+    found = {"seed": 0, "provenance": provenance("itlib"), "model": model}
     write_atomically(OUT, (json.dumps(found, separators=(",", ":")) + "\n").encode())
 
 

@@ -54,7 +54,9 @@ from itlib.experiments.digits.images import (
     tilt_identity,
     trained_denoiser,
 )
-from itlib.experiments.records import content_hash, write_atomically, write_record
+from itlib.experiments.files import write_atomically
+from itlib.experiments.provenance import content
+from itlib.experiments.records import write_record
 from itlib.likelihood import log_likelihood
 from itlib.network import Network
 from itlib.sampling import sample
@@ -252,7 +254,10 @@ else:
     metrics, rows, kept = weigh()
     more["samples"] = kept[:: len(kept) // 16][:16].tolist() if seed == 0 else []
     for index, name in enumerate(ASKED[task]):
-        place = default_cache() / f"digits_{content_hash('rivals')}_{profile}_{task}_{name}_seed{seed}.json"
+        place = (
+            default_cache()
+            / f"digits_{content('itlib.experiments.digits.comparison')}_{profile}_{task}_{name}_seed{seed}.json"
+        )
         if not place.exists():
             write_atomically(place, json.dumps(best() if name == "best" else run(name)).encode())
         result = json.loads(place.read_text())

@@ -55,7 +55,8 @@ from tqdm import tqdm
 from itlib import figures
 from itlib.experiments.checkpoints import profile as profile_named
 from itlib.experiments.checkpoints import resumable_base, resumable_tilting
-from itlib.experiments.records import write_atomically, write_record
+from itlib.experiments.files import write_atomically
+from itlib.experiments.records import write_record
 from itlib.gaussian_mixture import paper_mixture
 from itlib.metrics import score_card
 from itlib.rewards import parse_reward

@@ -2,7 +2,7 @@
 
 :func:`resumable_base` wraps :func:`itlib.training.train_denoiser`, :func:`resumable_tilting` wraps
 :func:`itlib.tilting.iterative_tilting`. Both keep a safetensors checkpoint (nothing here ever unpickles) whose name carries
-a hash of everything that its content depends on: the library's source, the parameters, the weights it starts from, the
+a hash of everything that its content depends on: the code that made it, the parameters, the weights it starts from, the
 version of torch. A finished run is found again, a changed one is not, and there is nothing to invalidate by hand.
 """
 
@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from itlib.beyond.preconditioning import skip_network
-from itlib.experiments.records import DamagedFileError, content_hash, write_atomically
+from itlib.experiments.files import DamagedFileError, write_atomically
+from itlib.experiments.provenance import content
 from itlib.gaussian_mixture import GaussianMixture
 from itlib.metrics import score_errors
 from itlib.network import Network
@@ -108,7 +109,7 @@ def default_cache() -> Path:
 
 
 def _key(*parts: Any) -> str:
-    text = json.dumps([content_hash(), torch.__version__, *parts], sort_keys=True, default=repr)
+    text = json.dumps([content(__name__), torch.__version__, *parts], sort_keys=True, default=repr)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -1,105 +1,38 @@
 """Run records: what a run leaves behind, as JSON.
 
 A record holds parameters, metrics, a trace, seconds and provenance. It is validated against ``record.schema.json`` when
-written and when read. Files appear whole or not at all: they are written beside their place and moved there in one step.
+written and when read.
 """
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
 import math
-import os
-import platform
-import subprocess
-from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import fastjsonschema
 
 from itlib.experiments import EXPERIMENTS
 from itlib.experiments.experiment import P, Parameters, Q, Record
+from itlib.experiments.files import DamagedFileError, write_atomically
+from itlib.experiments.provenance import provenance
 
 #: The version of the record's schema.
 SCHEMA = 1
 
-#: Packages that the numbers of a record pass through.
-PACKAGES = ("itlib", "torch", "numpy", "torchdiffeq", "POT")
-#: What cannot change a run's numbers: how it is drawn, scheduled and compared; the rivals change only their own.
-_IDLE = {"figures", "reproduce", "grids.py", "record.schema.json"}
-_BYSTANDERS: dict[str, set[str]] = {
-    "method": _IDLE | {"baselines", "pretrained.py", "digits"},
-    "rivals": _IDLE,
-    "all": set(),
+#: The module behind a record, by what the record says that it is.
+MODULE_OF = {
+    "base": "itlib.experiments.checkpoints",
+    "tilting": "itlib.experiments.checkpoints",
+    "rival": "itlib.experiments.comparison",
+    "scaling": "itlib.experiments.scaling",
+    "budget": "itlib.experiments.error_budget",
+    "ablation": "itlib.experiments.ablation",
+    "digits": "itlib.experiments.digits.comparison",
 }
-Scope = Literal["method", "rivals", "all"]
-
-
-class DamagedFileError(ValueError):
-    """A record or checkpoint that is truncated or not what it should be; the message says what to do."""
-
-
-# ---- files ---------------------------------------------------------------------------------------------------------
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it appears whole or not at all.
-
-    Raises:
-        OSError: if it can't be written: the message says what to do, and nothing is left behind.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}@{platform.node()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if advice := _ADVICE.get(error.errno or 0):
-            clear = OSError(f"{advice[0]} {path}: {advice[1]} and run again, nothing is lost")
-            clear.errno = error.errno
-            raise clear from None
-        raise
-
-
-_FULL = ("no space left to write", "free some disk")
-_CLOSED = ("no permission to write", "choose another folder, or mend its permissions,")
-_ADVICE = {
-    errno.ENOSPC: _FULL,
-    errno.EDQUOT: _FULL,
-    errno.EFBIG: ("a limit on the size of files (ulimit -f) forbids to write", "raise it"),
-    errno.EACCES: _CLOSED,
-    errno.EPERM: _CLOSED,
-    errno.EROFS: _CLOSED,
-}
-
-
-def sweep(folder: Path) -> None:
-    """Remove what :func:`write_atomically` had begun in processes of this machine that were killed."""
-    for path in folder.glob(f".*@{platform.node()}.tmp"):
-        try:
-            os.kill(int(path.name.rpartition("@")[0].rpartition(".")[2]), 0)
-        except (ProcessLookupError, ValueError):
-            path.unlink(missing_ok=True)
-        except PermissionError:  # it runs, as another user
-            pass
-
-
-@cache
-def content_hash(scope: Scope = "method") -> str:
-    """Hash of the library's source, 12 hex digits: of what can change a run's numbers, a rival's numbers, or of all."""
-    digest = hashlib.sha256()
-    package = Path(__file__).parents[1]
-    for path in sorted(package.rglob("*")):
-        if path.suffix in (".py", ".json") and not _BYSTANDERS[scope] & set(path.relative_to(package).parts):
-            digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:12]
 
 
 # ---- records -------------------------------------------------------------------------------------------------------
@@ -108,43 +41,6 @@ def content_hash(scope: Scope = "method") -> str:
 @cache
 def _validator() -> Any:
     return fastjsonschema.compile(json.loads(Path(__file__).with_name("record.schema.json").read_text()))
-
-
-def scope_of(task: str) -> Scope:
-    """What part of the library a record of this kind depends on."""
-    return "rivals" if task in ("rival", "scaling", "budget", "ablation", "digits") else "method"
-
-
-def _processor() -> str:
-    """Its name: kernels are chosen by it, so the last digits depend on it."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def provenance(scope: Scope = "method") -> dict[str, Any]:
-    """Versions, commit, content hash, platform and processor of this run: what it takes to make the same bits again."""
-    import torch  # here, so that a process that only reads records, or watches a run, starts in no time
-
-    root = Path(__file__).parents[2]
-    try:
-        git = ["git", "-C", str(root)]
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        # New records are no change of what made them.
-        status = [*git, "status", "--porcelain", "-uno", "--", "itlib", "notebooks"]
-        changed = subprocess.run(status, capture_output=True, text=True).stdout.strip()
-        commit += "+changes" if changed else ""
-    except (OSError, subprocess.CalledProcessError):
-        commit = "unknown"
-    return {
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
-        "commit": commit,
-        "content": content_hash(scope),
-        "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread",
-        "processor": f"{_processor()} ({torch.backends.cpu.get_cpu_capability()})",
-    }
 
 
 def compact(value: Any) -> Any:
@@ -182,7 +78,7 @@ def write_record(
             "seconds": seconds,
         }
         | more
-    ) | {"provenance": provenance(scope_of(task))}
+    ) | {"provenance": provenance(MODULE_OF.get(task, __name__))}
     _validate(record, path)
     write_atomically(Path(path), (json.dumps(record, indent=1) + "\n").encode())
     return record
@@ -292,7 +188,7 @@ def save_record(path: Path, record: Record[Q]) -> Record[Q]:
         DamagedFileError: if it is not what a record can be, and nothing is written.
     """
     path = Path(path)
-    record = replace(record, provenance=record.provenance or provenance("rivals"))
+    record = replace(record, provenance=record.provenance or provenance(type(record.parameters).__module__))
     found = record_to_json(record)
     try:
         checked: Record[Q] = record_from_json(found)

@@ -5,8 +5,8 @@
 A *cell* is a notebook with parameters. The base denoiser of a seed is a cell too, and the tilts of that seed wait for it;
 the longest cells go first, and chapters of the book take what they leave free. A cell runs in a process of its own, so one
 that fails, or is killed, takes nothing with it. It leaves an executed notebook, which is a page of the book, and a JSON
-record (:mod:`itlib.experiments.records`). A page is made again when the text of its notebook, the library or its parameters have
-changed, never because of a date; the tilts themselves live in checkpoints (:mod:`itlib.experiments.checkpoints`), so a page that only has to
+record (:mod:`itlib.experiments.records`). A page is made again when the text of its notebook, the code that it imports, the records that it reads or its parameters
+have changed (:mod:`itlib.experiments.provenance`), never because of a date; the tilts themselves live in checkpoints (:mod:`itlib.experiments.checkpoints`), so a page that only has to
 be drawn again takes seconds, and a batch that was killed goes on at the last finished tilt.
 
 The batch speaks to a :class:`concurrent.futures.Executor`: threads that watch local processes, or a Dask cluster. It holds
@@ -43,18 +43,10 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
+from itlib.experiments.files import DamagedFileError, sweep, write_atomically
 from itlib.experiments.grids import BASE, GRIDS, NOTEBOOK_OF, OTHER_BASES, TEMPLATE
-from itlib.experiments.records import (
-    PACKAGES,
-    DamagedFileError,
-    compact,
-    content_hash,
-    read_record,
-    read_records,
-    scope_of,
-    sweep,
-    write_atomically,
-)
+from itlib.experiments.provenance import PACKAGES, content, content_of, content_of_all
+from itlib.experiments.records import MODULE_OF, compact, read_record, read_records
 from itlib.reproduce.verify import judge
 
 CONFIGS = ("paper", "recommended")
@@ -97,8 +89,9 @@ class Cell:
 
     def key(self) -> str:
         """Hash of everything the page depends on."""
-        digest = hashlib.sha256(Path(self.notebook).read_bytes())
-        digest.update(json.dumps([content_hash("all"), self.parameters, self.title], sort_keys=True).encode())
+        text = re.sub(r"\A# ---\n(#.*\n)*?# ---\n", "", Path(self.notebook).read_text("utf-8"))  # editors rewrite the header
+        digest = hashlib.sha256(text.encode())
+        digest.update(json.dumps([content_of(text), self.parameters, self.title], sort_keys=True).encode())
         read = map(Path, self.reads)
         for path in sorted(p for place in read for p in ([place] if place.is_file() else place.rglob("*.json"))):
             digest.update(path.name.encode() + path.read_bytes())
@@ -123,7 +116,7 @@ class Cell:
                 return False
             found = read_record(Path(self.record))
             made_as_asked = self.recorded().items() <= found["parameters"].items()
-            if not made_as_asked or found["provenance"]["content"] != content_hash(scope_of(found["task"])):
+            if not made_as_asked or found["provenance"]["content"] != content(MODULE_OF[found["task"]]):
                 return False
         if self.page is None:
             return self.record is not None
@@ -417,7 +410,7 @@ def _draw(bar: Any, cells: Sequence[Cell], over: set[str], running: Iterable[Cel
 def facts(root: str) -> dict[str, str]:
     """What a worker and the batch have to share, so that it does not matter which worker runs a cell."""
     known = {"Python": platform.python_version()} | {name: version(name) for name in PACKAGES}
-    return known | {"the library": content_hash("all"), "the checkout": root if Path(root).is_dir() else "missing"}
+    return known | {"the library": content_of_all(), "the checkout": root if Path(root).is_dir() else "missing"}
 
 
 def _executor(where: str, jobs: int, root: Path) -> Executor:

@@ -27,7 +27,7 @@ from itlib.experiments.checkpoints import (
     resumable_tilting,
     save_state,
 )
-from itlib.experiments.records import DamagedFileError
+from itlib.experiments.files import DamagedFileError
 from itlib.gaussian_mixture import paper_mixture
 from itlib.metrics import ScoreErrors
 from itlib.network import Network
@@ -55,12 +55,12 @@ import json, os, signal, sys
 sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
-import itlib.experiments.records, itlib.experiments.checkpoints, itlib.tilting, itlib.training
+import itlib.experiments.files, itlib.experiments.checkpoints, itlib.tilting, itlib.training
 import test_checkpoints
 
 cache = test_checkpoints.Path(sys.argv[2])
 places = {
-    "before a file is moved": (itlib.experiments.records.os, "replace"),
+    "before a file is moved": (itlib.experiments.files.os, "replace"),
     "while a file is written": (test_checkpoints.Path, "write_bytes"),
     "in a step of the base": (itlib.training, "regression_step"),
     "in a step of a tilt": (itlib.tilting, "regression_step"),
@@ -298,7 +298,7 @@ def test_the_key_sees_everything_that_changes_a_number(tmp_path: Path, monkeypat
     assert len({base_key(**variant) for variant in variants}) == len(variants)
 
     before = key()
-    monkeypatch.setattr(runs, "content_hash", lambda: "another library")
+    monkeypatch.setattr(runs, "content", lambda module: "another state")
     assert key() != before
 
 

@@ -10,7 +10,8 @@ import torch
 
 from itlib.experiments import EXPERIMENTS, base, experiment, paper
 from itlib.experiments.experiment import Record
-from itlib.experiments.records import DamagedFileError, load_record, load_records, save_record
+from itlib.experiments.files import DamagedFileError
+from itlib.experiments.records import load_record, load_records, save_record
 from itlib.gaussian_mixture import NotNormalisableError
 
 

@@ -13,17 +13,9 @@ from typing import Any
 
 import pytest
 
-from itlib.experiments import records
-from itlib.experiments.records import (
-    DamagedFileError,
-    compact,
-    content_hash,
-    read_record,
-    read_records,
-    scope_of,
-    write_atomically,
-    write_record,
-)
+from itlib.experiments.files import DamagedFileError, write_atomically
+from itlib.experiments.provenance import content
+from itlib.experiments.records import compact, read_record, read_records, write_record
 
 NAMES = ["nll_target", "nll_base", "mean_mse_target", "mean_mse_base", "score_rmse", "eps_rmse", "flow_nll", "sliced_w2"]
 
@@ -48,7 +40,7 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
     assert written["parameters"]["lr"] == 1.23457e-4
     assert written["metrics"]["component_variances"] == [[1.0, None]]
     assert "NaN" not in path.read_text()
-    assert written["provenance"]["content"] == content_hash()
+    assert written["provenance"]["content"] == content("itlib.experiments.checkpoints")
     assert set(written["provenance"]["versions"]) == {"python", "itlib", "torch", "numpy", "torchdiffeq", "POT"}
     assert written["provenance"]["processor"]
     assert [p.name for p in path.parent.iterdir()] == ["run.json"]
@@ -139,27 +131,3 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
         assert [p.name for p in tmp_path.iterdir()] == ["file"]
     finally:
         subprocess.run(["umount", tmp_path], check=True)
-
-
-def test_the_hash_sees_what_can_change_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = tmp_path / "itlib"
-    shutil.copytree(Path(records.__file__).parent, package)
-    monkeypatch.setattr(records, "__file__", str(package / "records.py"))
-    hashes = []
-    for name in ("", "plots.py", "reproduce.py", "baselines/draft.py", "tilting.py", "record.schema.json"):
-        if name:
-            (package / name).write_bytes((package / name).read_bytes() + b"\n")
-        content_hash.cache_clear()
-        hashes.append((content_hash(), content_hash("rivals"), content_hash("all")))
-    content_hash.cache_clear()
-    method, rivals, everything = zip(*hashes, strict=True)
-    assert len(set(everything)) == 6
-    assert [len(set(method[:k])) for k in range(1, 7)] == [1, 1, 1, 1, 2, 2]
-    assert [len(set(rivals[:k])) for k in range(1, 7)] == [1, 1, 1, 2, 3, 3]
-
-
-def test_a_record_depends_on_what_made_it() -> None:
-    """A rival's code is no reason to doubt a run of the method."""
-    assert {task: scope_of(task) for task in ("base", "tilting", "rival", "digits")} == {
-        "base": "method", "tilting": "method", "rival": "rivals", "digits": "rivals",
-    }  # fmt: skip

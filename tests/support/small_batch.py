@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import small_book
 
-from itlib.experiments.records import content_hash
+from itlib.experiments.provenance import content
 
 ROOT = Path(__file__).parents[2]
 #: A run of the template in seconds.
@@ -96,7 +96,7 @@ def environment(root: Path) -> dict[str, str]:
         "PYTHONPATH": str(root),
         "ITLIB_CACHE": str(folder() / "cache"),
         "OMP_NUM_THREADS": "1",
-        "CONTENT": content_hash(),
+        "CONTENT": content("itlib.experiments.checkpoints"),
         "PYTHONWARNINGS": "default",
     }
 
@@ -239,7 +239,8 @@ import safetensors.torch
 import torch
 
 from itlib.gaussian_mixture import paper_mixture
-from itlib.experiments.records import write_atomically, write_record
+from itlib.experiments.files import write_atomically
+from itlib.experiments.records import write_record
 from itlib.rewards import parse_reward
 from itlib.experiments.checkpoints import profile as profile_named, resumable_base, resumable_tilting
 from itlib.schedules import Cosine
