@@ -33,7 +33,7 @@ import torch
 from IPython.display import Markdown, display
 
 from itlib import figures
-from itlib.gaussian_mixture import paper_mixture
+from itlib.gaussian_mixture import GaussianMixture, paper_mixture
 from itlib.rewards import NAMED_REWARDS, parse_reward
 from itlib.schedules import Cosine
 from itlib.tilting import tilt_path
@@ -194,7 +194,65 @@ display(Markdown(f"Largest difference over {len(differences)} points: {max(diffe
 # Two remarks on the $O(1/N^2)$. It is the error of *one* tilt. There are $N$ of them, so what accumulates is $O(1/N)$. And it is
 # pointwise: the constant depends on $x_t$ and $t$, through the third cumulant in {eq}`eq-cumulants`.
 #
-# The two rates are easy to measure here, because $C_{k-1}$ is known exactly at every tilt. Nothing is learned in this
+# At one point the formula is a picture. Take a noised point $x_t$, and draw the clean points that it may have come from: the posterior
+# $\pi_{k-1}$, here of the base. A draw $X_0$ pulls the score toward itself, by $g = (\alpha_t X_0 - x_t)/\sigma_t^2$. If the draws of high reward lie on one
+# side, $g$ and $r$ are correlated, and their covariance points to that side.
+
+# %%
+x_t, time, delta = torch.tensor([[0.3, 0.4]]).double(), torch.tensor(0.5).double(), 0.25
+reward = parse_reward("one-mode")
+law = base.posterior(x_t, time, schedule)
+weights, parts = law.mixture_distribution.probs[0], law.component_distribution
+draws = GaussianMixture(weights, parts.loc[0], parts.covariance_matrix[0]).sample(200, torch.Generator().manual_seed(0))
+score, step = base.score(x_t, time, schedule), delta * base.covariance(x_t, time, schedule, reward)
+exact = base.tilted(reward, delta).score(x_t, time, schedule)
+
+# %% tags=["hide-input"]
+with figures.house_style() as plt:
+    fig, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.2), width_ratios=(3, 2))
+    xs, ys = np.linspace(-4.5, 4.5, 91), np.linspace(-2.6, 2.6, 53)
+    density = base.log_prob(torch.cartesian_prod(torch.tensor(ys), torch.tensor(xs)).flip(-1)).exp().reshape(53, 91)
+    left.contour(xs, ys, density, levels=4, colors=figures.COLORS["base"], linewidths=0.6, linestyles="dashed")
+    values = reward(draws).argsort().argsort() / len(draws)
+    left.scatter(*draws.T, c=values, s=4 + 12 * values, cmap="RdPu", vmin=-0.6, vmax=1.4, linewidths=0, rasterized=True)
+    left.plot(*x_t[0], "o", color=figures.INK, markerfacecolor="none", markersize=8)
+    left.set(aspect="equal", title="draws of $X_0$ given $x_t$")
+    arrows = [
+        ("exact", 0 * score, exact, figures.COLORS["target"], 0.02),
+        ("base score", 0 * score, score, figures.COLORS["base"], 0.008),
+        (r"$\delta\,C$", score, step, "#9A2F92", 0.008),
+        ("new score", 0 * score, score + step, figures.COLORS["learned"], 0.008),
+    ]
+    for label, start, way, color, width in arrows:
+        right.quiver(*start[0], *way[0], color=color, width=width, label=label, scale=1, scale_units="xy", angles="xy")
+    right.set(aspect="equal", xlim=(-0.3, 1.7), ylim=(-0.8, 0.5), title="scores at $x_t$")
+    fig.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+figures.show(
+    fig,
+    "one-step",
+    "Draws of X_0 given one x_t, and arrows: base score plus delta times covariance ends near the exact score of the tilt.",
+)
+named = {name: figures.as_model(parse_reward(name)) for name in NAMED_REWARDS}
+model = {
+    "mixture": figures.as_model(base),
+    "rewards": named,
+    "first": "one-mode",
+    "at": [0.3, 0.4],
+    "time": 0.5,
+    "delta": delta,
+}
+figures.explorer("covariance", model, "one-step")
+
+# %% [markdown]
+# ```{glue:figure} one-step
+# :name: fig-tilted-score-one-step
+#
+# The step {eq}`eq-3-10` at one point (ring), for the reward `one-mode` and $\delta = 1/4$. Left: clean points that it may have come from; the higher the
+# reward, the darker and the larger. Right: the base score, the step, and where it leads, beside the exact score. On the page, drag
+# $x_t$ or move it with the arrow keys, and choose reward, time and step.
+# ```
+#
+# The two rates of the error are easy to measure here, because $C_{k-1}$ is known exactly at every tilt. Nothing is learned in this
 # experiment: it adds up exact covariances along the exact path.
 
 # %%
@@ -348,8 +406,6 @@ display(
 # - Keep the reward and give the two modes *unequal* variances. What happens?
 
 # %% tags=["hide-cell"]
-from itlib.gaussian_mixture import GaussianMixture
-
 eye = torch.eye(2)
 uneven = GaussianMixture(base.weights, base.means, torch.stack([0.5 * eye, 0.3 * eye]))
 path = tilt_path(uneven, parse_reward("paper"), 1.0, 20)

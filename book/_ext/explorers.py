@@ -29,7 +29,6 @@ from sphinx.util.docutils import SphinxDirective
 from itlib.figures import explorer_html
 
 SCRIPTS = Path(__file__).parents[1] / "_static" / "explorers"
-SHARED = ("maths", "ui")
 
 
 def plain(module: str) -> str:
@@ -37,12 +36,21 @@ def plain(module: str) -> str:
     return re.sub(r"^export ", "", re.sub(r"^import .*?;\n", "", module, flags=re.DOTALL | re.MULTILINE), flags=re.MULTILINE)
 
 
+def imported(name: str) -> list[str]:
+    """The modules that a module needs, in an order in which they can be run."""
+    found: list[str] = []
+    for needed in re.findall(r'from "\./(\w+)\.js"', (SCRIPTS / f"{name}.js").read_text("utf-8")):
+        found += [module for module in (*imported(needed), needed) if module not in found]
+    return found
+
+
 def bundle(names: list[str]) -> str:
-    """One script that leaves no name behind: what is shared, then each explorer in a block of its own."""
-    shared, own = (
-        [plain((SCRIPTS / f"{name}.js").read_text("utf-8")) for name in part] for part in (SHARED, sorted(set(names)))
-    )
-    return '(() => {\n"use strict";\n' + "".join(shared) + "".join(f"{{\n{source}}}\n" for source in own) + "})();"
+    """One script that leaves no name behind: what the explorers import, once, then each of them in a block of its own."""
+    own = sorted(set(names))
+    shared = dict.fromkeys(module for name in own for module in imported(name))
+    sources = {name: plain((SCRIPTS / f"{name}.js").read_text("utf-8")) for name in (*shared, *own)}
+    blocks = "".join(f"{{\n{sources[name]}}}\n" for name in own)
+    return '(() => {\n"use strict";\n' + "".join(sources[name] for name in shared) + blocks + "})();"
 
 
 class Explorer(SphinxDirective):

@@ -10,15 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from explorers import SCRIPTS, bundle, plain
+from browsing import complaints, violations, visit
+from explorers import SCRIPTS, bundle, imported, plain
 from scipy.stats import kstest, norm
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from torch import Tensor
 
 from itlib import figures
 from itlib.beyond.estimators import centred, local_baseline, rao_blackwell
 from itlib.experiments.records import read_record
-from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture, NotNormalisableError
-from itlib.rewards import QuadraticReward
+from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture, NotNormalisableError, paper_mixture
+from itlib.rewards import QuadraticReward, parse_reward
 from itlib.sampling import reverse_process, time_grid, transition
 from itlib.schedules import Cosine, Linear, Schedule
 from itlib.tilting import TiltBatch, single_sample
@@ -26,15 +30,36 @@ from itlib.tilting import TiltBatch, single_sample
 ROOT = Path(__file__).parents[2]
 
 SCHEDULES: dict[str, Schedule] = {"cosine": Cosine(), "linear": Linear()}
+#: Modules that compute, in the order in which they need one another.
+COMPUTING = ("maths",)
 #: Both sides compute in double precision, in formulas of a few steps; the differences seen are below 1e-12.
 TIGHT = {"rtol": 1e-9, "atol": 1e-10}
 
 
 def run(browser: Any, body: str, *arguments: Any) -> Any:
     """What a piece of script returns that sees the page's functions, and the arguments as a, b, c, ..."""
-    maths = plain((SCRIPTS / "maths.js").read_text("utf-8"))
+    modules = "".join(plain((SCRIPTS / f"{name}.js").read_text("utf-8")) for name in COMPUTING)
     names = ", ".join("abcdefg"[: len(arguments)])
-    return browser.execute_script(f'"use strict"; {maths}\nconst [{names}] = arguments; {body}', *arguments)
+    return browser.execute_script(f'"use strict"; {modules}\nconst [{names}] = arguments; {body}', *arguments)
+
+
+def mount(browser: Any, folder: Path, name: str, model: Any, **how: Any) -> None:
+    """Open a page that holds one explorer and nothing else."""
+    style = (SCRIPTS / "explorers.css").read_text("utf-8")
+    place = figures.explorer_html(name, model, "none")
+    page = f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{name}</title><style>{style}</style></head>"
+    (folder / "page.html").write_text(
+        f"{page}<body><main><h1>{name}</h1>{place}</main><script>{bundle([name])}</script>", "utf-8"
+    )
+    visit(browser, folder, "page", **how)
+
+
+def said(browser: Any) -> str:
+    return str(browser.execute_script("return document.querySelector('.explorer .says').textContent"))
+
+
+def numbers(text: str) -> list[float]:
+    return [float(v.replace("\u2212", "-").replace(",", "")) for v in re.findall(r"\u2212?\d[\d,]*(?:\.\d+)?", text)]
 
 
 def draw(seed: int) -> tuple[GaussianMixture, QuadraticReward, Tensor, Tensor]:
@@ -198,6 +223,44 @@ def test_random_numbers_follow_the_mixture(browser: Any) -> None:
     assert min(p_values) > 1e-3 / 3
 
 
+# What is on the page
+
+
+def test_the_step_at_one_point(browser: Any, tmp_path: Path) -> None:
+    """What is said is what itlib computes, wherever the point is moved with the keyboard or the mouse."""
+    mixture, reward = paper_mixture(), parse_reward("one-mode")
+    schedule, delta, t = Cosine(), 0.25, torch.tensor(0.5, dtype=torch.float64)
+    named = {"one-mode": figures.as_model(reward), "paper": figures.as_model(parse_reward("paper"))}
+    model = {"mixture": figures.as_model(mixture), "rewards": named, "first": "one-mode", "at": [0.3, 0.4], "time": 0.5}
+    mount(browser, tmp_path, "covariance", model | {"delta": delta})
+    knob = browser.find_element(By.CSS_SELECTOR, ".handle")
+    for press in ("", Keys.ARROW_LEFT, Keys.SHIFT + Keys.ARROW_UP, "drag"):
+        if press == "drag":
+            ActionChains(browser).click_and_hold(knob).move_by_offset(30, 20).release().perform()
+        elif press:
+            knob.send_keys(press)
+        at = numbers(knob.get_attribute("aria-valuetext"))
+        x = torch.tensor([at], dtype=torch.float64)
+        base, covariance = mixture.score(x, t, schedule), mixture.covariance(x, t, schedule, reward)
+        exact = mixture.tilted(reward, delta).score(x, t, schedule)
+        step = base + delta * covariance
+        missed = float(100 * (step - exact).norm() / (exact - base).norm())
+        *found, percent, draws, u, v = numbers(said(browser))
+        expected = torch.cat([base, torch.tensor([[delta]]), covariance, step, exact], 1)[0]
+        np.testing.assert_allclose(found, expected, atol=0.0051)  # two decimals are printed
+        assert percent == pytest.approx(missed, abs=0.51)
+        law = mixture.posterior(x, t, schedule)
+        # The covariance of n draws has, by the central limit theorem, the spread below; four of them per coordinate.
+        clean = law.sample((20_000,))[:, 0]
+        g = (schedule.alpha(t) * clean - x) / schedule.sigma(t) ** 2
+        r = reward(clean)
+        spread = ((g - g.mean(0)) * (r - r.mean()).unsqueeze(-1)).std(0) / draws**0.5
+        assert bool(((torch.tensor([u, v]) - covariance[0]).abs() < 4 * spread).all())
+    assert at != [0.3, 0.4]
+    assert violations(browser) == []
+    assert complaints(browser) == []
+
+
 # What needs no browser
 
 
@@ -206,12 +269,14 @@ def test_a_bundle_leaves_no_import_and_no_name() -> None:
     assert not re.search(r"^(import|export)\b", source, re.MULTILINE)
     assert source.startswith('(() => {\n"use strict";')
     assert source.count('explorer("tilts"') == 1
+    assert imported("tilts") == ["maths", "ui"]  # other pages do not pay for what one explorer needs
     assert "as " not in "".join(re.findall(r"^import (.*?) from", (SCRIPTS / "estimators.js").read_text(), re.MULTILINE))
 
 
 def test_scripts_stay_small_and_import_what_exists() -> None:
     files = sorted(SCRIPTS.glob("*.js"))
-    assert sum(len(path.read_text("utf-8").splitlines()) for path in files) <= 1300
+    assert max(len(path.read_text("utf-8").splitlines()) for path in files) <= 400
+    assert sum(len(path.read_text("utf-8").splitlines()) for path in files) <= 2700
     exported = {
         path.name: set(re.findall(r"^export (?:const|function) (\w+)", path.read_text("utf-8"), re.MULTILINE))
         for path in files

@@ -21,6 +21,7 @@ EXPLORERS = {
     "tilts": "book/pages/s1_introduction",
     "noise": "book/pages/s2_1_1_forward",
     "ddim": "book/pages/s2_1_2_reverse",
+    "covariance": "book/pages/s3_1_tilted_score",
     "tilt": "book/pages/s4_1_gaussian_tilts",
     "estimators": "book/pages/b_estimators",
     "budget": "book/pages/b_error_budget",
@@ -124,7 +125,7 @@ def opened(browser: Any, site: Path, request: pytest.FixtureRequest) -> str:
 
 def test_an_explorer_is_driven_by_keys_and_by_mouse(browser: Any, opened: str) -> None:
     """Each input, reached with the tab key, changes what is said or drawn; what is said is announced."""
-    inputs = browser.find_elements(By.CSS_SELECTOR, ".explorer input, .explorer button")
+    inputs = browser.find_elements(By.CSS_SELECTOR, ".explorer input, .explorer button, .explorer [role=slider]")
     picture = "return [...document.querySelectorAll('.explorer svg path')].map(e => e.getAttribute('d')).join('|')"
     labels = browser.execute_script(
         "return [...document.querySelectorAll('.explorer input')].map(e => e.labels[0]?.textContent ?? '')"
@@ -138,7 +139,7 @@ def test_an_explorer_is_driven_by_keys_and_by_mouse(browser: Any, opened: str) -
             break
         reached.add(focused)
         before = said(browser) + browser.execute_script(picture)
-        kind = focused.get_attribute("type")
+        kind = focused.get_attribute("type") or "range"
         focused.send_keys({"range": Keys.ARROW_LEFT, "radio": Keys.ARROW_RIGHT}.get(kind, Keys.SPACE))
         changed = said(browser) + browser.execute_script(picture) != before
         moved += changed or kind == "button"  # a button may play, or choose what is chosen

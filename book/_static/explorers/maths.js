@@ -46,6 +46,9 @@ export function prepare(mixture) {
 
 const logParts = (prepared, x) => prepared.map((g) => g.log - 0.5 * form(g.precision, minus(x, g.mean)));
 
+// Which component a point belongs to, in probability.
+export const responsibilities = (prepared, x) => softmax(logParts(prepared, x)).shares;
+
 export const logDensity = (prepared, x) => softmax(logParts(prepared, x)).log - Math.log(2 * Math.PI);
 
 export function score(prepared, x) {

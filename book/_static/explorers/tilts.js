@@ -2,12 +2,11 @@
 // A model has the base `mixture`, the `reward`, and `runs`: for each number of tilts N frames {k, points, error} and, where
 // the page has them, scores on the grid xs, ys at the noise level `level`. Points and scores are in hundredths.
 import { schedules, prepare, noised, logDensity, score, tilted, meanOf } from "./maths.js";
-import { el, set, show, slider, choice, button, report, picture, plane, contours, key, explorer } from "./ui.js";
+import { el, set, show, slider, choice, button, report, picture, plane, contours, arrow, key, explorer } from "./ui.js";
 
 const LIMITS = [-4.6, 4.6, -2.6, 4.4],
   SECONDS = 6,
-  ARROW = 0.15,
-  REACH = 0.1;
+  ARROW = 0.15;
 
 explorer("tilts", "From the base to the target, tilt by tilt", ({ mixture, reward, runs, level, xs, ys }) => {
   const still = matchMedia("(prefers-reduced-motion: reduce)");
@@ -134,7 +133,19 @@ explorer("tilts", "From the base to the target, tilt by tilt", ({ mixture, rewar
       const { alpha, sigma } = schedules.cosine,
         blurred = prepare(noised(law, alpha(level), sigma(level)));
       const both = [grid.map((x) => score(blurred, x)), between(f, a.scores, b.scores)];
-      both.forEach((scores, i) => set(arrows[i], { d: scores.map((s, j) => arrow(grid[j], s)).join("") }));
+      both.forEach((scores, i) =>
+        set(arrows[i], {
+          d: scores
+            .map((s, j) =>
+              arrow(
+                field,
+                grid[j],
+                s.map((v) => ARROW * v),
+              ),
+            )
+            .join(""),
+        }),
+      );
     }
     charts.forEach(({ chart, value, now, head }) => {
       set(now, { d: curve(chart, run, value, low + 1) });
@@ -146,17 +157,6 @@ explorer("tilts", "From the base to the target, tilt by tilt", ({ mixture, rewar
       `${nearest.k ? `After tilt ${nearest.k} of ${all}` : "Before the first tilt"}: mean of x\u2082 ${show(nearest.mean)} (exact ${show(meanOf(exact(nearest.k / all))[1])}), ` +
         `${Math.round(100 * right)} per cent of the samples on the right, error of the network ${show(nearest.error, 3)}.`,
     );
-  }
-
-  function arrow([x, y], s) {
-    const [u, v] = [x + ARROW * s[0], y + ARROW * s[1]],
-      length = Math.hypot(...s) || 1;
-    const barb = (side) => {
-      // a quarter turn either way
-      const [c, d] = [s[0] / length, s[1] / length];
-      return `M${field.X(u - REACH * (c + side * d * 0.7))} ${field.Y(v - REACH * (d - side * c * 0.7))}L${field.X(u)} ${field.Y(v)}`;
-    };
-    return `M${field.X(x)} ${field.Y(y)}L${field.X(u)} ${field.Y(v)}${barb(1)}${barb(-1)}`;
   }
 
   function stop(place) {

@@ -95,6 +95,18 @@ export function button(label, click) {
   return node;
 }
 
+// A line of text; `change` is called with what it holds.
+export function textbox({ label, value, change }) {
+  const id = fresh("textbox"),
+    input = el("input", { type: "text", id, value, spellcheck: "false", autocomplete: "off", autocapitalize: "off" });
+  input.addEventListener("input", () => change(input.value));
+  return { node: el("div", { class: "textbox" }, el("label", { for: id }, label), input), input };
+}
+
+// Controls that a reader may leave alone.
+export const more = (title, ...nodes) =>
+  el("details", {}, el("summary", {}, title), el("div", { class: "controls even" }, ...nodes));
+
 // The sentence below the controls. It is shown at once, and spoken when the reader has come to rest.
 export function report() {
   const seen = el("p", { class: "says", "aria-hidden": "true" }),
@@ -114,9 +126,9 @@ export function report() {
 }
 
 // A picture with axes. x and y are {from, to, ticks, log, label, text}; what is drawn goes into `marks`, back to front.
-export function picture({ title = "", label, x, y, width = 280, height = 210, equal = false }) {
+export function picture({ title = "", label, x, y, width = 280, height = 210, equal = false, bare = false }) {
   const text = (axis, v) => (axis.text ? axis.text(v) : String(v).replace("-", "\u2212"));
-  const left = 15 + 6.5 * Math.max(...y.ticks.map((v) => text(y, v).length)),
+  const left = 15 + 6.5 * Math.max(0, ...y.ticks.map((v) => text(y, v).length)),
     right = 8,
     top = title ? 24 : 8,
     bottom = x.label ? 40 : 24;
@@ -146,10 +158,11 @@ export function picture({ title = "", label, x, y, width = 280, height = 210, eq
     marks,
     el("svg:path", {
       class: "axes",
-      d:
-        `M${left} ${top}V${height - bottom}H${width - right}` +
-        x.ticks.map((v) => `M${X(v)} ${height - bottom}v4`).join("") +
-        y.ticks.map((v) => `M${left} ${Y(v)}h-4`).join(""),
+      d: bare
+        ? ""
+        : `M${left} ${top}V${height - bottom}H${width - right}` +
+          x.ticks.map((v) => `M${X(v)} ${height - bottom}v4`).join("") +
+          y.ticks.map((v) => `M${left} ${Y(v)}h-4`).join(""),
     }),
     ...x.ticks.map((v) => el("svg:text", { x: X(v), y: height - bottom + 17, "text-anchor": "middle" }, text(x, v))),
     ...y.ticks.map((v) => el("svg:text", { x: left - 7, y: Y(v) + 4.5, "text-anchor": "end" }, text(y, v))),
@@ -175,6 +188,90 @@ export function plane(title, label, [x0, x1, y0, y1]) {
     y: { from: y0, to: y1, ticks: ticks(y0, y1) },
     equal: true,
   });
+}
+
+// A point of a plane, which is dragged or moved with the arrow keys (in larger steps with Shift). `move` is called with where
+// it shall go, inside the picture; `at` puts it there.
+export function handle({ node, X, Y, x, y }, { label, mark = "", move, chosen = () => {} }) {
+  set(node, { role: "group" });
+  node
+    .querySelectorAll(":scope > text, :scope > path, :scope > g:not([tabindex])")
+    .forEach((part) => set(part, { "aria-hidden": "true" }));
+  const knob = el(
+    "svg:g",
+    {
+      class: "handle",
+      tabindex: 0,
+      role: "slider",
+      "aria-label": label,
+      "aria-roledescription": "2D slider",
+      "aria-valuemin": x.from,
+      "aria-valuemax": x.to,
+    },
+    el("svg:circle", { class: "hit", r: 14 }),
+    el("svg:circle", { class: "knob", r: mark ? 8 : 6 }),
+    el("svg:text", { "text-anchor": "middle", y: 4 }, mark),
+  );
+  node.append(knob);
+  let place = [0, 0];
+  const inside = (v, { from, to }) => Math.min(to, Math.max(from, Math.round(100 * v) / 100));
+  const go = (u, v) => move([inside(u, x), inside(v, y)]);
+  knob.addEventListener("keydown", (event) => {
+    const step = event.shiftKey ? 0.5 : 0.1,
+      way = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] }[event.key];
+    if (!way) return;
+    event.preventDefault();
+    go(place[0] + step * way[0], place[1] + step * way[1]);
+  });
+  knob.addEventListener("pointerdown", (event) => {
+    event.preventDefault();
+    knob.focus({ preventScroll: true });
+    knob.setPointerCapture(event.pointerId);
+  });
+  knob.addEventListener("pointermove", (event) => {
+    if (knob.hasPointerCapture(event.pointerId)) go(...pointed({ node, X, Y, x, y }, event));
+  });
+  knob.addEventListener("focus", chosen);
+  return {
+    node: knob,
+    at([u, v]) {
+      place = [u, v];
+      set(knob, {
+        transform: `translate(${X(u).toFixed(1)} ${Y(v).toFixed(1)})`,
+        "aria-valuenow": u,
+        "aria-valuetext": `x ${show(u)}, y ${show(v)}`,
+      });
+    },
+  };
+}
+
+// Where in a plane a pointer is.
+export function pointed({ node, X, Y, x, y }, event) {
+  const { x: u, y: v } = new DOMPoint(event.clientX, event.clientY).matrixTransform(node.getScreenCTM().inverse());
+  return [
+    x.from + ((u - X(x.from)) / (X(x.to) - X(x.from))) * (x.to - x.from),
+    y.from + ((v - Y(y.from)) / (Y(y.to) - Y(y.from))) * (y.to - y.from),
+  ];
+}
+
+// Samples in five classes of reward, the higher the darker and larger: one path for each. `draw(points, values)`.
+export function rewarded(plane) {
+  const paths = [0, 1, 2, 3, 4].map((i) => plane.path(`dots reward r${i}`));
+  return (points, values) => {
+    const low = Math.min(...values),
+      span = Math.max(...values) - low || 1;
+    const classes = values.map((v) => Math.min(4, Math.floor((5 * (v - low)) / span)));
+    paths.forEach((path, i) => set(path, { d: plane.dots(points.filter((_, j) => classes[j] === i)) }));
+  };
+}
+
+// An arrow from a point of a picture along a vector, with a head of a size.
+export function arrow({ X, Y }, [x, y], [u, v], head = 0.1) {
+  const length = Math.hypot(u, v);
+  if (!(length > 0)) return "";
+  const barb = (side) =>
+    `M${X(x + u - (head * (u + side * v * 0.7)) / length)} ${Y(y + v - (head * (v - side * u * 0.7)) / length)}L${X(x + u)} ${Y(y + v)}`;
+  return `M${X(x)} ${Y(y)}L${X(x + u)} ${Y(y + v)}${barb(1)}${barb(-1)}`;
 }
 
 // Which edges of a cell a level crosses (bottom 0, right 1, top 2, left 3), by which of its corners are above it.
