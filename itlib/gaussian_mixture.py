@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -286,6 +287,14 @@ def _categorical(log_weights: Tensor) -> Categorical:
     return Categorical(logits=log_weights)
 
 
+class HasScore(Protocol):
+    """A law whose noised score is known."""
+
+    def score(self, x: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
+        """The score of p_t at points x, (B, d), and times t, (B,) or (); (B, d)."""
+        ...
+
+
 @dataclass(frozen=True)
 class ExactDenoiser:
     r"""The exact :math:`\hat x_1(x,t)=\mathbb E[X_1\mid X_t=x] = -\sigma_t\nabla\log p_t(x)` of a mixture, (2.5) and (2.8).
@@ -293,7 +302,7 @@ class ExactDenoiser:
     It has the call of a network, so it runs wherever a learned denoiser does.
     """
 
-    mixture: GaussianMixture
+    mixture: HasScore
     schedule: Schedule
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:

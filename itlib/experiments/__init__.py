@@ -38,6 +38,14 @@ _PLACES = {
     "base": "base:EXPERIMENT",
     "paper": "paper:EXPERIMENT",
     "choices": "paper:CHOICES",
+    "tuning": "rivals:TUNING",
+    "rivals": "rivals:EXPERIMENT",
+    "scaling": "scaling:EXPERIMENT",
+    "error_budget": "error_budget:EXPERIMENT",
+    "ablation": "ablation:EXPERIMENT",
+    "digits_base": "digits.base:EXPERIMENT",
+    "digits_truth": "digits.truth:EXPERIMENT",
+    "digits": "digits.methods:EXPERIMENT",
 }
 
 

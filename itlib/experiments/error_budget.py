@@ -9,33 +9,51 @@ quadratic reward the first three have closed forms, since :math:`p^{k-1}` is kno
 with the covariance either exact or :math:`r(X_0)(-\sigma_t\nabla\log p_t^{k-1}-z)`, whose mean given :math:`x_t` is exact
 if :math:`X_0\sim p^{k-1}`. Errors of earlier tilts are then no part of the target.
 
-:func:`cells` is the grid of runs: a :math:`2\times2` factorial of samples and covariance, and further exchanges one at a
+The grid of runs is a :math:`2\times2` factorial of samples and covariance, and further exchanges one at a
 time, from everything learned and from samples and covariance exact.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from itlib.beyond.estimators import centred
+from itlib.experiments import base, experiment
+from itlib.experiments.checkpoints import profile
+from itlib.experiments.experiment import Experiment, Metric, Record
+from itlib.experiments.grids import batched
+from itlib.experiments.problems import problem
 from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture
+from itlib.metrics import (
+    component_variances,
+    mean_mse,
+    mode_weights,
+    negative_log_likelihood,
+    score_errors,
+    sliced_wasserstein,
+)
 from itlib.network import Denoiser
 from itlib.rewards import QuadraticReward
 from itlib.sampling import sample
-from itlib.schedules import Schedule
+from itlib.schedules import Cosine, Schedule
 from itlib.tilting import (
     DatasetSampler,
     TiltBatch,
+    TiltingConfig,
     Update,
+    derive_seed,
     exact_covariance,
     exact_samples,
     explicit,
+    iterative_tilting,
     single_sample,
+    tilt_path,
 )
 
 #: Where D_k comes from: Algorithm 1, Algorithm 1 with the variance put back that it loses, or p^{k-1} itself.
@@ -97,10 +115,120 @@ def ingredients(
     return taught_by(path, schedule, update) if exact_teacher else update, samplers[samples]
 
 
+# ---- the experiment -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameters(experiment.Parameters):
+    """Algorithm 2 with exchanges.
+
+    Args:
+        problem: a name of :data:`itlib.experiments.problems.PROBLEMS`.
+        N: number of tilts.
+        samples: where D_k comes from: "model" (Algorithm 1), "analytic" (with its lost variance put back), "exact".
+        covariance: "single" (the paper's estimate), "centred" (its mean reward subtracted) or "exact".
+        exact_teacher: whether the teacher is the exact denoiser of p^{k-1}.
+        exact_base: whether the tilts start from the exact base, under a correction that starts at zero.
+        S: samples per tilt.
+        E: minibatches of 64 per tilt.
+        J: reverse steps.
+        lr: learning rate.
+    """
+
+    experiment: ClassVar[str] = "error_budget"
+    problem: str = "paper"
+    N: int = 20
+    samples: Samples = "model"
+    covariance: Covariance = "single"
+    exact_teacher: bool = False
+    exact_base: bool = False
+    S: int = 1000
+    E: int = 100
+    J: int = 200
+    lr: float = 1e-4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._at_most(S=200, E=10, J=20)
+        problem(self.problem)
+
+    @property
+    def tilting(self) -> TiltingConfig:
+        """All knobs of the tilts."""
+        return TiltingConfig(N=self.N, S=self.S, E=self.E, J=self.J, lr=self.lr)
+
+    @property
+    def exchange(self) -> str:
+        """Its name in :data:`EXCHANGES`."""
+        return next(name for name, changes in EXCHANGES.items() if self == replace(_PLAIN, **_shared(self), **changes))
+
+
+def run(parameters: Parameters, folder: Path) -> Record[Parameters]:
+    """Tilt, and look at ten moments at the model: its error against the exact p^k, and a thousand of its samples.
+
+    They are drawn with the variance put back that Algorithm 1 loses, so that the network is judged and not the sampler.
+    """
+    torch.set_num_threads(1)
+    p, schedule, asked, work = parameters, Cosine(), problem(parameters.problem), profile(parameters.profile)
+    path = tilt_path(asked.base, asked.reward, 1.0, p.N)
+    update, sampler = ingredients(
+        path,
+        asked.reward,
+        schedule,
+        samples=p.samples,
+        covariance=p.covariance,
+        exact_teacher=p.exact_teacher,
+        J=p.J,
+    )
+    start: Denoiser = ExactDenoiser(asked.base, schedule)
+    if not p.exact_base:
+        for needed in base.before(p.problem, p).values():
+            *_, trained = base.train(needed, schedule)
+            start = trained.denoiser
+
+    def look(model: Denoiser, k: int, n: int) -> tuple[Tensor, dict[str, float]]:
+        """Samples of the model of tilt k, (n, 2), and what it says of p^k."""
+        generator = torch.Generator().manual_seed(derive_seed(p.seed, "look", k))
+        x = sample(model, schedule, n, steps=50, variance="analytic", generator=generator).double()
+        errors = score_errors(model, path(k), schedule, n=work.samples, seed=derive_seed(p.seed, "trace"))
+        weights, variances = mode_weights(x, path(k)), component_variances(x, path(k))
+        return x, {
+            "k": k,
+            "eps_rmse": errors.eps_rmse,
+            "score_rmse": errors.score_rmse,
+            "weight": float(weights[1]),
+            "mean_0": float(x[:, 0].mean()),
+            "mean_1": float(x[:, 1].mean()),
+            "variance": float((weights.unsqueeze(1) * variances).nansum() / 2),
+        }
+
+    marks = {max(1, round(p.N * i / 10)) for i in range(1, 11)}
+    curve, seconds = [look(start, 0, 1000)[1]], {"sampling": 0.0, "training": 0.0}
+    for step in iterative_tilting(start, asked.reward, schedule, p.tilting, seed=p.seed, update=update, sampler=sampler):
+        seconds = {key: value + step.seconds[key] for key, value in seconds.items()}
+        if step.k in marks:
+            curve.append(look(step.denoiser, step.k, 1000)[1])
+    target = asked.target
+    x, last = look(step.denoiser, p.N, work.samples)
+    weights = mode_weights(x, target)
+    metrics: dict[str, Metric] = {key: last[key] for key in ("eps_rmse", "score_rmse", "variance", "mean_0", "mean_1")}
+    metrics |= {
+        "mean_mse_target": mean_mse(x, target),
+        "mean_mse_base": mean_mse(x, asked.base),
+        "nll_target": negative_log_likelihood(x, target),
+        "nll_base": negative_log_likelihood(x, asked.base),
+        "sliced_w2": sliced_wasserstein(x, target, seed=p.seed),
+        "mode_weights": weights.tolist(),
+        "mode_weight_error": float((weights - target.weights).abs().sum() / 2),
+        "component_variances": component_variances(x, target).tolist(),
+    }
+    return Record(p, metrics, curve={key: [row[key] for row in curve] for key in curve[0]}, seconds=seconds)
+
+
 # ---- the grid -------------------------------------------------------------------------------------------------------
 
 #: Exchanges by name; what is not named is Algorithm 2's own. The first four are the factorial.
-EXCHANGES: dict[str, dict[str, str | int | bool]] = {
+EXCHANGES: dict[str, dict[str, Any]] = {
     "learned": {},
     "samples": {"samples": "exact"},
     "covariance": {"covariance": "exact"},
@@ -124,12 +252,32 @@ FACTORIAL = ("learned", "samples", "covariance", "both")
 FEW = (1, 2)
 
 
-def cells() -> dict[str, dict[str, str | int | bool]]:
-    """The grid: a cell's name before its seed, and its parameters."""
+_PLAIN = Parameters()
+
+
+def _shared(parameters: Parameters) -> dict[str, Any]:
+    """What no exchange changes."""
+    return {name: getattr(parameters, name) for name in ("problem", "N", "lr", "seed", "profile")}
+
+
+def grid(seeds: Sequence[int]) -> dict[str, Parameters]:
+    """The grid."""
     asked = [
         *(("paper", 20, name) for name in EXCHANGES),
         *(("paper", N, "samples") for N in FEW),
         *(("paper", 100, name) for name in FACTORIAL),
         *(("one-mode", 20, name) for name in FACTORIAL),
     ]
-    return {f"{task}_N{N:03d}_{name}": {"task": task, "N": N, **EXCHANGES[name]} for task, N, name in asked}
+    return {
+        f"{problem}_N{N:03d}_{name}_seed{seed}": Parameters(problem=problem, N=N, seed=seed, **EXCHANGES[name])
+        for seed in seeds
+        for problem, N, name in asked
+    }
+
+
+EXPERIMENT = Experiment("error_budget", Parameters, run, grid, after=lambda p: base.before(p.problem, p), work=lambda p: p.N)
+
+
+def cells() -> dict[str, dict[str, Any]]:
+    """The grid for the batch: a cell's name before its seed, and its parameters."""
+    return batched(grid([0]), ("problem", "N", "S", "E"))

@@ -89,6 +89,12 @@ class Parameters:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
 
+    def _at_most(self, **limits: int) -> None:
+        """Lower what a first look does with less."""
+        for name, limit in limits.items():
+            if not self.full and (getattr(self, name) or 0) > limit:
+                object.__setattr__(self, name, limit)
+
     @property
     def full(self) -> bool:
         """Whether the figures are meant."""
@@ -123,8 +129,9 @@ class Parameters:
 
 P = TypeVar("P", bound=Parameters, covariant=True)
 Q = TypeVar("Q", bound=Parameters)
-#: A figure, or several: the weights of modes, (K,), or variances within them, (K, d). None if it could not be had.
-Metric = float | None | Sequence[float | None] | Sequence[Sequence[float | None]]
+#: A figure, or several: the weights of modes, (K,), variances within them, (K, d), or a card of another model by name.
+#: None where it could not be had.
+Metric = float | None | Sequence[float | None] | Sequence[Sequence[float | None]] | Mapping[str, float | None]
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,15 @@ CHOICES: dict[str, dict[str, Any]] = {
 }
 
 
+def batched(cells: dict[str, Any], shown: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Typed parameters as the batch takes them."""
+    words, found = {"problem": "task", "method": "config"}, {}
+    for stem, parameters in cells.items():
+        values = {name: getattr(parameters, name) for name in shown} | parameters.changes()
+        found[stem.removesuffix("_seed0")] = {words.get(k, k): v for k, v in values.items()}
+    return found
+
+
 @dataclass(frozen=True)
 class Grid:
     """A named grid: cells of one template.

@@ -11,30 +11,54 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
 from itlib.experiments.experiment import choose
 from itlib.gaussian_mixture import GaussianMixture, paper_mixture
-from itlib.rewards import NAMED_REWARDS, QuadraticReward, parse_reward
+from itlib.rewards import NAMED_REWARDS, QuadraticReward, Reward, parse_reward
+
+
+class Problem(Protocol):
+    """What a method is given to solve."""
+
+    @property
+    def reward(self) -> Reward:
+        """What to tilt by, (S, d) to (S,)."""
+
+    @property
+    def lam(self) -> float:
+        """Strength of the tilt."""
+
+    @property
+    def d(self) -> int:
+        """Dimension of the samples."""
 
 
 @dataclass(frozen=True, eq=False)
-class Task:
-    """A base and a reward; the tilt strength is one.
+class Toy:
+    """A base mixture and a reward, whose tilt is known exactly.
 
     Args:
         base: the distribution that the base model is trained on.
         reward: what to tilt by.
+        lam: strength of the tilt.
     """
 
     base: GaussianMixture
     reward: QuadraticReward
+    lam: float = 1.0
+
+    @property
+    def d(self) -> int:
+        """Dimension of the samples."""
+        return self.base.d
 
     @property
     def target(self) -> GaussianMixture:
         """The exact tilt of the base."""
-        return self.base.tilted(self.reward)
+        return self.base.tilted(self.reward, self.lam)
 
 
 def _equal(means: list[tuple[float, float]]) -> GaussianMixture:
@@ -52,9 +76,9 @@ def nine_gaussians() -> GaussianMixture:
     return _equal([(x, y) for x in (-4.0, 0.0, 4.0) for y in (-4.0, 0.0, 4.0)])
 
 
-TASKS: dict[str, Task] = {name: Task(paper_mixture(), parse_reward(name)) for name in NAMED_REWARDS} | {
-    "eight": Task(eight_gaussians(), parse_reward("A=-2,-.2 b=0,.2 c=-.1")),  # -x^2 - (y - 1)^2 / 10
-    "nine": Task(nine_gaussians(), parse_reward("A=-.02,-2")),  # -x^2 / 100 - y^2
+TASKS: dict[str, Toy] = {name: Toy(paper_mixture(), parse_reward(name)) for name in NAMED_REWARDS} | {
+    "eight": Toy(eight_gaussians(), parse_reward("A=-2,-.2 b=0,.2 c=-.1")),  # -x^2 - (y - 1)^2 / 10
+    "nine": Toy(nine_gaussians(), parse_reward("A=-.02,-2")),  # -x^2 / 100 - y^2
 }
 
 
@@ -66,26 +90,14 @@ def heavy_tails() -> GaussianMixture:
 
 
 # Further tasks, which the chapters that go through all of :data:`TASKS` leave out.
-OTHERS = {"tails": Task(heavy_tails(), parse_reward("b=0,2"))}
-
-
-def task(name: str) -> Task:
-    """A task by name.
-
-    Raises:
-        ValueError: for an unknown name, with the ones that exist.
-    """
-    known = TASKS | OTHERS
-    if name not in known:
-        raise ValueError(f"there is no task {name!r}: choose from {', '.join(known)}")
-    return known[name]
+OTHERS = {"tails": Toy(heavy_tails(), parse_reward("b=0,2"))}
 
 
 #: Problems by name; those of :data:`OTHERS` are left out where all are gone through.
 PROBLEMS = TASKS | OTHERS
 
 
-def problem(name: str) -> Task:
+def problem(name: str) -> Toy:
     """A problem by name.
 
     Raises:
@@ -103,3 +115,7 @@ def base_of(name: str) -> str:
 def _same(one: GaussianMixture, two: GaussianMixture) -> bool:
     pairs = zip((one.weights, one.means, one.covariances), (two.weights, two.means, two.covariances), strict=True)
     return all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs)
+
+
+Task = Toy
+task = problem

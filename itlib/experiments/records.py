@@ -155,7 +155,7 @@ def _check_parts(found: dict[str, Any]) -> None:
         if not isinstance(found.get(name, {}), dict):
             raise ValueError(f"at {name}, there are no names")
     for name, value in found["metrics"].items():
-        if not _numbers(value, depth=2):
+        if not all(_numbers(v, depth=2) for v in (value.values() if isinstance(value, dict) else [value])):
             raise ValueError(f"at metrics/{name}, there are no numbers")
     for name, value in found["seconds"].items():
         if not isinstance(value, float | int) or value < 0:

@@ -173,7 +173,7 @@ def hole_reward(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Task:
+class ImageProblem:
     """A reward and the strength of its tilt.
 
     Args:
@@ -181,19 +181,21 @@ class Task:
         lam: chosen by one rule from the sweep, see :func:`strongest`.
         sweep: the strengths that were tried.
         smooth: whether the reward has a gradient that is worth something.
+        d: dimension of the samples.
     """
 
     reward: Reward
     lam: float
     sweep: tuple[float, ...]
     smooth: bool = False
+    d: int = D
 
 
 #: The strengths follow from the committed sweep by :func:`strongest`, which a test holds.
-TASKS: Mapping[str, Task] = {
-    "class": Task(class_reward, 2.0, (0.25, 0.5, 1.0, 2.0, 4.0)),
-    "symmetry": Task(symmetry_reward, 16.0, (2.0, 4.0, 8.0, 16.0, 32.0), smooth=True),
-    "hole": Task(hole_reward, 4.0, (0.5, 1.0, 2.0, 4.0)),
+PROBLEMS: Mapping[str, ImageProblem] = {
+    "class": ImageProblem(class_reward, 2.0, (0.25, 0.5, 1.0, 2.0, 4.0)),
+    "symmetry": ImageProblem(symmetry_reward, 16.0, (2.0, 4.0, 8.0, 16.0, 32.0), smooth=True),
+    "hole": ImageProblem(hole_reward, 4.0, (0.5, 1.0, 2.0, 4.0)),
 }
 
 
@@ -312,3 +314,7 @@ def tilt_identity(log_ratio: Tensor, tilt: Tensor) -> dict[str, float]:
         "residual": float((ratio - tilt).std()),
         "untilted": float(tilt.std()),
     }
+
+
+Task = ImageProblem
+TASKS = PROBLEMS
