@@ -26,6 +26,6 @@ def test_the_target_is_the_tilt(name: str) -> None:
     torch.testing.assert_close(gap, torch.full_like(gap, -one.base.log_normaliser(one.reward)))
 
 
-def test_an_unknown_task_is_named() -> None:
-    with pytest.raises(ValueError, match=r"no task 'ten': choose from paper, .*nine"):
+def test_an_unknown_problem_is_named() -> None:
+    with pytest.raises(ValueError, match=r"no problem 'ten': choose from paper, .*nine"):
         task("ten")
