@@ -44,8 +44,8 @@ class PolicyGradientConfig:
         lam: weight of the reward.
         kl: weight of the KL to the base.
         future_kl: whether the KL of later steps is taken off the reward of a step.
-        value: whether a value is learned and subtracted; else the reward is centred over the batch, and if kl is 0 scaled
-            by its standard deviation.
+        value: whether a value is learned and subtracted; else the reward is centred over the batch.
+        standardised: whether the centred reward is also divided by its standard deviation; by default if kl is 0.
         clip: the ratio of new to old density is kept within 1 - clip and 1 + clip.
         advantage_clip: largest advantage, in either direction: in standard deviations if so scaled, else in nats.
         B: trajectories of a batch.
@@ -62,6 +62,7 @@ class PolicyGradientConfig:
     kl: float = 0.0
     future_kl: bool = False
     value: bool = False
+    standardised: bool | None = None
     clip: float = 0.2
     advantage_clip: float = 5.0
     B: int = 256
@@ -130,7 +131,8 @@ def policy_gradient(
             else:
                 by_step = returns.reshape(config.J - 1, config.B)
                 advantage = by_step - by_step.mean(1, keepdim=True)
-                if not config.kl:  # a KL is in nats: against it the reward keeps its scale
+                # A KL is in nats: against it the reward keeps its scale.
+                if not config.kl if config.standardised is None else config.standardised:
                     advantage = advantage / by_step.std(1, keepdim=True).clamp_min(1e-8)
                 advantage = advantage.flatten()
             advantage = advantage.clamp(-config.advantage_clip, config.advantage_clip)
