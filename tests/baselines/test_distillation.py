@@ -41,7 +41,7 @@ def drawn_variance(J: int) -> float:
 
 
 def shifts(lam: float, **knobs: object) -> list[float]:
-    config = DistillationConfig(**{"lam": lam, "n": 4000, "J": 50, "steps": 400, "B": 200, "lr": 0.05} | knobs)
+    config = DistillationConfig(**{"lam": lam, "n": 4000, "J": 50, "steps": 150, "B": 200, "lr": 0.1} | knobs)
     steps = distillation(Tilt(), ForwardOnly(lambda x: x[:, 1]), SCHEDULE, config)
     return [float(step.denoiser.shift[1].detach()) for step in steps]
 
