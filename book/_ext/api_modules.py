@@ -1,7 +1,8 @@
 """List the modules of ``itlib`` on the API page, as they are at build time.
 
-The marker line on the page is replaced by one section per module, lowest layer first. A module that
-cannot be imported, or a docstring that is not valid reStructuredText, is a warning, and so an error.
+The marker line on the page is replaced by one section per room, from the paper's modules upwards, and in it one per module,
+each after those that it imports. A module or a room that is new finds its place by itself. A module that cannot be imported,
+or a docstring that is not valid reStructuredText, is a warning, and so an error.
 """
 
 from __future__ import annotations
@@ -14,61 +15,73 @@ from typing import Any
 from sphinx.application import Sphinx
 
 MARKER = "<!-- the modules of itlib -->"
-READING = (  # the paper's order, among modules that do not need each other; newcomers go to the end
-    "schedules",
-    "rewards",
-    "gaussian_mixture",
-    "network",
-    "corrections",
-    "training",
-    "sampling",
-    "stepsize",
-    "tilting",
-    "estimators",
-    "budget",
-    "likelihood",
-    "metrics",
-    "wrap",
-    "images",
-    "scaling",
-    "records",
-    "runs",
-    "plots",
-    "verify",
-    "reproduce",
-)
+#: Rooms from bottom to top; "" is the paper, flat. A room that is not named here comes last.
+ROOMS = {
+    "": "The paper",
+    "pretrained": "Other people's models",
+    "beyond": "Beyond the paper",
+    "baselines": "Baselines",
+    "experiments": "Experiments",
+    "figures": "Figures",
+    "reproduce": "The batch",
+}
+#: How the paper goes on where imports leave it open.
+READING = ("schedules", "rewards", "gaussian_mixture", "network", "training", "sampling", "tilting", "metrics", "likelihood")
 
 
-def module_names(package: str = "itlib") -> list[str]:
-    """Public modules of the package, each after those that it imports."""
+def rooms(package: str = "itlib") -> dict[str, list[str]]:
+    """Dotted names of all public modules below a package, by room, each after those of its room that it imports."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.origin:
         raise ModuleNotFoundError(package)
-    files = {p.stem: p for p in Path(spec.origin).parent.glob("[a-z]*.py")}
-    imports = re.compile(rf"^(?:from|import) {package}\.(\w+)", re.MULTILINE)
-    needs = {name: set(imports.findall(path.read_text("utf-8"))) & files.keys() for name, path in files.items()}
-    waiting = sorted(files, key=lambda n: (READING.index(n) if n in READING else len(READING), n))
-    order: list[str] = []
+    root = Path(spec.origin).parent
+    found: dict[str, dict[str, Path]] = {}
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        room = parts[0] if len(parts) > 1 or parts[0] in ROOMS else ""
+        if not parts[-1].startswith("_"):
+            found.setdefault(room, {})[".".join((package, *parts))] = path
+    order = [*(room for room in ROOMS if room in found), *(room for room in found if room not in ROOMS)]
+    return {room: _sorted(found[room]) for room in order}
+
+
+def _sorted(files: dict[str, Path]) -> list[str]:
+    """Names of modules, those that are imported first."""
+    needs = {name: set(re.findall(r"^from ([\w.]+) import", path.read_text("utf-8"), re.M)) for name, path in files.items()}
+
+    def place(name: str) -> tuple[int, str]:
+        stem = name.rpartition(".")[2]
+        return (READING.index(stem) if stem in READING else len(READING), name)
+
+    waiting, order = sorted(files, key=place), list[str]()
     while waiting:
-        order.append(next((n for n in waiting if needs[n] <= set(order)), waiting[0]))
+        order.append(next((name for name in waiting if not needs[name] & set(waiting)), waiting[0]))
         waiting.remove(order[-1])
     return order
 
 
-def section(name: str, package: str = "itlib") -> str:
+def section(name: str) -> str:
     """MyST source of one module's section."""
+    label = name.partition(".")[2].replace(".", "-").replace("_", "-")
     return (
-        f"(api-{name.replace('_', '-')})=\n## `{package}.{name}`\n\n"
-        f"```{{eval-rst}}\n.. automodule:: {package}.{name}\n   :members:\n   :show-inheritance:\n```\n"
+        f"(api-{label})=\n### `{name}`\n\n"
+        f"```{{eval-rst}}\n.. automodule:: {name}\n   :members:\n   :show-inheritance:\n```\n"
     )
+
+
+def chapter(room: str, modules: list[str], package: str = "itlib") -> str:
+    """MyST source of one room's section: what the room says of itself, then its modules."""
+    title = ROOMS.get(room, room.capitalize())
+    about = (
+        f"```{{eval-rst}}\n.. automodule:: {package}.{room}\n   :noindex:\n```\n" if [f"{package}.{room}"] != modules else ""
+    )
+    return "\n".join([f"## {title}\n", *([about] if room else []), *map(section, modules)])
 
 
 def expand(app: Sphinx, docname: str, source: list[str]) -> None:
     """Replace the marker on the page that has it."""
     if MARKER in source[0]:
-        rivals = "itlib.baselines"
-        sections = [*map(section, module_names()), *(section(name, rivals) for name in module_names(rivals))]
-        source[0] = source[0].replace(MARKER, "\n".join(sections))
+        source[0] = source[0].replace(MARKER, "\n".join(chapter(*room) for room in rooms().items()))
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

@@ -6,6 +6,8 @@
 - Table headers get the ``scope`` that docutils and pandas leave out.
 - What accessibility checkers find in the markup of docutils and Sphinx is mended: an entry of the bibliography is a list
   item, a signature of several lines a list without terms.
+- What validators find is mended too: a button that folds code holds words, not paragraphs, and is called what it says; each
+  aside in the margin has a name of its own; a page that Sphinx makes has a title when it is printed.
 - In a table of the class ``cards`` each cell gets the name of its column: on a phone its rows become cards (custom.css).
 """
 
@@ -13,7 +15,7 @@ from __future__ import annotations
 
 import re
 from importlib.metadata import distribution
-from itertools import cycle
+from itertools import count, cycle
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from sphinx.application import Sphinx
 from sphinx.config import Config
 
 MATHJAX = "tex-svg.js"  # the TeX reader and the SVG writer in one file, fonts included
+GENERATED = {"genindex": "Index", "py-modindex": "Modules", "search": "Search"}  # pages without a title of their own
 
 
 def mathjax_file() -> Path:
@@ -75,6 +78,22 @@ def mend_lists(html: str) -> str:
     return re.sub(r"<dl>((?:\s*<dd>(?:(?!<d[dlt]\b).)*?</dd>)+\s*)</dl>", parameters, html, flags=re.DOTALL)
 
 
+def mend_folds(html: str) -> str:
+    """Give what folds code away its words as its name, in elements that may stand there."""
+
+    def summary(found: re.Match[str]) -> str:
+        words = re.sub(r"<(/?)p(?![a-z])", r"<\1span", found[1])
+        return f"<summary>{words}</summary>"
+
+    return re.sub(r'<summary aria-label="Toggle hidden content">(.*?)</summary>', summary, html, flags=re.DOTALL)
+
+
+def name_asides(html: str) -> str:
+    """Number the asides of a page, each of which is a landmark and needs a name."""
+    number = count(1)
+    return re.sub(r'<aside class="margin\b', lambda found: f'<aside aria-label="Aside {next(number)}"{found[0][6:]}', html)
+
+
 def finish_page(
     app: Sphinx,
     pagename: str,
@@ -84,7 +103,8 @@ def finish_page(
 ) -> None:
     """Touch up the body of one page."""
     if body := context.get("body"):
-        context["body"] = mend_lists(label_cells(add_scope(body)))
+        context["body"] = name_asides(mend_folds(mend_lists(label_cells(add_scope(body)))))
+    context.setdefault("pagetitle", GENERATED.get(pagename, app.config.project))
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import numpy as np
 import publish
 import pytest
 import small_book
-from api_modules import module_names, section
+from api_modules import chapter, rooms
 from browsing import complaints, requests, visit
 from bs4 import BeautifulSoup
 from docutils import nodes
@@ -26,12 +26,12 @@ from glossary_links import pattern
 from inline_svg import strip_prolog
 from nbformat.v4 import new_code_cell, new_notebook
 from numerals import printed
-from offline_site import add_scope, label_cells, mathjax_file, mend_lists
+from offline_site import add_scope, label_cells, mathjax_file, mend_folds, mend_lists, name_asides
 from paper_equations import split_tag
 from previews import targets
 from run_it import head, hurried, links, notebook_of, words
 from sharing import description
-from site_checks import check_site
+from site_checks import check_site, invalid
 
 from itlib import figures
 from itlib.gaussian_mixture import paper_mixture
@@ -83,6 +83,24 @@ def test_mend_lists() -> None:
     terms = "<dl>\n<dt>a</dt>\n<dd>b</dd>\n</dl>"
     assert mend_lists(terms + signature).startswith(terms)
     assert mend_lists('<div role="doc-biblioentry">') == '<div role="listitem">'
+
+
+def test_mend_folds() -> None:
+    html = '<summary aria-label="Toggle hidden content">\n<p class="a">x</p><pre>y</pre></summary><p>z</p>'
+    assert mend_folds(html) == '<summary>\n<span class="a">x</span><pre>y</pre></summary><p>z</p>'
+
+
+def test_asides_have_names_of_their_own() -> None:
+    html = '<aside class="margin sidebar">a</aside><aside class="footnote">b</aside>'
+    named = '<aside aria-label="Aside 1" class="margin sidebar">a</aside>'
+    assert name_asides(html + html) == named + html[44:] + named.replace("1", "2") + html[44:]
+
+
+def test_invalid_markup_is_found() -> None:
+    page = "<summary><p>a</p></summary><h1> </h1><nav></nav><nav></nav><p><span>b</span></p><aside aria-label='c'></aside>"
+    assert invalid(BeautifulSoup(page, "html.parser")) == [
+        "<p> in <summary>: <p>a</p>", "an empty <h1>", "2 <nav> are called None"
+    ]  # fmt: skip
 
 
 def test_strip_prolog() -> None:
@@ -233,14 +251,35 @@ def test_mathjax_is_installed() -> None:
     assert mathjax_file().is_file()
 
 
-def test_api_lists_every_public_module_once() -> None:
-    package = Path(figures.__file__).parent
-    assert sorted(module_names()) == sorted(p.stem for p in package.glob("[a-z]*.py"))
-    assert ".. automodule:: itlib.figures" in section("plots")
-    source = {name: (package / f"{name}.py").read_text("utf-8") for name in module_names()}
-    for later, name in enumerate(module_names()):
-        below = set(re.findall(r"^from itlib\.(\w+)", source[name], re.MULTILINE))
-        assert below <= set(module_names()[:later]), name
+def test_api_lists_every_public_module_once_and_after_those_it_imports() -> None:
+    package = Path(figures.__file__).parents[1]
+    listed = [name for modules in rooms().values() for name in modules]
+    files = {".".join(p.relative_to(package.parent).with_suffix("").parts): p for p in package.rglob("[a-z]*.py")}
+    assert sorted(listed) == sorted(files)
+    for room, modules in rooms().items():
+        for later, name in enumerate(modules):
+            below = set(re.findall(r"^from ([\w.]+) import", files[name].read_text("utf-8"), re.MULTILINE))
+            assert not below & set(modules[later:]), name
+            assert room in ("", name.split(".")[1])
+            assert f".. automodule:: {name}\n" in chapter(room, modules)
+
+
+def test_api_finds_a_room_for_newcomers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (
+        "__init__",
+        "sampling",
+        "brand_new",
+        "attic/__init__",
+        "attic/old",
+        "reproduce/__init__",
+        "reproduce/batch",
+    ):
+        (tmp_path / "toy" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "toy" / f"{name}.py").write_text("from toy.brand_new import x" if name == "sampling" else "")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert list(rooms("toy").items()) == [
+        ("", ["toy.brand_new", "toy.sampling"]), ("reproduce", ["toy.reproduce.batch"]), ("attic", ["toy.attic.old"])
+    ]  # fmt: skip
 
 
 # Figures
@@ -647,4 +686,12 @@ def test_search_works_without_a_server(browser: Any, site: Path) -> None:
         lambda b: [a.get_attribute("href") for a in b.find_elements("css selector", "#search-results li a")]
     )
     assert any("book/notation.html" in url for url in found)
+    browser.get((site / "search.html").as_uri() + "?q=tilt")
+    found = WebDriverWait(browser, 10).until(
+        lambda b: [a.get_attribute("href") for a in b.find_elements("css selector", "#search-results li a")]
+    )
+    documents = ["book/api.html" in url or "genindex" in url for url in found]
+    assert documents == sorted(documents), "chapters come before what documents the library"
+    assert True in documents
+    assert False in documents
     assert [m["message"] for m in browser.get_log("browser") if m["level"] == "SEVERE"] == []

@@ -31,6 +31,41 @@ def has_name(tag: Tag) -> bool:
     return tag.has_attr("alt") or bool(tag.get("aria-label")) or tag.get("aria-hidden") == "true"
 
 
+#: What may not stand among words.
+BLOCKS = {
+    "p",
+    "div",
+    "ul",
+    "ol",
+    "dl",
+    "table",
+    "section",
+    "figure",
+    "pre",
+    "blockquote",
+    "details",
+    "aside",
+    "h1",
+    "h2",
+    "h3",
+}
+
+
+def invalid(soup: BeautifulSoup) -> list[str]:
+    """What an HTML validator would say of the markup: blocks among words, empty headings, landmarks of the same name."""
+    found = []
+    for name in ("summary", "p", "button", "h1", "h2", "h3", "h4", "span"):
+        for tag in soup.find_all(name):
+            inside = BLOCKS - ({"h1", "h2", "h3"} if name == "summary" else set())
+            found += [f"<{block.name}> in <{name}>: {str(block)[:60]}" for block in tag.find_all(inside)][:1]
+    found += [f"an empty <{tag.name}>" for tag in soup.find_all(["h1", "h2", "h3", "h4"]) if not tag.get_text(strip=True)]
+    names = Counter(
+        (tag.name, str(tag.get("aria-label") or tag.get("aria-labelledby"))) for tag in soup.find_all(["aside", "nav"])
+    )
+    found += [f"{count} <{name}> are called {label}" for (name, label), count in names.items() if count > 1]
+    return found
+
+
 def check_page(page: Path, soup: BeautifulSoup) -> list[str]:
     """Problems of one page that need no other page."""
     ids = Counter(str(tag["id"]) for tag in soup.find_all(id=True))
@@ -76,6 +111,7 @@ def check_site(html_dir: Path | str) -> list[str]:
             "genindex.html", "search.html", "py-modindex.html",
         ):  # fmt: skip
             problems += check_page(page, soup)
+        problems += [f"{page.name}: {problem}" for problem in invalid(soup)]
         for tag in soup.select("a[href], link[href], script[src], img[src]"):
             url = urlsplit(unquote(str(tag.get("href") or tag.get("src"))))
             if url.scheme or url.netloc or (not url.path and url.fragment in ("", "top")):

@@ -58,6 +58,16 @@ RUN = r"""# N = 20, seed 0
 
 All denoisers are learned, and a denoiser is a network.
 
+```{margin}
+Beside the text.
+```
+
+And more.
+
+```{margin}
+Beside it once more.
+```
+
 ```{glue:figure} samples
 :name: fig-samples-n020-seed0
 
