@@ -91,9 +91,9 @@ def test_mend_folds() -> None:
 
 
 def test_asides_have_names_of_their_own() -> None:
-    html = '<aside class="margin sidebar">a</aside><aside class="footnote">b</aside>'
-    named = '<aside aria-label="Aside 1" class="margin sidebar">a</aside>'
-    assert name_asides(html + html) == named + html[44:] + named.replace("1", "2") + html[44:]
+    margin, note = '<aside class="margin sidebar">a</aside>', '<aside class="footnote">b</aside>'
+    first, second = (f'<aside aria-label="Aside {k}" class="margin sidebar">a</aside>' for k in (1, 2))
+    assert name_asides(margin + note + margin) == first + note + second
 
 
 def test_invalid_markup_is_found() -> None:
