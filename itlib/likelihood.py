@@ -50,7 +50,10 @@ def log_likelihood(denoiser: Denoiser, schedule: Schedule, x: Tensor, *, rtol: f
         ValueError: if x is not finite.
         FloatingPointError: if the solver's step underflows, as it does for a denoiser that is not smooth.
     """
-    from torchdiffeq import odeint  # here, because it imports SciPy, which takes a third of the time of torch
+    try:
+        from torchdiffeq import odeint  # here, because it imports SciPy, which takes a third of the time of torch
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("likelihoods need torchdiffeq: pip install 'itlib[metrics]'") from error
 
     if not bool(torch.isfinite(x).all()):
         raise ValueError(

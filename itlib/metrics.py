@@ -109,7 +109,10 @@ def component_variances(samples: Tensor, mixture: GaussianMixture) -> Tensor:
 
 def sliced_wasserstein(samples: Tensor, mixture: GaussianMixture, *, seed: int = 0, projections: int = 200) -> float:
     """Sliced 2-Wasserstein distance between samples, (n, d), and as many exact draws of the mixture."""
-    import ot  # here, because it takes as long to import as torch
+    try:
+        import ot  # here, because it takes as long to import as torch
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("sliced Wasserstein distances need POT: pip install 'itlib[metrics]'") from error
 
     exact = mixture.sample(len(samples), torch.Generator().manual_seed(seed))
     return float(

@@ -10,9 +10,15 @@ from importlib.metadata import distributions, version
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from licences import is_fine, licence, problems
 from test_architecture import MODULES, imported, room
+
+from itlib.gaussian_mixture import ExactDenoiser, paper_mixture
+from itlib.likelihood import log_likelihood
+from itlib.metrics import sliced_wasserstein
+from itlib.schedules import Cosine
 
 ROOT = Path(__file__).parents[1]
 LOCK = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and not line.startswith(("#", "-e"))]
@@ -28,19 +34,32 @@ def names_of(*groups: list[str]) -> set[str]:
     return {re.split(r"[^\w.-]", line, maxsplit=1)[0].lower() for group in groups for line in group}
 
 
-EVERY = names_of(PROJECT["dependencies"], *PROJECT["optional-dependencies"].values())
+EXTRAS = PROJECT["optional-dependencies"]
+EVERY = names_of(PROJECT["dependencies"], *EXTRAS.values()) - {"itlib"}  # an extra may contain another
 
 
 def test_the_library_imports_what_the_project_lists() -> None:
-    """Anywhere, and at the top of what is neither figures nor batch nothing but the dependencies of the library alone."""
+    """Somewhere; and what a module of the library needs to be imported at all comes with the library alone."""
     given = {"itlib", "__future__", *sys.stdlib_module_names}
     brought = {"nbformat", "nbclient", "ipython"}  # what papermill and the kernel are made of
     for name, path in MODULES.items():
         needed = {found.split(".")[0] for found in imported(path)} - given
         assert {one.lower() for one in needed} <= {IMPORT_NAMES.get(one, one) for one in EVERY} | brought, name
         if room(path) not in ("figures", "reproduce"):
+            alone = names_of(PROJECT["dependencies"], EXTRAS["experiments"] if room(path) == "experiments" else [])
             first = {found.split(".")[0] for found in imported(path, nested=False)} - given
-            assert first <= {IMPORT_NAMES.get(one, one) for one in names_of(PROJECT["dependencies"])}, name
+            assert first <= {IMPORT_NAMES.get(one, one) for one in alone}, name
+
+
+def test_what_is_missing_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    schedule, mixture, points = Cosine(), paper_mixture(), torch.zeros(3, 2)
+    monkeypatch.setitem(sys.modules, "ot", None)
+    with pytest.raises(ModuleNotFoundError, match=r"need POT: pip install 'itlib\[metrics\]'"):
+        sliced_wasserstein(points, mixture)
+    monkeypatch.setitem(sys.modules, "torchdiffeq", None)
+    with pytest.raises(ModuleNotFoundError, match=r"need torchdiffeq: pip install 'itlib\[metrics\]'"):
+        log_likelihood(ExactDenoiser(mixture, schedule), schedule, points)
+    assert {"pot", "torchdiffeq"} <= names_of(EXTRAS["metrics"])
 
 
 def test_the_lock_is_exact_and_whole() -> None:
