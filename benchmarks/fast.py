@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from itlib.network import Denoiser
+from itlib.network import NoisePredictor
 from itlib.schedules import Cosine
 
 _ANGLES = torch.arange(16, dtype=torch.float64) * math.pi / 16
@@ -30,7 +30,12 @@ def sliced_distance(x: Tensor, exact: Tensor) -> float:
 
 
 def multistep(
-    denoiser: Denoiser, schedule: Cosine, x: Tensor, steps: int, generator: torch.Generator | None = None, **options: Any
+    denoiser: NoisePredictor,
+    schedule: Cosine,
+    x: Tensor,
+    steps: int,
+    generator: torch.Generator | None = None,
+    **options: Any,
 ) -> Tensor:
     """DPM-Solver++ from where alpha is 0.02: its index k - 1 is the time t_k, k = 1..T, uniform up to that start."""
     warnings.filterwarnings("ignore", message="IProgress not found")

@@ -18,7 +18,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +29,15 @@ from judging import batch, exponent, judged, makespan, ratio, spread
 from published import Plain, diffusers_sample, diffusers_tilt, textbook_sample, textbook_tilt
 from torch import Tensor
 
+from itlib.beyond.recommended import RecommendedConfig, recommended_tilting
 from itlib.experiments.checkpoints import profile, resumable_base
-from itlib.gaussian_mixture import ExactDenoiser, paper_mixture
+from itlib.gaussian_mixture import ExactNoisePredictor, paper_mixture
 from itlib.metrics import score_errors
 from itlib.network import Network
 from itlib.rewards import parse_reward
 from itlib.sampling import sample
 from itlib.schedules import Cosine
-from itlib.tilting import CONFIGURATIONS, PAPER_UPDATE, TiltingConfig, _learn_regression, configuration, iterative_tilting
+from itlib.tilting import Regression, Tilt, TiltingConfig, iterative_tilting
 from itlib.training import regression_step
 
 ROOT = Path(__file__).parents[1]
@@ -127,8 +127,10 @@ def training() -> Part:
     optimizer = torch.optim.Adam(student.parameters(), lr=1e-6, fused=True)
     fixed = torch.randn(B, 2), torch.rand(B), torch.randn(B, 2), torch.rand(B, 1)
 
+    learner, tilt = Regression(student, SCHEDULE, config), Tilt(1, data, rewards, 0.05, 0.05)
+
     def ours() -> None:
-        _learn_regression(student, data, rewards, SCHEDULE, config, PAPER_UPDATE, 1, 0.05, seeded())
+        learner.learn(tilt, seeded())
 
     def steps() -> None:
         for _ in range(E):
@@ -182,7 +184,7 @@ def equal() -> Part:
     """
     law, n, seeds = paper_mixture(), 10_000, range(4)
     network, skip = trained("full"), trained("full", "recommended")
-    plain, oracle = Plain(network), ExactDenoiser(law, SCHEDULE)
+    plain, oracle = Plain(network), ExactNoisePredictor(law, SCHEDULE)
     exact = sorted_projections(law.sample(40 * n, seeded(1000)))
     Sampler = Callable[[Any, int, torch.Generator], Tensor]
 
@@ -296,14 +298,16 @@ def recommended() -> Part:
         "paper": trained("full"),
         "recommended": trained("full", "recommended"),
     }
-    configs = {"paper": configuration("paper", 50), "recommended": configuration("recommended")}
-    runs = {name: iterative_tilting(bases[name], reward, SCHEDULE, config) for name, config in configs.items()}
+    runs = {
+        "paper": iterative_tilting(bases["paper"], reward, SCHEDULE, TiltingConfig(N=50)),
+        "recommended": recommended_tilting(bases["recommended"], reward, SCHEDULE),
+    }
     found: dict[str, Any] = {}
     for name, run in runs.items():
         spent = {"sampling": 0.0, "training": 0.0}
         for step in run:
             spent = {key: value + step.seconds[key] for key, value in spent.items()}
-        error = score_errors(step.denoiser, law.tilted(reward), SCHEDULE, n=20_000, seed=1).eps_rmse
+        error = score_errors(step.model, law.tilted(reward), SCHEDULE, n=20_000, seed=1).eps_rmse
         found[name] = {"tilts": step.k, "error": error, "seconds": spent}
     total = {name: sum(run["seconds"].values()) for name, run in found.items()}
     return {
@@ -548,10 +552,13 @@ def gpu() -> Part:
         return {"ratios": {}, "absolute": {}, "found": {}}
     works: dict[str, Callable[[], object]] = {}
     for place, device in (("GPU", "cuda"), ("one core", "cpu")):
-        for name in CONFIGURATIONS:
+        for name in ("paper", "recommended"):
             base = copy.deepcopy(trained("smoke", name)).to(device)
-            config = replace(CONFIGURATIONS[name], share=None, N=100, lr=1e-6)
-            run = iterative_tilting(base, parse_reward("paper"), SCHEDULE, config)
+            if name == "paper":
+                run = iterative_tilting(base, parse_reward("paper"), SCHEDULE, TiltingConfig(N=100, lr=1e-6))
+            else:
+                config = RecommendedConfig(target_ess=None, N=100, lr=1e-6)
+                run = recommended_tilting(base, parse_reward("paper"), SCHEDULE, config)
             works[f"a tilt of {name}: {place}"] = lambda run=run: next(run)
         network = copy.deepcopy(trained("smoke")).to(device)
         for n in (1000, 10_000, 100_000, 1_000_000)[: None if device == "cuda" else 2]:

@@ -17,7 +17,7 @@ from itlib.experiments.records import compact
 from itlib.figures import as_model
 from itlib.gaussian_mixture import paper_mixture
 from itlib.metrics import score_errors
-from itlib.network import Denoiser
+from itlib.network import NoisePredictor
 from itlib.rewards import ForwardOnly, parse_reward
 from itlib.sampling import sample
 from itlib.schedules import Cosine
@@ -36,7 +36,7 @@ def hundredths(values: Tensor) -> list[int]:
     return (100 * values.double()).round().int().flatten().tolist()
 
 
-def look(denoiser: Denoiser, N: int, k: int) -> dict[str, object]:
+def look(denoiser: NoisePredictor, N: int, k: int) -> dict[str, object]:
     """What the page shows of the model after tilt k: samples (x, y, x, y, ...), scores on the grid, and its error."""
     schedule, path = Cosine(), tilt_path(paper_mixture(), parse_reward("paper"), 1.0, N)
     points = sample(denoiser, schedule, POINTS, generator=torch.Generator().manual_seed(1))
@@ -58,7 +58,7 @@ def main() -> None:
         config = replace(work.tilting, N=N)
         for step in iterative_tilting(network, ForwardOnly(reward), schedule, config, seed=0):
             if step.k % every == 0:
-                frames.append(look(step.denoiser, N, step.k))
+                frames.append(look(step.model, N, step.k))
         runs.append({"N": N, "frames": frames})
     model = {
         "mixture": as_model(base),

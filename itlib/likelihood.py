@@ -1,4 +1,4 @@
-r"""Probability-flow likelihood: the density that a denoiser assigns to a sample.
+r"""Probability-flow likelihood: the density that a model assigns to a sample.
 
 Along the probability-flow ODE of the process (2.1), written with both predictions (2.6),
 
@@ -23,24 +23,26 @@ import math
 import torch
 from torch import Tensor
 
-from itlib.network import Denoiser
+from itlib.network import NoisePredictor
 from itlib.schedules import Schedule, column
 
 
-def velocity(denoiser: Denoiser, schedule: Schedule, x: Tensor, t: Tensor) -> Tensor:
+def velocity(model: NoisePredictor, schedule: Schedule, x: Tensor, t: Tensor) -> Tensor:
     """Velocity of the probability flow, (B, d), at x, (B, d), and a time t, () or (B,), with 0 < t < 1."""
     s = t.double()
     alpha, sigma = schedule.alpha(s), schedule.sigma(s)
     rate = schedule.alpha_dot(s) / alpha
     noise_rate = schedule.sigma_dot(s) - sigma * rate
-    return column(rate, x).to(x) * x + column(noise_rate, x).to(x) * denoiser(x, t)
+    return column(rate, x).to(x) * x + column(noise_rate, x).to(x) * model(x, t)
 
 
-def log_likelihood(denoiser: Denoiser, schedule: Schedule, x: Tensor, *, rtol: float = 1e-4, atol: float = 1e-4) -> Tensor:
-    """Log-density in nats, (B,), that the probability flow of a denoiser assigns to x, (B, d).
+def log_likelihood(
+    model: NoisePredictor, schedule: Schedule, x: Tensor, *, rtol: float = 1e-4, atol: float = 1e-4
+) -> Tensor:
+    """Log-density in nats, (B,), that the probability flow of a model assigns to x, (B, d).
 
     Args:
-        denoiser: differentiable in x, a network or an exact one.
+        model: differentiable in x, a network or an exact one.
         schedule: the pair alpha, sigma.
         x: points, (B, d). The cost grows with d, since the divergence is exact.
         rtol: relative tolerance of the solver.
@@ -48,7 +50,7 @@ def log_likelihood(denoiser: Denoiser, schedule: Schedule, x: Tensor, *, rtol: f
 
     Raises:
         ValueError: if x is not finite.
-        FloatingPointError: if the solver's step underflows, as it does for a denoiser that is not smooth.
+        FloatingPointError: if the solver's step underflows, as it does for a model that is not smooth.
     """
     try:
         from torchdiffeq import odeint  # here, because it imports SciPy, which takes a third of the time of torch
@@ -59,12 +61,12 @@ def log_likelihood(denoiser: Denoiser, schedule: Schedule, x: Tensor, *, rtol: f
         raise ValueError(
             f"a likelihood is asked at finite points, got {int((~torch.isfinite(x)).sum())} NaN or infinite numbers"
         )
-    parameters = [p for p in getattr(denoiser, "parameters", lambda: [])() if p.requires_grad]
+    parameters = [p for p in getattr(model, "parameters", lambda: [])() if p.requires_grad]
 
     def dynamics(t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             y = state[0].detach().requires_grad_()
-            v = velocity(denoiser, schedule, y, t)
+            v = velocity(model, schedule, y, t)
             divergence = torch.zeros_like(state[1])
             for i in range(y.shape[1]):
                 (row,) = torch.autograd.grad(v[:, i].sum(), y, retain_graph=i + 1 < y.shape[1])
@@ -81,7 +83,7 @@ def log_likelihood(denoiser: Denoiser, schedule: Schedule, x: Tensor, *, rtol: f
             )
     except AssertionError as error:  # torchdiffeq's
         raise FloatingPointError(
-            f"the flow of this denoiser cannot be followed ({error}): it is not smooth, or diverged"
+            f"the flow of this model cannot be followed ({error}): it is not smooth, or diverged"
         ) from None
     finally:
         for p in parameters:

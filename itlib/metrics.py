@@ -2,7 +2,7 @@ r"""Metrics of Section 4.2, with every definition spelled out, and a few that th
 
 - **Score error** (4.13): :math:`\mathrm{RMSE}^2=\mathbb E\|s_\theta(X_t,t)-\nabla\log p_t(X_t)\|^2` with
   :math:`X_t` an *exact* draw and :math:`t\sim U[t_{\min},t_{\max}]`. The weight :math:`1/\sigma_t^2` makes the integral
-  diverge as :math:`t_{\min}\to0`, so :math:`t_{\min}` belongs to the definition. The error in the denoiser's units,
+  diverge as :math:`t_{\min}\to0`, so :math:`t_{\min}` belongs to the definition. The error in the units of the noise,
   :math:`\sqrt{\mathbb E\|\hat x_1^\theta-\hat x_1\|^2}`, needs no such care.
 - **Negative log-likelihood** of samples under a known density. A shrunken model scores *below* the entropy, so this is
   never a verdict on its own.
@@ -22,47 +22,53 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture
+from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture
 from itlib.likelihood import log_likelihood
-from itlib.network import Denoiser, device_of
+from itlib.network import NoisePredictor, device_of
 from itlib.sampling import Variance, sample
-from itlib.schedules import Schedule, noise
+from itlib.schedules import Schedule, add_noise
+
+
+def effective_sample_size(log_w: Tensor) -> float:
+    """(sum w)^2 / sum w^2 from log weights, (n,); between 1 and n."""
+    log_w = log_w.double()
+    return float(torch.exp(2 * torch.logsumexp(log_w, 0) - torch.logsumexp(2 * log_w, 0)))
 
 
 class ScoreErrors(NamedTuple):
-    """Root mean square errors of a denoiser: in the units of X_1, and of the score (4.13)."""
+    """Root mean square errors of a model: in the units of X_1, and of the score (4.13)."""
 
     eps_rmse: float
     score_rmse: float
 
 
 def score_errors(
-    denoiser: Denoiser,
+    model: NoisePredictor,
     mixture: GaussianMixture,
     schedule: Schedule,
     *,
     n: int = 5000,
     seed: int = 0,
-    truth: Denoiser | None = None,
+    truth: NoisePredictor | None = None,
 ) -> ScoreErrors:
-    """Errors of a denoiser at exact draws of X_t, t uniform on [t_min, t_max] of the schedule.
+    """Errors of a model at exact draws of X_t, t uniform on [t_min, t_max] of the schedule.
 
     Args:
-        denoiser: the one to judge.
+        model: the one to judge.
         mixture: where X_0 is drawn from.
         schedule: the pair alpha, sigma.
         n: number of draws, each with its own time (the paper's 5,000).
-        seed: fixes draws and times, so that two denoisers can be compared on the same ones.
-        truth: what to compare with; the exact denoiser of the mixture by default.
+        seed: fixes draws and times, so that two models can be compared on the same ones.
+        truth: what to compare with; the exact model of the mixture by default.
     """
     generator = torch.Generator().manual_seed(seed)
     x_0 = mixture.sample(n, generator)
     t = schedule.t_min + (schedule.t_max - schedule.t_min) * torch.rand(n, generator=generator, dtype=torch.float64)
     x_1 = torch.randn(x_0.shape, generator=generator, dtype=torch.float64)
-    x_t = noise(schedule, x_0, x_1, t).float()
-    device = device_of(denoiser)
+    x_t = add_noise(schedule, x_0, x_1, t).float()
+    device = device_of(model)
     with torch.no_grad():
-        error = denoiser(x_t.to(device), t.float().to(device)).cpu() - (truth or ExactDenoiser(mixture, schedule))(x_t, t)
+        error = model(x_t.to(device), t.float().to(device)).cpu() - (truth or ExactNoisePredictor(mixture, schedule))(x_t, t)
     squared = error.double().square().sum(-1)
     return ScoreErrors(float(squared.mean().sqrt()), float((squared / schedule.sigma(t) ** 2).mean().sqrt()))
 
@@ -120,9 +126,9 @@ def sliced_wasserstein(samples: Tensor, mixture: GaussianMixture, *, seed: int =
     )
 
 
-def flow_nll(denoiser: Denoiser, schedule: Schedule, mixture: GaussianMixture, exact: Tensor) -> float:
-    """Cross-entropy in nats of the denoiser's probability flow under the mixture, from exact draws, (n, d)."""
-    found = log_likelihood(denoiser, schedule, exact.to(device_of(denoiser)))
+def flow_nll(model: NoisePredictor, schedule: Schedule, mixture: GaussianMixture, exact: Tensor) -> float:
+    """Cross-entropy in nats of the model's probability flow under the mixture, from exact draws, (n, d)."""
+    found = log_likelihood(model, schedule, exact.to(device_of(model)))
     gap = mixture.log_prob(exact.double()) - found.to(mixture.means)
     return mixture.entropy() + float(gap.mean())
 
@@ -143,7 +149,7 @@ def sample_card(
 
 
 def score_card(
-    denoiser: Denoiser,
+    model: NoisePredictor,
     schedule: Schedule,
     truth: GaussianMixture,
     *,
@@ -156,10 +162,10 @@ def score_card(
     variance: Variance = "ddpm",
     seed: int = 0,
 ) -> dict[str, Any]:
-    """All figures of a denoiser, by the keys of a run record.
+    """All figures of a model, by the keys of a run record.
 
     Args:
-        denoiser: the one to judge.
+        model: the one to judge.
         schedule: the pair alpha, sigma.
         truth: what it should match: the target after the tilts, the base before them.
         target: the exact tilted mixture; NLL and mean are scored against it ...
@@ -172,10 +178,10 @@ def score_card(
         seed: fixes all draws.
     """
     generator = torch.Generator().manual_seed(seed)
-    x = sample(denoiser, schedule, samples, truth.d, steps=steps, eta=eta, variance=variance, generator=generator)
-    errors = score_errors(denoiser, truth, schedule, n=samples, seed=seed)
+    x = sample(model, schedule, samples, truth.d, steps=steps, eta=eta, variance=variance, generator=generator)
+    errors = score_errors(model, truth, schedule, n=samples, seed=seed)
     return sample_card(x, truth, target=target, base=base, seed=seed) | {
         "score_rmse": errors.score_rmse,
         "eps_rmse": errors.eps_rmse,
-        "flow_nll": flow_nll(denoiser, schedule, truth, truth.sample(flow_samples, generator).float()),
+        "flow_nll": flow_nll(model, schedule, truth, truth.sample(flow_samples, generator).float()),
     }

@@ -26,13 +26,14 @@ from torch.nn import functional
 
 from itlib.schedules import Schedule, column
 
-#: A denoiser is anything that maps (x (B, d), t (B,) or ()) to a prediction of X_1, (B, d): a network, or the exact one.
-Denoiser = Callable[[Tensor, Tensor], Tensor]
+#: Maps (x (B, d), t (B,) or ()) to a prediction of the noise, E[X_1 | X_t = x], (B, d): a network, or the exact one. The
+#: paper calls it the denoiser or X_1-prediction; elsewhere a denoiser predicts the clean sample X_0 (see :class:`FromX0`).
+NoisePredictor = Callable[[Tensor, Tensor], Tensor]
 
 
-def device_of(denoiser: Denoiser) -> torch.device:
-    """Where a denoiser's parameters live; the CPU for one that has none."""
-    parameters = denoiser.parameters() if isinstance(denoiser, nn.Module) else iter(())
+def device_of(model: NoisePredictor) -> torch.device:
+    """Where a model's parameters live; the CPU for one that has none."""
+    parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
     return next((p.device for p in parameters), torch.device("cpu"))
 
 
@@ -59,7 +60,7 @@ class FourierFeatures(nn.Module):
 
 
 class Network(nn.Module):
-    """The denoiser network of Section 4.2.
+    """The model network of Section 4.2.
 
     Args:
         d: dimension of the data.
@@ -119,7 +120,7 @@ _FUSED = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_li
 
 
 class FromX0(nn.Module):
-    r"""Turns an :math:`X_0`-prediction into a denoiser by (2.6): :math:`\hat x_1 = (x - \alpha_t\hat x_0)/\sigma_t`.
+    r"""Turns an :math:`X_0`-prediction into a model by (2.6): :math:`\hat x_1 = (x - \alpha_t\hat x_0)/\sigma_t`.
 
     Args:
         x0_network: callable predicting X_0, such as a :class:`Network` trained on (2.9).
@@ -139,17 +140,17 @@ class FromX0(nn.Module):
 
 
 class Residual(nn.Module):
-    r"""A frozen denoiser plus a trainable correction that starts at zero.
+    r"""A frozen model plus a trainable correction that starts at zero.
 
-    This is how a denoiser without parameters, the exact one of a mixture for instance, is fine-tuned, and what the
+    This is how a model without parameters, the exact one of a mixture for instance, is fine-tuned, and what the
     networks of :mod:`itlib.beyond.preconditioning` are.
 
     Args:
-        base: any denoiser. No regression trains it; freeze its parameters against losses that differentiate samples.
+        base: any model. No regression trains it; freeze its parameters against losses that differentiate samples.
         correction: the network that learns; its last layer, ``output``, is set to zero here.
     """
 
-    def __init__(self, base: Denoiser, correction: nn.Module) -> None:
+    def __init__(self, base: NoisePredictor, correction: nn.Module) -> None:
         super().__init__()
         assert isinstance(correction.output, nn.Linear)
         nn.init.zeros_(correction.output.weight)
@@ -158,7 +159,7 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """Predict X_1, (B, d)."""
-        # Frozen in its parameters, not in x: the probability-flow likelihood differentiates a denoiser in x.
+        # Frozen in its parameters, not in x: the probability-flow likelihood differentiates a model in x.
         with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
             frozen = self.base(x, t)
         result: Tensor = frozen + self.correction(x, t)

@@ -26,12 +26,12 @@ With :math:`c=\alpha_s-\alpha_t\sqrt{\sigma_s^2-\eta_s^2}/\sigma_t` the true tra
 
 Leaving the second part out makes samples too narrow, by :math:`O(1/K)`. ``variance="analytic"`` puts its average back, with
 the expectation taken over the batch that is being sampled (Bao et al., arXiv 2201.06503): no further evaluation of the
-denoiser, and exact for an isotropic Gaussian at any number of steps. Near :math:`t=1` the bracket is :math:`O(\alpha_t^2)`,
+model, and exact for an isotropic Gaussian at any number of steps. Near :math:`t=1` the bracket is :math:`O(\alpha_t^2)`,
 less than the noise of a mean of squares over a batch. Its equal :math:`\frac{\alpha_t}{\sigma_td}\,\mathbb E\,\hat x_1^\top
 (\hat x_0-\mathbb E\hat x_0)` has a noise of the bracket's own size, so this is what is averaged where :math:`\sigma_t\ge
 \alpha_t`. At small times it would multiply the network's own error by :math:`\alpha_t/\sigma_t`, and the square does not.
 
-**Weights.** The transitions of two denoisers at the same state differ in their means only, by :math:`u` standard deviations,
+**Weights.** The transitions of two models at the same state differ in their means only, by :math:`u` standard deviations,
 and what one draws by a standard normal :math:`z` has under the other and under itself the densities of ratio
 
 .. math:: \log\frac{p_{\mathrm{base}}(x_s\mid x_t)}{p_\theta(x_s\mid x_t)} = -u^\top z-\tfrac12\|u\|^2,\qquad
@@ -56,7 +56,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from itlib.network import Denoiser, device_of
+from itlib.network import NoisePredictor, device_of
 from itlib.schedules import Schedule
 
 #: Of a reverse step: what Algorithm 1 says, or with the posterior's width put back.
@@ -121,14 +121,14 @@ def posterior_std(schedule: Schedule, s: float, t: float, std: float, mean_squar
         s: the time stepped to.
         t: the time stepped from.
         std: standard deviation of the bridge, eta_s.
-        mean_square: E ||x1_hat||^2 / d at time t. Above 1, which no exact denoiser reaches, it counts as 1.
+        mean_square: E ||x1_hat||^2 / d at time t. Above 1, which no exact model reaches, it counts as 1.
     """
     (alpha_s, sigma_s), (alpha_t, sigma_t) = _at(schedule, s, t)
     c = alpha_s - math.sqrt(sigma_s**2 - std**2) * alpha_t / sigma_t
     return c * sigma_t / alpha_t * math.sqrt(max(0.0, 1.0 - mean_square))
 
 
-def wider(schedule: Schedule, s: float, t: float, std: float, x: Tensor, x1_hat: Tensor) -> float:
+def analytic_std(schedule: Schedule, s: float, t: float, std: float, x: Tensor, x1_hat: Tensor) -> float:
     """The bridge's ``std`` with the mean width of the posterior of X_0 added.
 
     Args:
@@ -137,7 +137,7 @@ def wider(schedule: Schedule, s: float, t: float, std: float, x: Tensor, x1_hat:
         t: the time stepped from.
         std: standard deviation of the bridge, eta_s.
         x: a batch at time t, (B, d).
-        x1_hat: the denoiser's prediction for it, (B, d).
+        x1_hat: the model's prediction for it, (B, d).
     """
     ((alpha, sigma),) = _at(schedule, t)
     if sigma < alpha:
@@ -148,9 +148,7 @@ def wider(schedule: Schedule, s: float, t: float, std: float, x: Tensor, x1_hat:
     return math.hypot(std, posterior_std(schedule, s, t, std, mean_square))
 
 
-def normal(
-    shape: Sequence[int], generator: torch.Generator | None, dtype: torch.dtype, device: torch.device | str
-) -> Tensor:
+def randn(shape: Sequence[int], generator: torch.Generator | None, dtype: torch.dtype, device: torch.device | str) -> Tensor:
     """Standard normal noise on a device, drawn where its generator lives.
 
     One of the CPU, or none, gives the same noise for every device; one of the device saves the way there.
@@ -161,7 +159,7 @@ def normal(
 
 @torch.no_grad()
 def reverse_process(
-    denoiser: Denoiser,
+    model: NoisePredictor,
     schedule: Schedule,
     x: Tensor,
     *,
@@ -173,37 +171,37 @@ def reverse_process(
     """Algorithm 1, one state at a time.
 
     Args:
-        denoiser: predicts X_1 from (x (B, d), t ()).
+        model: predicts X_1 from (x (B, d), t ()).
         schedule: the pair alpha, sigma.
         x: standard normal noise, (B, d): the state at schedule.t_max.
-        steps: K, the number of evaluations of the denoiser (the paper's J).
+        steps: K, the number of evaluations of the model (the paper's J).
         eta: 0 is deterministic, 1 is DDPM.
         variance: "ddpm", that of Algorithm 1, or "analytic", which adds the mean variance of the posterior of X_0.
-        generator: source of the noise z, of the CPU or of the device of x: see :func:`normal`.
+        generator: source of the noise z, of the CPU or of the device of x: see :func:`randn`.
 
     Yields:
         (t_k, x_{t_k}) for k = K-1, ..., 0; the last is (0, x_0).
 
     Raises:
-        ValueError: for steps < 1, eta outside [0, 1], an unknown variance or a denoiser that returns another shape.
+        ValueError: for steps < 1, eta outside [0, 1], an unknown variance or a model that returns another shape.
     """
     if variance not in ("ddpm", "analytic"):
         raise ValueError(f"variance is 'ddpm' or 'analytic', got {variance!r}")
     times = time_grid(schedule, steps)
     for t, s, (a, b, std) in zip(times[:0:-1], times[-2::-1], transitions(schedule, times, eta), strict=True):
-        x1_hat = denoiser(x, torch.tensor(t, dtype=x.dtype, device=x.device))
+        x1_hat = model(x, torch.tensor(t, dtype=x.dtype, device=x.device))
         if x1_hat.shape != x.shape:
-            raise ValueError(f"a denoiser must return the shape of its samples, {tuple(x.shape)}, got {tuple(x1_hat.shape)}")
+            raise ValueError(f"a model must return the shape of its samples, {tuple(x.shape)}, got {tuple(x1_hat.shape)}")
         if variance == "analytic":
-            std = wider(schedule, s, t, std, x, x1_hat)
+            std = analytic_std(schedule, s, t, std, x, x1_hat)
         x = a * x + b * x1_hat
         if std > 0.0:
-            x = x + std * normal(x.shape, generator, x.dtype, x.device)
+            x = x + std * randn(x.shape, generator, x.dtype, x.device)
         yield s, x
 
 
 def sample(
-    denoiser: Denoiser,
+    model: NoisePredictor,
     schedule: Schedule,
     n: int,
     d: int = 2,
@@ -215,22 +213,22 @@ def sample(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Draw n samples of X_0, (n, d), by Algorithm 1, on a device, by default where the denoiser's parameters are.
+    """Draw n samples of X_0, (n, d), by Algorithm 1, on a device, by default where the model's parameters are.
 
     Arguments as in :func:`reverse_process`.
     """
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ValueError(f"ask for a whole number of samples, at least one sample, got {n!r}")
-    x = normal((n, d), generator, dtype, device or device_of(denoiser))
-    for _, state in reverse_process(denoiser, schedule, x, steps=steps, eta=eta, variance=variance, generator=generator):
+    x = randn((n, d), generator, dtype, device or device_of(model))
+    for _, state in reverse_process(model, schedule, x, steps=steps, eta=eta, variance=variance, generator=generator):
         x = state
     return x
 
 
 @torch.no_grad()
 def path_log_weights(
-    denoiser: Denoiser,
-    base: Denoiser,
+    model: NoisePredictor,
+    base: NoisePredictor,
     schedule: Schedule,
     n: int,
     d: int = 2,
@@ -241,7 +239,7 @@ def path_log_weights(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Draw n samples of a denoiser, (n, d), with the log weights, (n,), that make them samples of the base.
+    """Draw n samples of a model, (n, d), with the log weights, (n,), that make them samples of the base.
 
     Add lambda r(x_0) to the log weights, and they are samples of the tilted base. Arguments as for :func:`sample`.
 
@@ -251,14 +249,14 @@ def path_log_weights(
     if eta <= 0.0:
         raise ValueError(f"paths have weights only if the steps are noisy: eta must be positive, got {eta:g}")
     times = time_grid(schedule, steps)
-    x = normal((n, d), generator, dtype, device or device_of(denoiser))
+    x = randn((n, d), generator, dtype, device or device_of(model))
     log_w = torch.zeros_like(x[:, 0])
     for t, (a, b, std) in zip(times[:0:-1], transitions(schedule, times, eta), strict=True):
         time = torch.tensor(t, dtype=dtype, device=x.device)
         mean = a * x + b * base(x, time)
         if std > 0.0:
-            u = (a * x + b * denoiser(x, time) - mean) / std
-            z = normal(x.shape, generator, dtype, x.device)
+            u = (a * x + b * model(x, time) - mean) / std
+            z = randn(x.shape, generator, dtype, x.device)
             log_w -= (u * (z + 0.5 * u)).sum(-1)
             mean = mean + std * (u + z)
         x = mean

@@ -129,7 +129,7 @@ def coefficients(schedule: Schedule, t: Tensor, x: Tensor) -> tuple[Tensor, Tens
     return column(schedule.alpha(t), x), column(schedule.sigma(t), x)
 
 
-def noise(schedule: Schedule, x_0: Tensor, x_1: Tensor, t: Tensor) -> Tensor:
+def add_noise(schedule: Schedule, x_0: Tensor, x_1: Tensor, t: Tensor) -> Tensor:
     """The noised sample of (2.1), alpha_t x_0 + sigma_t x_1.
 
     Args:

@@ -8,7 +8,7 @@ The target :math:`p_0^{\lambda r}\propto e^{\lambda r}p_0` is reached through :m
    \nabla\log p_t^k(x) = \nabla\log p_t^{k-1}(x) + \delta\,C_{k-1}(x,t) + O(\delta^2),\qquad
    C_{k-1} = \mathrm{Cov}_{X_0\mid X_t=x}\big(\nabla_x\log q_{t|0}(x\mid X_0),\, r(X_0)\big). \tag{3.10}
 
-In the units of the denoiser, :math:`\varepsilon=-\sigma_t s`, with :math:`x_t=\alpha_t X_0+\sigma_t z`, the paper's
+In the units of the noise, :math:`\varepsilon=-\sigma_t s`, with :math:`x_t=\alpha_t X_0+\sigma_t z`, the paper's
 single-sample estimate of the covariance and the regression of Algorithm 2 (lines 6-13) read
 
 .. math::
@@ -17,64 +17,44 @@ single-sample estimate of the covariance and the regression of Algorithm 2 (line
    \varepsilon_{\mathrm{target}} = \varepsilon_{\mathrm{old}} - \delta\,\sigma_t C,\qquad
    \min_\theta\ \mathbb E\,\sigma_t^2\,\big\|\varepsilon_\theta(x_t,t)-\varepsilon_{\mathrm{target}}\big\|^2 ,
 
-which never divides by :math:`\sigma_t`. Three ingredients can be exchanged for exact ones, so that the error of the
-method and the errors of its parts can be told apart: the base denoiser, the sampler that makes :math:`D_k`, and the
-estimate of the covariance.
+which never divides by :math:`\sigma_t`. Three ingredients can be replaced by exact ones, so that the error of the method
+and the errors of its parts can be told apart: the base model, the sampler that draws :math:`D_k`, and the estimate of the
+covariance.
 
-Two slips of the printed algorithm are mended: the teacher of tilt k is :math:`\theta^{k-1}`, and one "epoch" is one
-minibatch (line 6) unless ``epoch="pass"`` asks for a full pass over :math:`D_k`. The optimiser starts afresh in every
-tilt; the paper does not say.
+Two slips of the printed algorithm are corrected: the teacher of tilt k is :math:`\theta^{k-1}`, and one "epoch" is one
+minibatch (line 6) unless ``epoch="pass"`` asks for a full pass over :math:`D_k`. The optimiser is new in every tilt; the
+paper does not say.
 
-Two configurations have names. ``paper`` is Algorithm 2 as above. ``recommended``, the default, keeps its loop of small tilts
-and changes what the chapters beyond the paper found to matter: a frozen base under a bounded correction
-(:mod:`itlib.beyond.preconditioning`), a sampler that keeps its variance (:mod:`itlib.sampling`), steps chosen from the rewards
-(:mod:`itlib.beyond.step_sizes`), a learning rate that falls to zero in every tilt, and in place of the regression a loss on whole
-chains (:mod:`itlib.beyond.chains`), through which each tilt mends the errors of those before.
-
-Between the two stands the implicit step of Tilt Matching (arXiv 2512.21829),
-
-.. math:: \varepsilon_\theta \leftarrow \varepsilon_{\mathrm{old}} + (e^{u}-1)\,(z-\mathrm{sg}\,\varepsilon_\theta),
-          \qquad u=\delta\,r(X_0)-\log\overline{e^{\delta r}} .
-
-At its fixed point :math:`\mathbb E[e^{u}(\varepsilon-z)\mid x_t]=\varepsilon_{\mathrm{old}}-\mathbb E[z\mid x_t]`, so that
-
-.. math:: \varepsilon(x_t) = \frac{\mathbb E[e^{\delta r}z\mid x_t]}{\mathbb E[e^{\delta r}\mid x_t]}
-          \quad\text{if}\quad \varepsilon_{\mathrm{old}}=\mathbb E[z\mid x_t],
-
-which is Proposition 3.1 in the denoiser's units: exact for every :math:`\delta`, where the explicit step leaves
-:math:`O(\delta^2)`. Because the second :math:`\varepsilon_\theta` is not differentiated, the implicit gradient is that of
-a weighted regression with factor :math:`e^{u/2}` on the target :math:`z+e^{-u}(\varepsilon_{\mathrm{old}}-z)`, and this
-is how it is computed.
+The loop over tilts, :func:`run_tilts`, knows nothing of the regression. It takes a :class:`Learner`, which draws samples
+and learns from their rewards, and :class:`StepSizes`, which say how far each tilt goes. Algorithm 2 is the loop with
+:class:`Regression` and :class:`EqualSteps`; :mod:`itlib.beyond` has others of both.
 """
 
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeGuard, cast
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, TypeGuard
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from itlib.beyond.chains import Beside, Corrected, Paths, chain_steps, draw_paths, log_variance_step
-from itlib.beyond.preconditioning import adapter
-from itlib.beyond.step_sizes import StepRule, bounded_gap, evenly
 from itlib.gaussian_mixture import GaussianMixture
-from itlib.network import Denoiser, Network, Residual, device_of
+from itlib.metrics import effective_sample_size
+from itlib.network import Network, NoisePredictor, Residual, device_of
 from itlib.rewards import QuadraticReward, Reward, evaluate
 from itlib.sampling import Variance, sample
-from itlib.schedules import Schedule, column, noise
-from itlib.training import check_numbers, regression_step
+from itlib.schedules import Schedule, add_noise, column
+from itlib.training import check_choices, check_numbers, regression_step
 
 
 @dataclass(frozen=True)
 class TiltingConfig:
-    """The knobs of Algorithm 2; the defaults are those of Section 4.2, the paper's letters are the names.
+    """The knobs of Algorithm 2; the defaults are those of Section 4.2, the names are the paper's letters.
 
     Args:
         N: number of tilts.
@@ -84,20 +64,12 @@ class TiltingConfig:
         eta: DDIM multiplier, 1 is DDPM.
         B: minibatch size.
         E: epochs per tilt.
-        epoch: "minibatch" (Algorithm 2 as printed: one minibatch an epoch) or "pass" (all of the S samples an epoch).
+        epoch: "minibatch" (Algorithm 2 as printed: one minibatch an epoch) or "pass" (all S samples an epoch).
         lr: learning rate. Not in the paper.
         optimizer: "adam" or "sgd". Not in the paper.
-        decay: whether the learning rate falls to zero along a cosine in every tilt, or stays.
-        step: "explicit", line 11 of Algorithm 2; "implicit"; or "paths", on whole chains (see :mod:`itlib.beyond.chains`), of which
-            B make a minibatch.
-        variance: of the sampler's steps, "ddpm" or "analytic".
-        student: "copy", all weights of the base that are not frozen, or "adapter", a small correction of the frozen base.
-        share: if given, steps are chosen from the rewards so that about this share of the samples stays effective, and N
-            is ignored; see :mod:`itlib.beyond.step_sizes`.
-        settle: number of tilts, the last ones, that do not tilt further and only mend what is left. Needs "paths".
 
     Raises:
-        ValueError: for a value that makes no sense, saying which.
+        ValueError: for a value out of range, naming it.
     """
 
     N: int = 20
@@ -110,97 +82,21 @@ class TiltingConfig:
     epoch: Literal["minibatch", "pass"] = "minibatch"
     lr: float = 1e-4
     optimizer: Literal["adam", "sgd"] = "adam"
-    decay: bool = False
-    step: Literal["explicit", "implicit", "paths"] = "explicit"
-    variance: Variance = "ddpm"
-    student: Literal["copy", "adapter"] = "copy"
-    share: float | None = None
-    settle: int = 0
 
     def __post_init__(self) -> None:
-        chosen = ("share",) if self.share is not None else ()
-        check_numbers(self, whole=("N", "S", "J", "B", "E"), real=("lam", "eta", "lr", *chosen))
+        check_numbers(self, whole=("N", "S", "J", "B", "E"), real=("lam", "eta", "lr"))
         if self.B > self.S:
             raise ValueError(f"a minibatch of B={self.B} cannot be drawn from S={self.S} samples: lower B or raise S")
         if not 0.0 <= self.eta <= 1.0:
             raise ValueError(f"eta must lie in [0, 1], got {self.eta}")
         if not 0 < self.lr < math.inf or not math.isfinite(self.lam):
             raise ValueError(f"lr must be positive and lam finite, got lr={self.lr}, lam={self.lam}")
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} is {' or '.join(map(repr, choices))}, got {getattr(self, name)!r}")
-        if self.step == "paths" and (self.B < 2 or self.eta < 1.0):
-            raise ValueError("the step 'paths' compares chains that forget their start: B must be at least 2, and eta 1")
-        if self.settle != 0 and (self.step != "paths" or not (type(self.settle) is int and 0 < self.settle < self.N)):
-            raise ValueError(f"settle counts tilts, fewer than N={self.N}, and needs step='paths'; got {self.settle!r}")
-        self.rule()
-
-    @property
-    def delta(self) -> float:
-        """Size of one tilt, lambda / N, if all are equal; those that only settle are not counted."""
-        return self.lam / (self.N - self.settle)
-
-    def rule(self) -> StepRule | None:
-        """The rule that chooses the steps, or None if they are equal."""
-        if self.share is None:
-            return None
-        if not 0.0 < self.share < 1.0:
-            raise ValueError(f"share must lie between 0 and 1, both excluded, got {self.share}")
-        return evenly(bounded_gap(-0.5 * math.log(self.share)))
-
-
-_CHOICES: dict[str, tuple[Any, ...]] = {
-    "decay": (False, True),
-    "epoch": ("minibatch", "pass"),
-    "optimizer": ("adam", "sgd"),
-    "step": ("explicit", "implicit", "paths"),
-    "variance": ("ddpm", "analytic"),
-    "student": ("copy", "adapter"),
-}
-
-#: Configurations by name; the first is what the paper does, the second what we recommend.
-CONFIGURATIONS = {
-    "paper": TiltingConfig(),
-    "recommended": TiltingConfig(
-        S=4000,
-        J=100,
-        B=16,
-        E=1,
-        epoch="pass",
-        lr=6e-3,
-        decay=True,
-        step="paths",
-        variance="analytic",
-        student="adapter",
-        share=0.9,
-        settle=2,
-    ),
-}
-
-
-def configuration(name: str, N: int | None = None) -> TiltingConfig:
-    """A configuration by name.
-
-    Args:
-        name: "paper" or "recommended".
-        N: number of equal tilts. Without it "recommended" chooses its steps; with it, it draws at most 1000 chains a tilt
-            and at most 50,000 in all.
-
-    Raises:
-        ValueError: for an unknown name, with the ones that exist.
-    """
-    if name not in CONFIGURATIONS:
-        raise ValueError(f"there is no configuration {name!r}: choose from {', '.join(CONFIGURATIONS)}")
-    config = CONFIGURATIONS[name]
-    if N is None:
-        return config
-    S = config.S if config.share is None else max(config.B, min(1000, 50_000 // max(N, 1)))
-    return replace(config, N=N, share=None, S=S, settle=min(config.settle, max(N - 1, 0)))
+        check_choices(self, epoch=("minibatch", "pass"), optimizer=("adam", "sgd"))
 
 
 @dataclass(frozen=True)
 class TiltBatch:
-    """What an estimator of the covariance may look at: M noised samples of D_k and what the teacher says of them.
+    """What an estimator of the covariance may look at: M noised samples of D_k and the teacher's predictions for them.
 
     Args:
         k: the tilt, 1 to N.
@@ -225,12 +121,14 @@ class TiltBatch:
     samples: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
-#: An estimator of sigma_t C_{k-1}(x_t, t), (M, d): the covariance (3.9) in the denoiser's units.
+#: An estimator of sigma_t C_{k-1}(x_t, t), (M, d): the covariance (3.9) in the units of the noise.
 CovarianceEstimator = Callable[[TiltBatch], Tensor]
 #: What a tilt of size delta regresses on: (batch, delta) to a target, (M, d), and a factor of the residual, (M, 1) or ().
 Update = Callable[[TiltBatch, float], tuple[Tensor, Tensor]]
-#: Draws D_k: (denoiser, tilt k, S, generator) to samples (S, d).
-DatasetSampler = Callable[[Denoiser, int, int, torch.Generator], Tensor]
+#: Draws D_k: (model, tilt k, S, generator) to samples (S, d).
+DatasetSampler = Callable[[NoisePredictor, int, int, torch.Generator], Tensor]
+#: A factor of the learning rate: (step of the optimiser, number of steps in the tilt) to a number.
+RateFactor = Callable[[int, int], float]
 
 
 def single_sample(batch: TiltBatch) -> Tensor:
@@ -249,21 +147,6 @@ def explicit(estimator: CovarianceEstimator) -> Update:
 
 #: Line 11 with the paper's single-sample covariance.
 PAPER_UPDATE = explicit(single_sample)
-
-
-def log_mean_exp(batch: TiltBatch, delta: float) -> Tensor:
-    """Log of the mean of exp(delta r) over the tilt's dataset, ()."""
-    rewards = batch.rewards if len(batch.rewards) else batch.r
-    return torch.logsumexp(delta * rewards, 0) - math.log(len(rewards))
-
-
-def implicit(batch: TiltBatch, delta: float) -> tuple[Tensor, Tensor]:
-    """The implicit step, as a weighted regression.
-
-    Weights are kept above e^-10, so that targets stay finite in single precision.
-    """
-    u = (delta * batch.r - log_mean_exp(batch, delta)).clamp_min(-10.0).unsqueeze(-1)
-    return batch.z + torch.exp(-u) * (batch.eps_old - batch.z), torch.exp(0.5 * u)
 
 
 def tilt_path(base: GaussianMixture, reward: QuadraticReward, lam: float, N: int) -> Callable[[int], GaussianMixture]:
@@ -286,7 +169,116 @@ def exact_covariance(
 
 def exact_samples(path: Callable[[int], GaussianMixture]) -> DatasetSampler:
     """The oracle: D_k drawn from p_0^{k-1} itself instead of from the learned model."""
-    return lambda denoiser, k, S, generator: path(k - 1).sample(S, generator).float()
+    return lambda model, k, S, generator: path(k - 1).sample(S, generator).float()
+
+
+# ---- the loop over tilts --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tilt:
+    """One tilt, as a learner is asked to learn it.
+
+    Args:
+        k: its number, from 1.
+        samples: what the learner drew, (S, d).
+        rewards: r at the samples, (S,).
+        delta: size of the tilt.
+        strength: of all tilts up to and including this one.
+    """
+
+    k: int
+    samples: Tensor
+    rewards: Tensor
+    delta: float
+    strength: float
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """What a learner's chains say about the model that drew them, measured against the tilt aimed at.
+
+    Args:
+        ess: effective share of the chains, between 0 and 1, under the weights W that make them chains of the tilt.
+        var_log_w: variance of log W; zero for the exact tilt.
+        kl: KL of the chains to the base's, in nats.
+        log_z: estimate of log E_base[exp(strength r)] from the weights.
+    """
+
+    ess: float
+    var_log_w: float
+    kl: float
+    log_z: float
+
+
+class Learner(Protocol):
+    """How a tilt is learned. :class:`Regression` is the paper's way."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The model so far."""
+
+    def draw(self, k: int, generator: torch.Generator) -> Tensor:
+        """Samples of the current model for tilt k, (S, d)."""
+
+    def learn(self, tilt: Tilt, generator: torch.Generator) -> tuple[Tensor, Diagnostics | None]:
+        """Train ``model`` in place; return the losses, one per step of the optimiser, and diagnostics if there are any."""
+
+
+class StepSizes(Protocol):
+    """How far each tilt goes. :class:`EqualSteps` is the paper's way."""
+
+    def left(self, strengths: Sequence[float]) -> int:
+        """Tilts still to come after those that reached these strengths, as far as can be foreseen; 0 ends the run."""
+
+    def choose(self, strengths: Sequence[float], rewards: Tensor) -> tuple[float, float]:
+        """Size delta of the next tilt and the strength that it reaches, given the rewards of its samples, (S,)."""
+
+
+@dataclass(frozen=True)
+class EqualSteps:
+    """N tilts of size lam / N.
+
+    Args:
+        N: number of tilts.
+        lam: tilt strength at the end.
+    """
+
+    N: int
+    lam: float = 1.0
+
+    def left(self, strengths: Sequence[float]) -> int:
+        """N less the tilts that are done.
+
+        Raises:
+            ValueError: if more than N tilts are done.
+            ValueError: if they were not of this size.
+        """
+        k = len(strengths)
+        if k > self.N:
+            raise ValueError(f"{k} tilts are done already, but N is {self.N}")
+        if k and not math.isclose(strengths[-1], self.lam * k / self.N, rel_tol=1e-6):
+            raise ValueError(
+                f"after {k} equal tilts of N={self.N} the strength is {self.lam * k / self.N:g}, not {strengths[-1]:g}"
+            )
+        return self.N - k
+
+    def choose(self, strengths: Sequence[float], rewards: Tensor) -> tuple[float, float]:
+        """lam / N, whatever the rewards are."""
+        return self.lam / self.N, self.lam * (len(strengths) + 1) / self.N
+
+
+@dataclass(frozen=True)
+class TiltState:
+    """Where a run stands: all that the next tilt depends on, apart from the seed.
+
+    Args:
+        model: theta^k.
+        strengths: after each of the k tilts.
+    """
+
+    model: nn.Module
+    strengths: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -295,26 +287,207 @@ class TiltStep:
 
     Args:
         k: the tilt just finished, 1 to N.
-        denoiser: the live network holding theta^k; copy it to keep it.
+        model: the live network holding theta^k; copy it to keep it.
         samples: D_k, (S, d), drawn from the model of tilt k-1.
         rewards: r on D_k, (S,).
         losses: the loss of each optimiser step.
-        seconds: processor seconds spent "sampling" and "training" (wall-clock seconds, on a quiet machine). What a run does
-            before its first tilt is sampling of that tilt.
+        seconds: processor seconds spent "sampling" and "training" (wall-clock seconds, on a quiet machine). Preparations
+            before the first tilt count as its sampling.
         delta: size of the tilt.
-        strength: of all tilts so far; lambda at the end.
-        left: number of tilts to come, as far as can be seen.
+        strengths: after each tilt so far; lambda at the end.
+        left: number of tilts to come, as far as can be foreseen.
+        diagnostics: of the samples, if the learner measures any.
     """
 
     k: int
-    denoiser: nn.Module
+    model: nn.Module
     samples: Tensor
     rewards: Tensor
     losses: Tensor
     seconds: dict[str, float]
     delta: float
-    strength: float
+    strengths: tuple[float, ...]
     left: int
+    diagnostics: Diagnostics | None = None
+
+    @property
+    def strength(self) -> float:
+        """Of all tilts so far; lambda at the end."""
+        return self.strengths[-1]
+
+    @property
+    def state(self) -> TiltState:
+        """What to pass on in order to resume after this tilt; its model is the live network."""
+        return TiltState(self.model, self.strengths)
+
+
+def run_tilts(
+    learner: Learner,
+    reward: Reward,
+    steps: StepSizes,
+    *,
+    seed: int = 0,
+    strengths: Sequence[float] = (),
+    preparation: float = 0.0,
+) -> Iterator[TiltStep]:
+    """The loop of Algorithm 2: draw, evaluate, choose a step, learn.
+
+    Args:
+        learner: draws samples and learns from their rewards.
+        reward: forward evaluations only; called once per tilt on (S, d), returns (S,).
+        steps: how far each tilt goes.
+        seed: fixes every random draw.
+        strengths: after each tilt that ``learner.model`` has behind it.
+        preparation: processor seconds spent before; they count as sampling of the first tilt.
+
+    Yields:
+        A :class:`TiltStep` per tilt.
+
+    Raises:
+        ValueError: if the reward returns NaN or a wrong shape.
+        FloatingPointError: if samples, loss or weights stop being finite, naming the tilt and the likely cause.
+    """
+    torch.optim.Adam(learner.model.parameters())  # the first of a process imports for seconds, which is no cost of a tilt
+    done = tuple(strengths)
+    while steps.left(done):  # line 2
+        k, generator = len(done) + 1, torch.Generator().manual_seed(derive_seed(seed, "tilt", len(done) + 1))
+        clock = time.process_time()
+        samples = learner.draw(k, generator)  # line 3
+        if not bool(torch.isfinite(samples).all()):
+            raise FloatingPointError(
+                f"tilt {k}, strength {done[-1] if done else 0.0:g} so far: the model no longer samples finite numbers. It "
+                "has diverged, or the sampler has: lower the learning rate, or raise J"
+            )
+        rewards = evaluate(reward, samples)
+        delta, strength = steps.choose(done, rewards)
+        done = (*done, strength)
+        sampled = time.process_time()
+        losses, diagnostics = learner.learn(Tilt(k, samples, rewards, delta, strength), generator)  # lines 4 to 14
+        trained = time.process_time()
+        if not all(bool(torch.isfinite(v).all()) for v in (losses, *learner.model.parameters())):
+            raise FloatingPointError(
+                f"tilt {k}, to strength {strength:g}: the loss is no longer finite. {_likely_cause(delta, samples, rewards)}"
+            )
+        seconds, preparation = {"sampling": preparation + sampled - clock, "training": trained - sampled}, 0.0
+        yield TiltStep(k, learner.model, samples, rewards, losses, seconds, delta, done, steps.left(done), diagnostics)
+
+
+def _likely_cause(delta: float, samples: Tensor, rewards: Tensor) -> str:
+    """Why a tilt diverged, as far as its samples tell, and what to do."""
+    share = effective_sample_size(delta * rewards) / len(rewards)
+    if not (spread := float(samples.std())) < 1e3:
+        return f"The model had already run away to samples as wide as {spread:.3g}: lower the learning rate or raise J"
+    if share < 0.05:
+        return (
+            f"Only {share:.1%} of its samples carry a step of {delta:.3g} (coverage): raise N, scale the reward, "
+            "or lower the learning rate"
+        )
+    return "Its samples are sound, so the optimiser's steps are too large: lower the learning rate"
+
+
+# ---- Algorithm 2 ----------------------------------------------------------------------------------------------------
+
+
+class Regression:
+    """The learner of Algorithm 2: a regression on noised samples, lines 3 to 14.
+
+    Args:
+        model: theta^{k-1}; trained in place.
+        schedule: the pair alpha, sigma.
+        config: the knobs.
+        d: dimension of the data.
+        update: what a tilt regresses on.
+        sampler: of D_k; Algorithm 1 by default.
+        rate: factor of the learning rate; None leaves it constant.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        schedule: Schedule,
+        config: TiltingConfig,
+        *,
+        d: int = 2,
+        update: Update = PAPER_UPDATE,
+        sampler: DatasetSampler | None = None,
+        rate: RateFactor | None = None,
+    ) -> None:
+        self.model, self.schedule, self.config, self.update, self.rate = model, schedule, config, update, rate
+        self.sampler = sampler or algorithm_1(schedule, config, d)
+
+    def draw(self, k: int, generator: torch.Generator) -> Tensor:
+        """D_k, (S, d)."""
+        return self.sampler(self.model, k, self.config.S, generator).to(next(self.model.parameters()))
+
+    def learn(self, tilt: Tilt, generator: torch.Generator) -> tuple[Tensor, None]:
+        """Lines 4 to 14. Returns the losses."""
+        device = device_of(self.model)
+        teacher = copy.deepcopy(self.model).requires_grad_(False)  # line 4
+        optimizer = new_optimizer(self.config, self.model)
+        losses: list[Tensor] = []
+        for group in minibatches(self.config, generator):
+            # Teacher, noise and times do not depend on the student: one large call instead of a hundred small ones.
+            index = torch.cat(group)
+            x_0, r = tilt.samples[index], tilt.rewards[index]
+            t = torch.rand(len(index), generator=generator).to(device)  # line 6
+            z = torch.randn(x_0.shape, generator=generator).to(device)
+            x_t = add_noise(self.schedule, x_0, z, t)  # line 8
+            with torch.no_grad():
+                batch = TiltBatch(tilt.k, x_0, r, t, z, x_t, teacher(x_t, t), tilt.rewards, tilt.samples)  # lines 9-10
+                target, factor = self.update(batch, tilt.delta)  # line 11
+            weight = factor * column(self.schedule.sigma(t), x_0)
+            sizes = [len(rows) for rows in group]
+            for columns in zip(*(v.split(sizes) for v in (x_t, t, target, weight)), strict=True):
+                set_rate(optimizer, self.config, self.rate, len(losses))
+                losses.append(regression_step(self.model, optimizer, *columns))  # line 13
+        return torch.stack(losses), None
+
+
+def iterative_tilting(
+    base: NoisePredictor,
+    reward: Reward,
+    schedule: Schedule,
+    config: TiltingConfig | None = None,
+    *,
+    d: int = 2,
+    seed: int = 0,
+    update: Update = PAPER_UPDATE,
+    sampler: DatasetSampler | None = None,
+    state: TiltState | None = None,
+) -> Iterator[TiltStep]:
+    """Algorithm 2 as a generator: fine-tune a model toward exp(lam r) p, one tilt per item.
+
+    Tilt k depends only on theta^{k-1}, the seed and the strengths so far, so a run is resumed by passing the ``state`` of
+    its last tilt.
+
+    Args:
+        base: the pretrained model. It is not changed: a network is copied, and a model without trainable parameters, an
+            exact one or a frozen network, gets a trainable correction on top.
+        reward: forward evaluations only; called once per tilt on (S, d), returns (S,).
+        schedule: the pair alpha, sigma.
+        config: the knobs.
+        d: dimension of the data.
+        seed: fixes every random draw.
+        update: what a tilt regresses on: another estimate of the covariance, for instance the exact one.
+        sampler: of D_k; Algorithm 1 on the current model by default.
+        state: of an interrupted run of the same base, configuration and seed.
+
+    Yields:
+        A :class:`TiltStep` per tilt.
+
+    Raises:
+        ValueError: if the state has no trainable model.
+        ValueError: if the state's strengths are not those of this configuration.
+        ValueError: if the reward returns NaN or a wrong shape.
+        FloatingPointError: if samples, loss or weights stop being finite, naming the tilt and the likely cause.
+    """
+    config = config or TiltingConfig()
+    model, strengths = resumed(state) if state else (trainable_copy(base, d, derive_seed(seed, "weights")), ())
+    learner = Regression(model, schedule, config, d=d, update=update, sampler=sampler)
+    yield from run_tilts(learner, reward, EqualSteps(config.N, config.lam), seed=seed, strengths=strengths)
+
+
+# ---- parts that other learners use too ------------------------------------------------------------------------------
 
 
 def derive_seed(seed: int, purpose: str, k: int = 0) -> int:
@@ -323,61 +496,39 @@ def derive_seed(seed: int, purpose: str, k: int = 0) -> int:
     return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _learns(denoiser: Denoiser) -> TypeGuard[nn.Module]:
-    return isinstance(denoiser, nn.Module) and any(p.requires_grad for p in denoiser.parameters())
+def is_trainable(model: NoisePredictor) -> TypeGuard[nn.Module]:
+    """Whether a model is a network with a parameter that learns."""
+    return isinstance(model, nn.Module) and any(p.requires_grad for p in model.parameters())
 
 
-def as_student(denoiser: Denoiser, d: int, seed: int, beside: bool = False) -> nn.Module:
-    """A copy that learns, beside the original if asked for; what is frozen or no network gets a trainable correction."""
-    if _learns(denoiser):
-        return Beside(denoiser) if beside else copy.deepcopy(denoiser)
-    return Residual(denoiser, Network(d, seed=seed)).to(device_of(denoiser))
+def trainable_copy(base: NoisePredictor, d: int, seed: int) -> nn.Module:
+    """A copy that can be trained; a model without trainable parameters gets a correction, a new :class:`Network`, on top."""
+    if is_trainable(base):
+        return copy.deepcopy(base)
+    return Residual(base, Network(d, seed=seed)).to(device_of(base))
 
 
-def student_of(
-    base: Denoiser, data: Tensor | int, schedule: Schedule, config: TiltingConfig, *, d: int, seed: int
-) -> nn.Module:
-    """What the tilts train, before the first: a network that predicts what the base does.
+def resumed(state: TiltState) -> tuple[nn.Module, tuple[float, ...]]:
+    """A copy of a state's model, and its strengths.
 
-    Args:
-        base: the pretrained denoiser.
-        data: its samples, (n, d), or d for a network whose state will be loaded.
-        schedule: the pair alpha, sigma.
-        config: says which kind of student.
-        d: dimension of the data.
-        seed: fixes initial weights.
+    Raises:
+        ValueError: if no parameter of the model is trainable.
     """
-    if config.student == "adapter":
-        return adapter(base, data, schedule, seed=derive_seed(seed, "weights")).to(device_of(base))
-    return as_student(base, d, derive_seed(seed, "weights"), beside=config.step == "paths")
+    if not is_trainable(state.model):
+        raise ValueError("to resume, pass the model that the last tilt left, and not frozen")
+    return copy.deepcopy(state.model), state.strengths
 
 
-def _chosen(rule: StepRule, rewards: Tensor, lam: float, strength: float, k: int) -> float:
-    """The step that a rule chooses, if it leads anywhere."""
-    delta = rule(rewards, lam - strength)
-    if abs(delta) < 1e-3 * abs(lam):
-        raise FloatingPointError(
-            f"tilt {k}: rewards with standard deviation {float(rewards.std()):.3g} allow a step of only {delta:.3g}, "
-            f"less than a thousandth of lam ({lam:g}). The samples have run away, or the reward is too large for "
-            "such a tilt: look at the samples, lower lam, or choose N yourself with share=None"
-        )
-    return delta
+def algorithm_1(schedule: Schedule, config: TiltingConfig, d: int, variance: Variance = "ddpm") -> DatasetSampler:
+    """D_k by Algorithm 1 on the current model."""
+
+    def draw(model: NoisePredictor, k: int, S: int, generator: torch.Generator) -> Tensor:
+        return sample(model, schedule, S, d, steps=config.J, eta=config.eta, variance=variance, generator=generator)
+
+    return draw
 
 
-def _likely_cause(config: TiltingConfig, delta: float, data: Tensor, rewards: Tensor) -> str:
-    """Why a tilt diverged, as far as its samples tell, and what to do."""
-    weights = torch.softmax(delta * rewards.double(), 0)
-    share = float(1.0 / (weights.square().sum() * len(weights)))
-    if not (spread := float(data.std())) < 1e3:
-        return f"The model had run away to samples as wide as {spread:.3g}: lower lr ({config.lr:g}) or raise J ({config.J})"
-    if share < 0.05:
-        return (
-            f"Only {share:.1%} of its samples carry a step of {delta:.3g} (coverage): raise N, scale the reward or lower lr"
-        )
-    return f"Its samples are sound, so the steps of the optimiser are too large: lower lr ({config.lr:g})"
-
-
-def _batches(config: TiltingConfig, generator: torch.Generator) -> Iterator[list[Tensor]]:
+def minibatches(config: TiltingConfig, generator: torch.Generator) -> Iterator[list[Tensor]]:
     """Indices into D_k, grouped so that a group's targets are computed in one call of the teacher."""
     group: list[Tensor] = []
     for _ in range(config.E):
@@ -390,172 +541,16 @@ def _batches(config: TiltingConfig, generator: torch.Generator) -> Iterator[list
         yield group
 
 
-def _set_rate(optimizer: torch.optim.Optimizer, config: TiltingConfig, step: int) -> None:
-    """The learning rate of an optimiser step, which may fall along a cosine."""
-    if config.decay:
-        steps = config.E * (1 if config.epoch == "minibatch" else math.ceil(config.S / config.B))
-        optimizer.param_groups[0]["lr"] = config.lr * 0.5 * (1.0 + math.cos(math.pi * step / steps))
-
-
-def _optimizer(config: TiltingConfig, student: nn.Module) -> torch.optim.Optimizer:
-    parameters = [p for p in student.parameters() if p.requires_grad]
+def new_optimizer(config: TiltingConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser of one tilt."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
     if config.optimizer == "adam":
         return torch.optim.Adam(parameters, lr=config.lr, fused=True)
     return torch.optim.SGD(parameters, lr=config.lr)
 
 
-def _learn_regression(
-    student: nn.Module,
-    data: Tensor,
-    rewards: Tensor,
-    schedule: Schedule,
-    config: TiltingConfig,
-    update: Update,
-    k: int,
-    delta: float,
-    generator: torch.Generator,
-) -> Tensor:
-    """Lines 4 to 14 of Algorithm 2: regress on noised samples of D_k. Returns the losses."""
-    device = device_of(student)
-    teacher = copy.deepcopy(student).requires_grad_(False)  # line 4
-    optimizer = _optimizer(config, student)
-    losses: list[Tensor] = []
-    for group in _batches(config, generator):
-        # Teacher, noise and times do not depend on the student: one large call instead of a hundred small ones.
-        index = torch.cat(group)
-        x_0, r = data[index], rewards[index]
-        t = torch.rand(len(index), generator=generator).to(device)  # line 6
-        z = torch.randn(x_0.shape, generator=generator).to(device)
-        x_t = noise(schedule, x_0, z, t)  # line 8
-        with torch.no_grad():
-            batch = TiltBatch(k, x_0, r, t, z, x_t, teacher(x_t, t), rewards, data)  # lines 9-10
-            target, factor = update(batch, delta)  # line 11
-        weight = factor * column(schedule.sigma(t), x_0)
-        sizes = [len(rows) for rows in group]
-        for columns in zip(*(v.split(sizes) for v in (x_t, t, target, weight)), strict=True):
-            _set_rate(optimizer, config, len(losses))
-            losses.append(regression_step(student, optimizer, *columns))  # line 13
-    return torch.stack(losses)
-
-
-def _learn_paths(
-    student: Corrected, paths: Paths, rewards: Tensor, config: TiltingConfig, strength: float, generator: torch.Generator
-) -> Tensor:
-    """Make the weights of chains constant; see :mod:`itlib.beyond.chains`. Returns the losses."""
-    optimizer = _optimizer(config, student)
-    losses: list[Tensor] = []
-    for index in itertools.chain.from_iterable(_batches(config, generator)):
-        if len(index) > 1:  # one chain has no variance
-            _set_rate(optimizer, config, len(losses))
-            losses.append(log_variance_step(student, optimizer, paths[index], rewards[index], strength))
-    return torch.stack(losses)
-
-
-def iterative_tilting(
-    base: Denoiser,
-    reward: Reward,
-    schedule: Schedule,
-    config: TiltingConfig | str = "recommended",
-    *,
-    d: int = 2,
-    seed: int = 0,
-    update: Update | None = None,
-    sampler: DatasetSampler | None = None,
-    strengths: Sequence[float] = (),
-) -> Iterator[TiltStep]:
-    """Algorithm 2 as a generator: fine-tune a denoiser toward exp(lam r) p, one tilt per item.
-
-    Tilt k depends on theta^{k-1}, the seed and the strengths so far only, so a run is resumed by passing theta^k as ``base``
-    and the ``strengths`` of its k tilts.
-
-    Two choices of "recommended" begin with samples of the base, each in one batch: the step on paths measures its noise on
-    10,000 (for d above 100 on 10^6 / d, or S if that is more), and the adapter takes its coordinates from 1000 (or 2 d) and
-    keeps a matrix of d x d. For images of many pixels choose ``student="copy"``, on LoRA if memory is short.
-
-    Args:
-        base: the pretrained denoiser, or theta^k. It is not changed: a network is copied, and a denoiser without parameters
-            that learn, an exact one or a frozen network, stays under a trainable correction.
-        reward: forward evaluations only; called once per tilt on (S, d), returns (S,).
-        schedule: the pair alpha, sigma.
-        config: "recommended", "paper", or the knobs one by one.
-        d: dimension of the data.
-        seed: fixes every random draw.
-        update: what a tilt regresses on, if not what the configuration says: an exact covariance for instance.
-        sampler: of D_k; Algorithm 1 on the current denoiser by default.
-        strengths: after each tilt that is done already.
-
-    Yields:
-        A :class:`TiltStep` per tilt.
-
-    Raises:
-        ValueError: for an unknown configuration, more tilts done than there are, by no denoiser that learns or to another
-            strength, a sampler or an update for a step on paths, or a reward that returns NaN or a wrong shape.
-        FloatingPointError: if samples, loss or weights stop being finite or a chosen step vanishes, naming the tilt and the
-            likely cause.
-    """
-    config = configuration(config) if isinstance(config, str) else config
-    rule, start, on_paths = config.rule(), len(strengths), config.step == "paths"
-    if rule is None and start > config.N:
-        raise ValueError(f"{start} tilts are done already, but N is {config.N}")
-    if start and not (_learns(base) and (not on_paths or isinstance(base, Corrected))):
-        raise ValueError("to go on after tilts that are done, pass the denoiser that the last of them left, and not frozen")
-    reached = config.lam * min(1.0, start / (config.N - config.settle))
-    if rule is None and start and not math.isclose(strengths[-1], reached, rel_tol=1e-6):
-        raise ValueError(f"after {start} equal tilts of N={config.N} the strength is {reached:g}, not {strengths[-1]:g}")
-    if on_paths and (update is not None or sampler is not None):
-        raise ValueError("a step on paths draws its own chains: leave out sampler and update, or choose another step")
-    update = update or (PAPER_UPDATE if config.step == "explicit" else implicit)
-    kernel: dict[str, Any] = {"steps": config.J, "eta": config.eta, "variance": config.variance}
-    sampler = sampler or (lambda denoiser, k, S, draws: sample(denoiser, schedule, S, d, generator=draws, **kernel))
-    clock = time.process_time()
-    if start == 0 and config.student == "adapter":
-        first = sampler(base, 1, max(1000, 2 * d), torch.Generator().manual_seed(derive_seed(seed, "coordinates")))
-        student = student_of(base, first, schedule, config, d=d, seed=seed)
-    else:
-        student = as_student(base, d, derive_seed(seed, "weights"), beside=on_paths and start == 0)
-    if on_paths:
-        corrected, widths = cast(Corrected, student), torch.Generator().manual_seed(derive_seed(seed, "widths"))
-        pilot = min(10_000, max(config.S, 10**6 // d))
-        steps = chain_steps(corrected.base, schedule, pilot, d, generator=widths, **kernel)
-    before = time.process_time() - clock
-    _optimizer(config, student)  # the first optimiser of a process imports for seconds, which is no cost of a tilt
-    strength = strengths[-1] if strengths else 0.0
-    settled = sum(math.isclose(s, config.lam) for s in strengths) - 1
-    for k in itertools.count(start + 1):  # line 2
-        if k > config.N if rule is None else settled >= config.settle:
-            return
-        generator = torch.Generator().manual_seed(derive_seed(seed, "tilt", k))
-        clock = time.process_time()
-        if on_paths:
-            paths = draw_paths(corrected, steps, config.S, d, generator=generator)
-            data = paths.x_0
-        else:
-            data = sampler(student, k, config.S, generator).to(next(student.parameters()))  # line 3
-        if not bool(torch.isfinite(data).all()):
-            raise FloatingPointError(
-                f"tilt {k}, strength {strength:g} of {config.lam:g}: the model so far no longer samples numbers. "
-                f"It has diverged, or the sampler has: lower lr ({config.lr:g}) or raise J ({config.J})"
-            )
-        rewards = evaluate(reward, data)
-        if math.isclose(strength, config.lam):
-            delta, strength = 0.0, config.lam
-        elif rule is None:
-            delta, strength = config.delta, config.lam * k / (config.N - config.settle)
-        else:
-            delta = _chosen(rule, rewards, config.lam, strength, k)
-            strength = strength + delta
-        settled += math.isclose(strength, config.lam)
-        left = config.settle - settled if settled >= 0 else round((config.lam - strength) / delta) + config.settle
-        sampled = time.process_time()
-        if on_paths:
-            loss = _learn_paths(corrected, paths, rewards, config, strength, generator)
-        else:
-            loss = _learn_regression(student, data, rewards, schedule, config, update, k, delta, generator)
-        trained = time.process_time()
-        if not all(bool(torch.isfinite(v).all()) for v in (loss, *student.parameters())):
-            raise FloatingPointError(
-                f"tilt {k}, strength {strength:g} of {config.lam:g}: the loss is no longer finite. "
-                f"{_likely_cause(config, delta, data, rewards)}"
-            )
-        spent, before = {"sampling": before + sampled - clock, "training": trained - sampled}, 0.0
-        yield TiltStep(k, student, data, rewards, loss, spent, delta, strength, left)
+def set_rate(optimizer: torch.optim.Optimizer, config: TiltingConfig, rate: RateFactor | None, step: int) -> None:
+    """The learning rate of one step of the optimiser."""
+    if rate is not None:
+        steps = config.E * (1 if config.epoch == "minibatch" else math.ceil(config.S / config.B))
+        optimizer.param_groups[0]["lr"] = config.lr * rate(step, steps)

@@ -1,4 +1,4 @@
-r"""Denoising score matching: learning the base denoiser.
+r"""Denoising score matching: learning the base model.
 
 The :math:`X_1`-prediction loss (2.10) and the :math:`X_0`-prediction loss (2.9),
 
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from itlib.schedules import Schedule, noise
+from itlib.schedules import Schedule, add_noise
 
 
 def check_numbers(config: object, whole: Sequence[str], real: Sequence[str]) -> None:
@@ -38,6 +38,13 @@ def check_numbers(config: object, whole: Sequence[str], real: Sequence[str]) -> 
             raise ValueError(
                 f"{name} must be a {'whole number of at least 1' if name in whole else 'number'}, got {value!r}"
             )
+
+
+def check_choices(config: object, **choices: tuple[Any, ...]) -> None:
+    """Refuse fields of a configuration that are none of their choices."""
+    for name, allowed in choices.items():
+        if getattr(config, name) not in allowed:
+            raise ValueError(f"{name} is {' or '.join(map(repr, allowed))}, got {getattr(config, name)!r}")
 
 
 @dataclass(frozen=True)
@@ -122,7 +129,7 @@ def _moving_average(decay: float) -> Callable[[Any, Any, Tensor | int], None]:
     return update
 
 
-def train_denoiser(
+def train_noise_predictor(
     network: nn.Module, data: Tensor, schedule: Schedule, config: TrainingConfig | None = None, *, seed: int = 0
 ) -> Iterator[TrainingStep]:
     """Train a network by denoising score matching, one epoch per item of the iterator.
@@ -157,7 +164,7 @@ def train_denoiser(
     def draw(x_0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         t = torch.rand(len(x_0), generator=generator).to(x_0)
         x_1 = torch.randn(x_0.shape, generator=generator).to(x_0)
-        return noise(schedule, x_0, x_1, t), t, x_1 if config.predict == "x1" else x_0
+        return add_noise(schedule, x_0, x_1, t), t, x_1 if config.predict == "x1" else x_0
 
     # Four draws for each held-out sample, made once: the validation loss then changes only with the weights.
     validation = draw(held_out.repeat(4, 1))

@@ -40,17 +40,18 @@ import torch
 from IPython.display import Markdown, display
 from tqdm import tqdm
 
+from itlib.beyond.recommended import recommended_tilting
 from itlib.experiments.ablation import ADDED, MORE, REMOVED, settings
 from itlib.experiments.checkpoints import profile as profile_named
 from itlib.experiments.checkpoints import resumable_base
 from itlib.experiments.problems import task as task_named
 from itlib.experiments.records import write_record
-from itlib.gaussian_mixture import ExactDenoiser
+from itlib.gaussian_mixture import ExactNoisePredictor
 from itlib.metrics import flow_nll as probability_flow_nll
 from itlib.metrics import sample_card, score_errors
 from itlib.sampling import sample
 from itlib.schedules import Cosine
-from itlib.tilting import derive_seed, iterative_tilting
+from itlib.tilting import derive_seed
 
 torch.set_num_threads(1)  # the same numbers on every machine with the same processor, whatever runs beside this
 problem, work, schedule = task_named(task), profile_named(profile), Cosine()
@@ -66,7 +67,7 @@ full = profile == "full"
 changes = {"": {}, **(ADDED if config == "paper" else REMOVED | MORE)}[change]
 base = changes.get("base", base) or ("plain" if config == "paper" else "skip")
 if base == "exact":
-    model, trained = ExactDenoiser(problem.base, schedule), 0.0
+    model, trained = ExactNoisePredictor(problem.base, schedule), 0.0
 else:
     training = replace(work.training, lr=3e-3) if base in ("skip", "small") else work.training
     for state in tqdm(
@@ -76,7 +77,7 @@ else:
     model, trained = state.denoiser.eval(), state.seconds["training"]
 
 strengths = [0.0, 0.25, 0.5, 0.75, 1.0]
-exact_base = ExactDenoiser(problem.base, schedule)
+exact_base = ExactNoisePredictor(problem.base, schedule)
 draws = {"n": 20_000 if full else 1000, "seed": derive_seed(seed, "trace")}
 floors = [
     score_errors(model, problem.base.tilted(problem.reward, s), schedule, truth=exact_base, **draws).eps_rmse
@@ -92,10 +93,10 @@ if not full:
     knobs = replace(knobs, S=200, J=20, E=min(knobs.E, 10), B=min(knobs.B, 32), N=min(knobs.N, 5))
 trace, seconds = [], {"sampling": 0.0, "training": 0.0}
 evaluations = {"rewards": 0, "network": 0, "sample_steps": 0}
-for step in tqdm(iterative_tilting(model, problem.reward, schedule, knobs, seed=seed), "tilts"):
+for step in tqdm(recommended_tilting(model, problem.reward, schedule, knobs, seed=seed), "tilts"):
     seconds = {key: value + step.seconds[key] for key, value in seconds.items()}
     truth = problem.base.tilted(problem.reward, step.strength)
-    trace.append(score_errors(step.denoiser, truth, schedule, n=2000 if full else 200, seed=seed).eps_rmse)
+    trace.append(score_errors(step.model, truth, schedule, n=2000 if full else 200, seed=seed).eps_rmse)
     evaluations["rewards"] += knobs.S
     evaluations["network"] += knobs.S * knobs.J
     evaluations["sample_steps"] += len(step.losses) * knobs.B * (knobs.J if knobs.step == "paths" else 1)
@@ -107,14 +108,14 @@ for step in tqdm(iterative_tilting(model, problem.reward, schedule, knobs, seed=
 
 # %%
 generator = torch.Generator().manual_seed(derive_seed(seed, "look"))
-x = sample(step.denoiser, schedule, 20_000 if full else 1000, steps=100, variance="analytic", generator=generator).double()
+x = sample(step.model, schedule, 20_000 if full else 1000, steps=100, variance="analytic", generator=generator).double()
 target = problem.target
-errors = score_errors(step.denoiser, target, schedule, **draws)
+errors = score_errors(step.model, target, schedule, **draws)
 metrics = sample_card(x[:20_000], target, target=target, base=problem.base, seed=seed) | {
     "eps_rmse": errors.eps_rmse,
     "score_rmse": errors.score_rmse,
     "floor": floors[-1],
-    "flow_nll": probability_flow_nll(step.denoiser, schedule, target, target.sample(work.flow_samples, generator).float()),
+    "flow_nll": probability_flow_nll(step.model, schedule, target, target.sample(work.flow_samples, generator).float()),
     "entropy": target.entropy(),
     "mean_0": float(x[:, 0].mean()),
     "mean_1": float(x[:, 1].mean()),

@@ -48,9 +48,9 @@ from itlib import figures
 from itlib.experiments.error_budget import FACTORIAL, FEW, cells, ingredients
 from itlib.experiments.problems import task
 from itlib.experiments.records import read_record, read_records
-from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture
+from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture
 from itlib.network import Network
-from itlib.schedules import Cosine, noise
+from itlib.schedules import Cosine, add_noise
 from itlib.tilting import TiltingConfig, iterative_tilting, tilt_path
 
 torch.set_num_threads(1)
@@ -147,7 +147,7 @@ def remainder(which, N):
     """Error of N first-order steps with exact covariances, at noised samples of the target."""
     problem = task(which)
     path = tilt_path(problem.base, problem.reward, 1.0, N)
-    x_t = noise(schedule, path(N).sample(n, torch.Generator().manual_seed(1)), z, t)
+    x_t = add_noise(schedule, path(N).sample(n, torch.Generator().manual_seed(1)), z, t)
     score = problem.base.score(x_t, t, schedule) - path(N).score(x_t, t, schedule)
     for k in range(N):
         score += path(k).covariance(x_t, t, schedule, problem.reward) / N
@@ -485,8 +485,8 @@ def implied(row, weights=False, mean=False, width=False):
         target.means + torch.tensor([0.0, row["mean_1"] - float(target.mean[1])]) * mean,
         torch.diag_embed(torch.tensor(row["component_variances"])) if width else target.covariances,
     )
-    x_t = noise(schedule, target.sample(n, torch.Generator().manual_seed(1)), z, t)
-    gap = ExactDenoiser(faulty, schedule)(x_t, t) - ExactDenoiser(target, schedule)(x_t, t)
+    x_t = add_noise(schedule, target.sample(n, torch.Generator().manual_seed(1)), z, t)
+    gap = ExactNoisePredictor(faulty, schedule)(x_t, t) - ExactNoisePredictor(target, schedule)(x_t, t)
     return float(gap.square().sum(1).mean().sqrt())
 
 

@@ -37,12 +37,13 @@ from IPython.display import Markdown, display
 from itlib import figures
 from itlib.baselines.monte_carlo import effective_sample_size
 from itlib.beyond.estimators import centred, fit_value, local_baseline, per_dataset, rao_blackwell, value_gradient
-from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture, paper_mixture
+from itlib.beyond.implicit import implicit
+from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture, paper_mixture
 from itlib.network import Network, Residual
 from itlib.rewards import NAMED_REWARDS, QuadraticReward, parse_reward
 from itlib.sampling import path_log_weights, time_grid, transition
-from itlib.schedules import Cosine, noise
-from itlib.tilting import TiltBatch, TiltingConfig, explicit, implicit, iterative_tilting, single_sample
+from itlib.schedules import Cosine, add_noise
+from itlib.tilting import TiltBatch, TiltingConfig, explicit, iterative_tilting, single_sample
 
 torch.set_num_threads(1)
 full = profile == "full"
@@ -127,7 +128,7 @@ for d in (1, 2, 10):
     r_bar = float(law.posterior_reward(x[:1], time, schedule, r))
     mean = 1 + 0.5 * alpha / (0.5 * alpha**2 + sigma**2) * (x - alpha)
     x_0 = mean + width**0.5 * torch.randn(n, d, generator=seeded(0), dtype=torch.float64)
-    eps_old = ExactDenoiser(law, schedule)(x, time)
+    eps_old = ExactNoisePredictor(law, schedule)(x, time)
     batch = TiltBatch(1, x_0, r(x_0), time.expand(n), (x - alpha * x_0) / sigma, x, eps_old)
     exact = sigma * law.covariance(x[:1], time, schedule, r)[0]
     row = {"$d$": d}
@@ -173,7 +174,7 @@ def one_draw(estimator, law, t, teacher=None, r=reward):
     x_0 = parts.loc.unsqueeze(2) + torch.einsum("bkde,qe->bkqd", parts.scale_tril, nodes)
     w = (posterior.mixture_distribution.probs.unsqueeze(-1) * weights).flatten(1)
     x_0, M = x_0.reshape(-1, 2), w.shape[1]
-    x_t, eps_old = (v.repeat_interleave(M, 0) for v in (x, ExactDenoiser(teacher or law, schedule)(x, time)))
+    x_t, eps_old = (v.repeat_interleave(M, 0) for v in (x, ExactNoisePredictor(teacher or law, schedule)(x, time)))
     batch = TiltBatch(1, x_0, r(x_0), time.expand(len(x_0)), (x_t - alpha * x_0) / sigma, x_t, eps_old)
     values = estimator(batch).reshape(len(x), M, 2)
     mean = torch.einsum("bm,bmd->bd", w, values)
@@ -367,8 +368,8 @@ def relative_errors(d, S, seed, M=1500 if full else 300):
     x_0 = D[torch.randint(S, (M,), generator=generator)]
     t = schedule.t_min + (schedule.t_max - schedule.t_min) * torch.rand(M, generator=generator, dtype=torch.float64)
     z = torch.randn(M, d, generator=generator, dtype=torch.float64)
-    x = noise(schedule, x_0, z, t)
-    batch = [r(x_0), t, z, x, ExactDenoiser(law, schedule)(x, t), r(D), D]
+    x = add_noise(schedule, x_0, z, t)
+    batch = [r(x_0), t, z, x, ExactNoisePredictor(law, schedule)(x, t), r(D), D]
     batch = TiltBatch(1, x_0.float(), *(v.float() for v in batch))
     exact = schedule.sigma(t)[:, None] * law.covariance(x, t, schedule, r)
     size = exact.square().sum(-1).mean()
@@ -517,7 +518,7 @@ delta, budgets = 0.1, (100, 500) if full else (20,)
 
 def learned_error(update, E, seed, lr=1e-3):
     """Relative error of the step that a student has learned after E minibatches."""
-    start = ExactDenoiser(law, schedule)
+    start = ExactNoisePredictor(law, schedule)
     tilts = iterative_tilting(
         Residual(start, Network(2, width=64, depth=3, seed=seed)),
         reward,
@@ -527,7 +528,7 @@ def learned_error(update, E, seed, lr=1e-3):
         update=update,
         sampler=lambda _, k, S, generator: law.sample(S, generator).float(),
     )
-    student = next(tilts).denoiser
+    student = next(tilts).model
     with torch.no_grad():
         step = (start(x_t, t) - student(x_t.float(), t.float())).double()
     return float(((step - exact_step).square().sum(-1).mean() / exact_step.square().sum(-1).mean()) ** 0.5)
@@ -536,8 +537,8 @@ def learned_error(update, E, seed, lr=1e-3):
 # %% tags=["hide-input"]
 generator, after = seeded(5), base.tilted(reward, 0.5 + delta)
 t = schedule.t_min + (schedule.t_max - schedule.t_min) * torch.rand(2000, generator=generator, dtype=torch.float64)
-x_t = noise(schedule, law.sample(2000, generator), torch.randn(2000, 2, generator=generator, dtype=torch.float64), t)
-exact_step = ExactDenoiser(law, schedule)(x_t, t) - ExactDenoiser(after, schedule)(x_t, t)
+x_t = add_noise(schedule, law.sample(2000, generator), torch.randn(2000, 2, generator=generator, dtype=torch.float64), t)
+exact_step = ExactNoisePredictor(law, schedule)(x_t, t) - ExactNoisePredictor(after, schedule)(x_t, t)
 first_order = delta * schedule.sigma(t)[:, None] * law.covariance(x_t, t, schedule, reward)
 remainder = float(((first_order - exact_step).square().sum(-1).mean() / exact_step.square().sum(-1).mean()) ** 0.5)
 
@@ -609,7 +610,7 @@ def mixture(left, variance):
 
 def weighed(model, J, seed, base=base, n=2000 if full else 500, eta=1.0):
     """Left mode's weight, mean and variance of x_2 within the target's tilt: without weights, with them; and ESS / n."""
-    denoisers = ExactDenoiser(model, schedule), ExactDenoiser(base, schedule)
+    denoisers = ExactNoisePredictor(model, schedule), ExactNoisePredictor(base, schedule)
     x, log_w = path_log_weights(*denoisers, schedule, n, steps=J, eta=eta, generator=seeded(seed))
     log_w = log_w + paper(x)
     x, rows = x.double(), []
@@ -740,7 +741,7 @@ x = alpha * own + sigma * z
 exact = sigma * law.covariance(x, time, schedule, reward)
 z_i = (x.unsqueeze(1) - alpha * D) / sigma
 wr = torch.softmax(-0.5 * z_i.square().sum(-1), 1) * reward(D)
-eps_old = ExactDenoiser(law, schedule)(x, time)
+eps_old = ExactNoisePredictor(law, schedule)(x, time)
 with_teacher = wr.sum(1, keepdim=True) * eps_old - torch.einsum("ns,nsd->nd", wr, z_i)
 without = rao_blackwell(schedule)(TiltBatch(1, own, reward(own), time.expand(300), z, x, eps_old, reward(D), D))
 relative = [(mean_square(v - exact) / mean_square(exact)) ** 0.5 for v in (with_teacher, without)]

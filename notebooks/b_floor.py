@@ -226,7 +226,7 @@ display(Markdown(pd.DataFrame(table).to_markdown(index=False, disable_numparse=T
 #
 # ## What is built in, and when it is wrong
 #
-# On the first two tasks of {numref}`fig-floor` a network on top of a Gaussian ({py:func}`~itlib.beyond.preconditioning.skip_network`) does best: a little at home, and far more at the target. It extrapolates better, because the Gaussian part is linear in $x$ far out, as the score of a Gaussian is, and the network has only to
+# On the first two tasks of {numref}`fig-floor` a network on top of a Gaussian ({py:func}`~itlib.beyond.preconditioning.gaussian_skip_network`) does best: a little at home, and far more at the target. It extrapolates better, because the Gaussian part is linear in $x$ far out, as the score of a Gaussian is, and the network has only to
 # learn what is not Gaussian. That is an *assumption about tails*, and on the tasks of the paper it is true.
 #
 # The task `tails` is made to break it. A tenth of each mode has three times the variance, and the reward $r(x) = 2 x_2$ makes the target of it:

@@ -38,10 +38,10 @@ from torch.distributions import Normal
 from itlib import figures
 from itlib.beyond.step_sizes import bounded_gap, constant_ess, evenly
 from itlib.experiments.problems import TASKS, Task
-from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture, paper_mixture
+from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture, paper_mixture
 from itlib.network import Network, Residual
 from itlib.rewards import QuadraticReward, parse_reward
-from itlib.schedules import Cosine, noise
+from itlib.schedules import Cosine, add_noise
 from itlib.tilting import TiltBatch, TiltingConfig, derive_seed, iterative_tilting, single_sample
 
 torch.set_num_threads(1)
@@ -81,7 +81,7 @@ def tabulate(task):
     generator = torch.Generator().manual_seed(0)
     x_0 = task.target.sample(n, generator)
     t = schedule.t_min + (schedule.t_max - schedule.t_min) * torch.rand(n, generator=generator, dtype=torch.float64)
-    x = noise(schedule, x_0, torch.randn(n, 2, generator=generator, dtype=torch.float64), t)
+    x = add_noise(schedule, x_0, torch.randn(n, 2, generator=generator, dtype=torch.float64), t)
     sigma = schedule.sigma(t).unsqueeze(-1)
     C = torch.stack([(sigma * task.base.tilted(task.reward, s).covariance(x, t, schedule, task.reward)) for s in nodes])
     total = sigma * (task.target.score(x, t, schedule) - task.base.score(x, t, schedule))
@@ -497,7 +497,7 @@ def noise_of_one_draw(task, s, seed, M=3000 if full else 300):
     law, generator = task.base.tilted(task.reward, s), torch.Generator().manual_seed(seed)
     x_0, z = law.sample(M, generator), torch.randn(M, 2, generator=generator, dtype=torch.float64)
     t = schedule.t_min + (schedule.t_max - schedule.t_min) * torch.rand(M, generator=generator, dtype=torch.float64)
-    x_t, sigma = noise(schedule, x_0, z, t), schedule.sigma(t).unsqueeze(-1)
+    x_t, sigma = add_noise(schedule, x_0, z, t), schedule.sigma(t).unsqueeze(-1)
     eps, exact = -sigma * law.score(x_t, t, schedule), sigma * law.covariance(x_t, t, schedule, task.reward)
     rewards = (task.reward(x_0), task.reward(x_0) - law.expected_reward(task.reward))
     return [(single_sample(TiltBatch(1, x_0, r, t, z, x_t, eps)) - exact).square().sum(-1).mean() for r in rewards]
@@ -542,7 +542,7 @@ W = 600 if full else 30  # minibatches of 64 in all; and ten samples for each
 def learn(name, steps, seed):
     """Algorithm 2 with exact samples and these steps: how far sigma times the score moves, at the points of the table, (2n,)."""
     task, (*_, x, t), N = TASKS[name], table[name], len(steps)
-    base = ExactDenoiser(task.base, schedule)
+    base = ExactNoisePredictor(task.base, schedule)
     model, strength = Residual(base, Network(2, width=64, depth=3, seed=seed)), 0.0
     for k, delta in enumerate(steps):
         law = task.base.tilted(task.reward, strength)
@@ -554,7 +554,7 @@ def learn(name, steps, seed):
             seed=derive_seed(seed, "tilt", k),
             sampler=lambda _, k, S, generator, law=law: law.sample(S, generator).float(),
         )
-        model, strength = next(tilts).denoiser, strength + delta
+        model, strength = next(tilts).model, strength + delta
     with torch.no_grad():
         return (base(x.float(), t.float()) - model(x.float(), t.float())).double().flatten().numpy()
 

@@ -39,13 +39,14 @@ import torch
 from IPython.display import Markdown, display
 
 from itlib import figures
-from itlib.beyond.chains import chain_steps, draw_paths
+from itlib.beyond.chains import chain_steps, draw_chains
+from itlib.beyond.recommended import RecommendedConfig
 from itlib.experiments.ablation import ADDED, HARDER, REMOVED
 from itlib.experiments.problems import task
 from itlib.experiments.records import read_record, read_records
-from itlib.gaussian_mixture import ExactDenoiser
+from itlib.gaussian_mixture import ExactNoisePredictor
 from itlib.schedules import Cosine
-from itlib.tilting import CONFIGURATIONS
+from itlib.tilting import TiltingConfig
 
 torch.set_num_threads(1)
 full = profile == "full"
@@ -114,10 +115,10 @@ def median(values, form=".3f"):
 
 # %%
 class Tilt:
-    """What `draw_paths` asks of a student, in closed form."""
+    """What `draw_chains` asks of a student, in closed form."""
 
     def __init__(self, problem):
-        self.base, target = ExactDenoiser(problem.base, schedule), ExactDenoiser(problem.target, schedule)
+        self.base, target = ExactNoisePredictor(problem.base, schedule), ExactNoisePredictor(problem.target, schedule)
         self.correction = lambda x, t: target(x, t) - self.base(x, t)
 
 
@@ -125,7 +126,7 @@ def chains(problem, K, n, seed=0):
     """Chains of the exact tilt in K steps, and their log weights, (n,)."""
     model, generator = Tilt(problem), torch.Generator().manual_seed(seed)
     steps = chain_steps(model.base, schedule, n, 2, steps=K, generator=generator)
-    paths = draw_paths(model, steps, n, 2, generator=generator)
+    paths = draw_chains(model, steps, n, 2, generator=generator)
     return paths, problem.reward(paths.x_0) + paths.log_ratio(paths.correction)
 
 
@@ -192,8 +193,8 @@ WHY = {
     "step": "errors of earlier tilts are mended, and the noise goes away at the solution: above",
     "student": "a small correction of the frozen base, in whitened coordinates and bounded far out",
     "variance": "samples keep their variance: {doc}`b_samplers`",
-    "share": "steps from the rewards, which keep this share of the samples effective: {doc}`b_how_many_tilts`",
-    "settle": "tilts at the end that tilt no further",
+    "target_ess": "steps from the rewards, which keep this share of the samples effective: {doc}`b_how_many_tilts`",
+    "polish_rounds": "tilts at the end that tilt no further and only correct what is left",
     "decay": "the learning rate falls to zero in every tilt",
     "lr": "for a network of a few thousand weights",
     "S": "fewer tilts, so more chains in each",
@@ -202,14 +203,14 @@ WHY = {
     "E": "a single pass",
     "epoch": "over all chains of the tilt",
 }
-old, new = (asdict(CONFIGURATIONS[name]) for name in ("paper", "recommended"))
+old, new = asdict(RecommendedConfig.like(TiltingConfig())), asdict(RecommendedConfig())
 changes = [f"- `{key}`: {old[key]} → **{new[key]}**; {why}." for key, why in WHY.items() if old[key] != new[key]]
 assert {key for key in old if old[key] != new[key]} <= set(WHY)
 display(Markdown("Each knob as the paper has it, as we recommend it, and why.\n\n" + "\n".join(changes)))
 
 # %% [markdown]
 # The base changes too. `resumable_base(..., kind="skip")` trains a smaller network as a correction of the Gaussian that fits its data, on the same 30,000 samples; {doc}`b_floor` says what that builds in.
-# All of this is what `iterative_tilting(base, reward, schedule)` does if it is not told otherwise; `iterative_tilting(base, reward, schedule, "paper")` is Algorithm 2.
+# All of this is what `recommended_tilting(base, reward, schedule)` of {py:mod}`itlib.beyond.recommended` does if it is not told otherwise; `iterative_tilting(base, reward, schedule)` is Algorithm 2.
 #
 # ## What comes out
 #
@@ -483,7 +484,7 @@ def cost(label, frame, seconds):
 
 
 fifty = read_records(Path(paper_runs), "N050_seed*.json")
-knobs = CONFIGURATIONS["paper"]
+knobs = TiltingConfig()
 paper_cost = pd.DataFrame(
     {"rewards": [50 * knobs.S], "network": [50 * knobs.S * knobs.J], "sample_steps": [50 * knobs.E * knobs.B]}
 )
@@ -495,7 +496,7 @@ table = [
 display(Markdown(pd.DataFrame(table).to_markdown(index=False, disable_numparse=True)))
 display(
     Markdown(
-        f"Medians over seeds, base training excluded; seconds were taken on busy machines and at different times. Nor does the table count what a recommended run draws before its first tilt, 1,000 samples for coordinates and 10,000 for the noise of its steps: {11_000 * CONFIGURATIONS['recommended'].J / 1e6:.1f} million evaluations more. The training steps of the recommended runs are cheaper than their number says: "
+        f"Medians over seeds, base training excluded; seconds were taken on busy machines and at different times. Nor does the table count what a recommended run draws before its first tilt, 1,000 samples for coordinates and 10,000 for the noise of its steps: {11_000 * RecommendedConfig.J / 1e6:.1f} million evaluations more. The training steps of the recommended runs are cheaper than their number says: "
         "only the small correction is differentiated, and what the base says along a chain is computed once."
     )
 )
@@ -510,6 +511,6 @@ display(
 #
 # ## Try this
 #
-# - Tilt a *learned* base, and compare `effective_paths` of its chains before and after the last, settling tilts.
+# - Tilt a *learned* base, and compare `step.diagnostics.ess`, the effective share of its chains, before and after the last, polishing tilts.
 # - Pass `eta=0.5` to `chain_steps` where {numref}`fig-chain-weights` is made. Why does the variance no longer fall with the number of steps?
 # - Take `itlib.experiments.scaling.jump` for a reward in one dimension. No step asks for its gradient: does {eq}`eq-log-variance` mind the jump?

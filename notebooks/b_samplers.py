@@ -39,7 +39,7 @@ from torchdiffeq import odeint
 from itlib import figures
 from itlib.experiments.checkpoints import profile as profile_named
 from itlib.experiments.checkpoints import resumable_base
-from itlib.gaussian_mixture import ExactDenoiser, paper_mixture
+from itlib.gaussian_mixture import ExactNoisePredictor, paper_mixture
 from itlib.likelihood import velocity
 from itlib.sampling import sample
 from itlib.schedules import Cosine
@@ -50,7 +50,7 @@ from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultist
 torch.set_num_threads(1)
 full = profile == "full"
 schedule, base = Cosine(), paper_mixture()
-exact = ExactDenoiser(base, schedule)
+exact = ExactNoisePredictor(base, schedule)
 n, seeds = 20_000 if full else 1000, range(3 if full else 2)
 
 

@@ -55,12 +55,12 @@ from itlib.experiments.scaling import (
     jump,
     two_modes,
 )
-from itlib.gaussian_mixture import ExactDenoiser
+from itlib.gaussian_mixture import ExactNoisePredictor
 from itlib.metrics import mode_weights
 from itlib.network import Network, Residual
 from itlib.rewards import QuadraticReward
 from itlib.sampling import sample
-from itlib.schedules import Cosine, noise
+from itlib.schedules import Cosine, add_noise
 from itlib.tilting import TiltBatch, TiltingConfig, iterative_tilting, single_sample
 
 torch.set_num_threads(1)
@@ -143,7 +143,7 @@ for name, reward in SHAPES.items():
 
     x_0 = target.sample(n, generator)
     t = schedule.t_min + (schedule.t_max - schedule.t_min) * torch.rand(n, generator=generator, dtype=torch.float64)
-    x = noise(schedule, x_0, torch.randn(n, 1, generator=generator, dtype=torch.float64), t)
+    x = add_noise(schedule, x_0, torch.randn(n, 1, generator=generator, dtype=torch.float64), t)
     remainder[name] = np.array([float(e.square().mean().sqrt()) for e in missing(x, t, Ns)])
     found = []
     for s in times:  # where in time it sits, by a sum over x
@@ -220,12 +220,12 @@ display(
 # %%
 def student():
     """The exact base with a trainable correction that starts at zero."""
-    return Residual(ExactDenoiser(two_modes(), schedule), Network(1, width=64, depth=3))
+    return Residual(ExactNoisePredictor(two_modes(), schedule), Network(1, width=64, depth=3))
 
 
 def moved(step):
     """How far the weights have moved, in all."""
-    pairs = zip(step.denoiser.parameters(), student().parameters(), strict=True)
+    pairs = zip(step.model.parameters(), student().parameters(), strict=True)
     return math.sqrt(sum(float((a - b).detach().square().sum()) for a, b in pairs))
 
 
@@ -365,8 +365,8 @@ def ratio(d, s, t, M=4000 if full else 500):
     law, generator = base.tilted(b, s), torch.Generator().manual_seed(0)
     x_0, z = law.sample(M, generator), torch.randn(M, d, generator=generator, dtype=torch.float64)
     time = torch.full((M,), t, dtype=torch.float64)
-    x_t = noise(schedule, x_0, z, time)
-    estimate = single_sample(TiltBatch(1, x_0, x_0 @ b, time, z, x_t, ExactDenoiser(law, schedule)(x_t, time)))
+    x_t = add_noise(schedule, x_0, z, time)
+    estimate = single_sample(TiltBatch(1, x_0, x_0 @ b, time, z, x_t, ExactNoisePredictor(law, schedule)(x_t, time)))
     u = b / b.norm()
     along = estimate @ u
     rest = estimate - along.unsqueeze(1) * u
@@ -556,7 +556,7 @@ def exact_remainder(N, n=500 if full else 100):
     target = line.tilted(reward)
     x_0 = target.sample(n, generator)
     t = schedule.t_min + (schedule.t_max - schedule.t_min) * torch.rand(n, generator=generator, dtype=torch.float64)
-    x = noise(schedule, x_0, torch.randn(n, 1, generator=generator, dtype=torch.float64), t)
+    x = add_noise(schedule, x_0, torch.randn(n, 1, generator=generator, dtype=torch.float64), t)
     total = schedule.sigma(t) * (target.score(x, t, schedule) - line.score(x, t, schedule))[:, 0]
     return float((tilted_means(x, t, reward, starts(N))[2].mean(1) - total).square().mean().sqrt())
 
@@ -607,7 +607,9 @@ def undecided(law, n=2000):
         law.sample(n, torch.Generator().manual_seed(0)),
         torch.randn(n, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1)),
     )
-    posteriors = [law.posterior(noise(schedule, x_0, z, t), t, schedule).mixture_distribution.probs[:, 1] for t in grid_t]
+    posteriors = [
+        law.posterior(add_noise(schedule, x_0, z, t), t, schedule).mixture_distribution.probs[:, 1] for t in grid_t
+    ]
     return torch.stack([(4 * w * (1 - w)).mean() for w in posteriors]).numpy()
 
 
@@ -619,7 +621,7 @@ every = runs[runs["kl"] == 0.3].assign(error=lambda v: v["mode_weight"] - v["mod
 weights = every[~every["centre"]]
 sampler = {}
 for distance, (base, b) in apart.items():  # what the sampler alone does to the weights, with the exact score
-    law, eps = base.tilted(b), ExactDenoiser(base.tilted(b), schedule)
+    law, eps = base.tilted(b), ExactNoisePredictor(base.tilted(b), schedule)
     draws = [
         sample(
             eps, schedule, 20_000 if full else 1000, 1, steps=50, variance="analytic",

@@ -38,7 +38,7 @@ from IPython.display import Markdown, display
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
 from itlib import figures
-from itlib.tilting import CONFIGURATIONS
+from itlib.beyond.recommended import RecommendedConfig
 
 record = json.loads(Path(bench).read_text())
 parts = record["parts"]
@@ -828,7 +828,7 @@ else:
         Markdown(
             f"Absolute seconds (medians; quartiles span at most {100 * wide:.0f} % of them) on one {found['gpu']['device']}, and on one core of the machine that it is in ({made['processor']}, torch {made['versions']['torch']}); samples in {found['gpu']['steps']} steps. A test holds that every method computes there what it computes here.\n\n"
             + pd.DataFrame(table, columns=["", *places]).to_markdown(index=False, disable_numparse=True)
-            + f"\n\nA GPU is told each product separately, so {more} take {seconds[f'{more}: GPU'] / seconds[f'{few}: GPU']:.1f} times as long as {few}: the many are {gains[more]:.0f} times as fast as on a core, the few {gains[few]:.0f} times. A tilt of the paper is {gains['a tilt of paper']:.1f} times as fast; one of `recommended`, which learns from {CONFIGURATIONS['recommended'].B} chains at a time, "
+            + f"\n\nA GPU is told each product separately, so {more} take {seconds[f'{more}: GPU'] / seconds[f'{few}: GPU']:.1f} times as long as {few}: the many are {gains[more]:.0f} times as fast as on a core, the few {gains[few]:.0f} times. A tilt of the paper is {gains['a tilt of paper']:.1f} times as fast; one of `recommended`, which learns from {RecommendedConfig.B} chains at a time, "
             + (
                 f"{gains['a tilt of recommended']:.1f} times. "
                 if gains["a tilt of recommended"] > 1.2

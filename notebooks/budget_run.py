@@ -49,7 +49,7 @@ from itlib.experiments.checkpoints import resumable_base
 from itlib.experiments.error_budget import ingredients
 from itlib.experiments.problems import task as task_named
 from itlib.experiments.records import write_record
-from itlib.gaussian_mixture import ExactDenoiser
+from itlib.gaussian_mixture import ExactNoisePredictor
 from itlib.metrics import (
     component_variances,
     mean_mse,
@@ -80,7 +80,7 @@ update, sampler = ingredients(
     path, problem.reward, schedule, samples=samples, covariance=covariance, exact_teacher=exact_teacher, J=settings.J
 )
 if exact_base:
-    start = ExactDenoiser(problem.base, schedule)
+    start = ExactNoisePredictor(problem.base, schedule)
 else:
     for base in tqdm(resumable_base(problem.base, schedule, work.training, n=work.n, seed=seed), "epochs of the base"):
         start = base.denoiser
@@ -104,14 +104,14 @@ for step in tqdm(
 ):
     seconds = {key: value + step.seconds[key] for key, value in seconds.items()}
     if step.k in marks:
-        curve.append(look(step.denoiser, step.k, 1000)[1])
+        curve.append(look(step.model, step.k, 1000)[1])
 
 # %% [markdown]
 # ## What came out
 
 # %%
 target = problem.target
-x, last = look(step.denoiser, N, work.samples)
+x, last = look(step.model, N, work.samples)
 weights = mode_weights(x, target)
 metrics = {key: last[key] for key in ("eps_rmse", "score_rmse", "variance", "mean_0", "mean_1")} | {
     "mean_mse_target": mean_mse(x, target),

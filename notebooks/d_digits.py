@@ -220,7 +220,7 @@ def walk(model):
 
 watch(base)
 for step in iterative_tilting(base, setting.reward, schedule, paper(setting), d=D, seed=0):
-    watch(step.denoiser)
+    watch(step.model)
 
 # %% tags=["remove-cell"]
 N = len(frames) - 1

@@ -35,7 +35,7 @@ import torch
 from IPython.display import Markdown, display
 
 from itlib import figures
-from itlib.training import TrainingConfig, train_denoiser
+from itlib.training import TrainingConfig, train_noise_predictor
 
 logging.getLogger("diffusers").setLevel(logging.ERROR)
 torch.set_num_threads(1)
@@ -110,7 +110,7 @@ def fades(n, generator):
 data = fades(2000 if full else 200, torch.Generator().manual_seed(1))
 data = data + 0.05 * torch.randn(data.shape, generator=torch.Generator().manual_seed(2))
 settings = TrainingConfig(epochs=25 if full else 1, batch_size=128, lr=3e-3, averaging=0.98)
-for epoch in train_denoiser(base, data, schedule, settings):
+for epoch in train_noise_predictor(base, data, schedule, settings):
     pass
 
 # %% [markdown]
@@ -163,7 +163,7 @@ def warm_left(x):
 # is far, and takes many steps or a smaller $\lambda$.
 
 # %%
-from itlib.beyond.step_sizes import effective_share
+from itlib.metrics import effective_sample_size
 from itlib.sampling import sample
 
 lam = 3.0
@@ -175,7 +175,7 @@ wanted = float((before * math.exp(lam)).sum() / torch.exp(lam * before).sum())  
 display(
     Markdown(
         f"Of the base's samples {before.mean():.0%} have the reward. Under $e^{{\\lambda r}}$ with $\\lambda = {lam:g}$ it is {wanted:.0%}, and "
-        f"{effective_share(before, lam):.0%} of the samples stay effective."
+        f"{effective_sample_size(lam * before) / len(before):.0%} of the samples stay effective."
     )
 )
 
@@ -187,18 +187,18 @@ display(
 # that the page is quick.
 
 # %%
+from itlib.beyond.recommended import RecommendedConfig, recommended_tilting
 from itlib.experiments.checkpoints import RunState, load_state, save_state
-from itlib.tilting import TiltingConfig, iterative_tilting
+from itlib.tilting import TiltingConfig, TiltState
 
-config = TiltingConfig(
-    N=10 if full else 3, lam=lam, S=256 if full else 64, J=20, B=64, E=60 if full else 5, lr=3e-4, decay=True
+config = RecommendedConfig.like(
+    TiltingConfig(N=10 if full else 3, lam=lam, S=256 if full else 64, J=20, B=64, E=60 if full else 5, lr=3e-4), decay=True
 )
 checkpoint = Path(tempfile.mkdtemp()) / "run.safetensors"
-rows, strengths = [], []
-for step in iterative_tilting(base, warm_left, schedule, config, d=d, seed=0):
+rows = []
+for step in recommended_tilting(base, warm_left, schedule, config, d=d, seed=0):
     rows.append((step.k, step.strength, float(step.rewards.mean()), float(step.losses.mean())))
-    strengths.append(step.strength)
-    save_state(checkpoint, RunState(step.k, config.N, step.denoiser, strengths=strengths))
+    save_state(checkpoint, RunState(step.k, config.N, step.model, strengths=list(step.strengths)))
     if step.k == config.N // 2:
         break  # a power cut
 
@@ -209,9 +209,10 @@ for step in iterative_tilting(base, warm_left, schedule, config, d=d, seed=0):
 # %%
 student = FromModel(UNet2DModel.from_config(unet.config), schedule, (3, 4, 4), scheduler.config.prediction_type)
 found = load_state(checkpoint, student)
-for step in iterative_tilting(student, warm_left, schedule, config, d=d, seed=0, strengths=found.strengths):
+state = TiltState(found.denoiser, tuple(found.strengths))
+for step in recommended_tilting(base, warm_left, schedule, config, d=d, seed=0, state=state):
     rows.append((step.k, step.strength, float(step.rewards.mean()), float(step.losses.mean())))
-tilted = step.denoiser
+tilted = step.model
 
 # %% tags=["hide-input"]
 table = ["| tilt | strength before | mean reward before | loss |", "|--:|--:|--:|--:|"]
@@ -266,16 +267,13 @@ display(
 # this pair came closest of all methods without a gradient ({doc}`d_digits`).
 
 # %%
-from dataclasses import replace
-
 from itlib.pretrained import merge_lora, trainable, with_lora
-from itlib.tilting import CONFIGURATIONS
 
 light = with_lora(base, rank=2)
-one = replace(CONFIGURATIONS["recommended"], student="copy", lr=1e-3, lam=0.3, S=64, J=10, share=None, N=1, settle=0)
-(step,) = iterative_tilting(light, warm_left, schedule, one, d=d)
-learned = trainable(step.denoiser)  # a dictionary of tensors, for safetensors.torch.save_file
-back = merge_lora(step.denoiser.student).model  # a UNet2DModel again, with the keys of the original
+one = RecommendedConfig.equal_steps(1, student="copy", lr=1e-3, lam=0.3, S=64, J=10)
+(step,) = recommended_tilting(light, warm_left, schedule, one, d=d)
+learned = trainable(step.model)  # a dictionary of tensors, for safetensors.torch.save_file
+back = merge_lora(step.model.student).model  # a UNet2DModel again, with the keys of the original
 assert back.state_dict().keys() == unet.state_dict().keys()
 
 # %% tags=["remove-input"]
@@ -299,7 +297,7 @@ display(
 # - *The reward does not move.* Look at the standard deviation of $\lambda r$ over one tilt's samples: at 0.01 there is nothing to learn. Raise $\lambda$, or the
 #   learning rate; with LoRA the learning rate is often ten times larger.
 # - *The reward moves and the images fall apart.* Compare with the target's mean reward, as above: a model above it has gone too far. Use more tilts, a smaller
-#   learning rate, or `config="recommended"`, and look at samples half way.
+#   learning rate, or {py:func}`~itlib.beyond.recommended.recommended_tilting`, and look at samples half way.
 # - *The reward is NaN for some samples.* The run stops and says so. Return a small number instead: minus infinity is no reward.
 # - *An error of shapes.* `d` is the product of the sample's shape, and the reward returns shape `(S,)`.
 #

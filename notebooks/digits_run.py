@@ -62,7 +62,7 @@ from itlib.network import Network
 from itlib.sampling import sample
 from itlib.schedules import Cosine
 from itlib.tilting import derive_seed
-from itlib.training import regression_step, train_denoiser
+from itlib.training import regression_step, train_noise_predictor
 
 torch.set_num_threads(1)  # the same numbers on every machine with the same processor, whatever runs beside this
 full, schedule = profile == "full", Cosine()
@@ -88,14 +88,14 @@ def train_base():
     denoiser = new_denoiser(schedule)
     settings = TRAINING if full else replace(TRAINING, epochs=2)
     clock = time.process_time()
-    losses = [step.validation_loss for step in train_denoiser(denoiser, digits().x, schedule, settings)]
+    losses = [step.validation_loss for step in train_noise_predictor(denoiser, digits().x, schedule, settings)]
     seconds = time.process_time() - clock
     if full:
         write_atomically(Path(weights), safetensors.torch.save(dict(denoiser.state_dict())))
     x = sample(denoiser, schedule, n_judged, D, steps=J, generator=draws("judge"))
     metrics = image_card(x) | {"parameters": sum(p.numel() for p in denoiser.parameters())}
     plain = Network(D, width=240, embedding=64)
-    for _ in train_denoiser(plain, digits().x, schedule, settings):
+    for _ in train_noise_predictor(plain, digits().x, schedule, settings):
         pass
     y = sample(plain, schedule, n_judged, D, steps=J, generator=draws("judge"))
     metrics |= {f"perceptron {key}": value for key, value in image_card(y).items()}
@@ -162,11 +162,11 @@ def run(name):
             curve.append(look(step, setting, step.seconds - looking))
     except FloatingPointError as error:
         return {"failure": str(error), "metrics": {}, "curve": curve, "samples": []}
-    metrics = spent(step) | {"seconds": curve[-1]["seconds"]} | footprint(step.denoiser)
-    x, card = path_card(step.denoiser, setting, n_judged, draws("judge"))
+    metrics = spent(step) | {"seconds": curve[-1]["seconds"]} | footprint(step.model)
+    x, card = path_card(step.model, setting, n_judged, draws("judge"))
     metrics |= card | image_card(x)
     if name in ("paper", "implicit-full", "implicit", "recommended", "recommended-lora", "adjoint") and seed == 0 and full:
-        metrics |= identity(step.denoiser, setting)
+        metrics |= identity(step.model, setting)
     return {"failure": failure, "metrics": metrics, "curve": curve, "samples": x[:16].tolist()}
 
 
@@ -177,7 +177,7 @@ def spent(step):
 
 def look(step, setting, seconds):
     """One row of the curve, from draws of its own."""
-    _, card = path_card(step.denoiser, setting, 200 if full else 20, draws("look"))
+    _, card = path_card(step.model, setting, 200 if full else 20, draws("look"))
     return spent(step) | {"seconds": seconds} | {k: card[k] for k in ("mean_reward", "path_kl", "distance")}
 
 

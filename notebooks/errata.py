@@ -42,7 +42,7 @@ import torch
 from IPython.display import Markdown, display
 
 from itlib import figures
-from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture, paper_mixture
+from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture, paper_mixture
 from itlib.rewards import parse_reward
 from itlib.sampling import ddpm_std, time_grid, transition
 from itlib.schedules import Cosine
@@ -427,7 +427,7 @@ record(
 
 # %%
 def algorithm_1(t_K, K=50, n=2000):
-    denoiser, generator = ExactDenoiser(base, schedule), torch.Generator().manual_seed(0)
+    denoiser, generator = ExactNoisePredictor(base, schedule), torch.Generator().manual_seed(0)
     x = torch.randn(n, 2, generator=generator, dtype=torch.float64)
     times = [k / K for k in range(K)] + [t_K]
     for t, s in zip(times[:0:-1], times[-2::-1], strict=True):

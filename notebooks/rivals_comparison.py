@@ -44,7 +44,7 @@ from itlib.baselines.guidance import guided, plug_in_value
 from itlib.experiments.comparison import BEST, FEWER, MAIN, METHODS, OTHER, RATES, REFERENCES, WORK
 from itlib.experiments.problems import TASKS
 from itlib.experiments.records import read_records
-from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture
+from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture
 from itlib.metrics import sliced_wasserstein
 from itlib.sampling import sample
 from itlib.schedules import Cosine
@@ -84,7 +84,7 @@ law = GaussianMixture(torch.ones(1), torch.zeros(1, 1), torch.full((1, 1, 1), 0.
 lost = {}
 for J, variance in ((200, "ddpm"), (50, "ddpm"), (50, "analytic")):
     drawn = sample(
-        ExactDenoiser(law, Cosine()), Cosine(), 100_000, 1, steps=J, variance=variance,
+        ExactNoisePredictor(law, Cosine()), Cosine(), 100_000, 1, steps=J, variance=variance,
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
     lost[J, variance] = 4 * 4 * (float(drawn.var()) - 0.5)  # tilted by 4 x_2, a Gaussian of variance v moves by 4 v
@@ -538,7 +538,7 @@ display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=Tr
 
 # %% tags=["hide-cell"]
 schedule, one = Cosine(), TASKS["paper"]
-oracle = ExactDenoiser(one.base, schedule)
+oracle = ExactNoisePredictor(one.base, schedule)
 steered = guided(oracle, plug_in_value(oracle, one.reward, schedule), schedule)
 x = sample(steered, schedule, 2000, steps=50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 ours, network = (

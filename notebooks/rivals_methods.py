@@ -45,14 +45,15 @@ from itlib.baselines.draft import DraftConfig, draft, rollout
 from itlib.baselines.policy_gradient import PolicyGradientConfig, policy_gradient
 from itlib.baselines.reward_weighted import reweighted
 from itlib.beyond.estimators import centred
+from itlib.beyond.implicit import implicit
 from itlib.experiments.comparison import METHODS, Setting
 from itlib.experiments.problems import Task
-from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture, NotNormalisableError, paper_mixture
+from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture, NotNormalisableError, paper_mixture
 from itlib.network import Network
 from itlib.rewards import ForwardOnly, QuadraticReward, parse_reward
 from itlib.sampling import time_grid, transition
-from itlib.schedules import Cosine, column, noise
-from itlib.tilting import PAPER_UPDATE, TiltBatch, explicit, implicit
+from itlib.schedules import Cosine, add_noise, column
+from itlib.tilting import PAPER_UPDATE, TiltBatch, explicit
 
 torch.set_num_threads(1)
 full = profile == "full"
@@ -71,7 +72,7 @@ def seeded(seed):
 
 # %%
 schedule, base, reward = Cosine(), paper_mixture(), parse_reward("one-mode")
-exact, target = ExactDenoiser(base, schedule), base.tilted(reward)
+exact, target = ExactNoisePredictor(base, schedule), base.tilted(reward)
 
 # %% tags=["hide-input"]
 display(
@@ -157,7 +158,7 @@ def verdicts(found):
 delta, n = 0.1, 1000
 x_0, z = base.sample(n, seeded(0)), torch.randn(n, 2, generator=seeded(1))
 t = 0.01 + 0.98 * torch.rand(n, generator=seeded(2))
-x_t = noise(schedule, x_0, z, t)
+x_t = add_noise(schedule, x_0, z, t)
 batch = TiltBatch(1, x_0, reward(x_0), t, z, x_t, eps_old=exact(x_t, t))
 
 alpha, sigma = schedule.alpha(t)[:, None], schedule.sigma(t)[:, None]
@@ -221,7 +222,7 @@ def posterior_batch(x, t, law, r):
     M = probabilities.shape[1]
     x_0, x_t = x_0.reshape(-1, x.shape[1]), x.repeat_interleave(M, 0)
     z = (x_t - schedule.alpha(t) * x_0) / schedule.sigma(t)
-    eps_old = ExactDenoiser(law, schedule)(x, t).repeat_interleave(M, 0)
+    eps_old = ExactNoisePredictor(law, schedule)(x, t).repeat_interleave(M, 0)
     return TiltBatch(1, x_0, r(x_0), t.expand(len(x_0)), z, x_t, eps_old, r(law.sample(1000, seeded(3)))), probabilities
 
 
@@ -244,7 +245,7 @@ def rms(v):
 
 def compared(update, delta, x):
     """Error of the minimiser, and noise of one sample, both in units of the tilt's step from the base."""
-    truth = ExactDenoiser(base.tilted(reward, delta), schedule)(x, t)
+    truth = ExactNoisePredictor(base.tilted(reward, delta), schedule)(x, t)
     best, one_sample = regression(update, delta, x)
     step = rms(truth - exact(x, t))
     return rms(best - truth) / step, float(one_sample.mean().sqrt()) / step
@@ -393,7 +394,7 @@ class Student(nn.Module):
 
 # %% tags=["hide-input"]
 one = GaussianMixture(torch.ones(1), torch.zeros(1, 1), torch.full((1, 1, 1), 0.5))
-assert torch.allclose(Student()(x_t[:, :1], t), ExactDenoiser(one, schedule)(x_t[:, :1], t))
+assert torch.allclose(Student()(x_t[:, :1], t), ExactNoisePredictor(one, schedule)(x_t[:, :1], t))
 line_target = one.tilted(line_reward)
 assert torch.allclose(line_target.means, torch.tensor(1.0))
 assert torch.allclose(line_target.covariances, torch.tensor(0.25))
@@ -401,7 +402,7 @@ assert torch.allclose(line_target.covariances, torch.tensor(0.25))
 
 def parameters(steps):
     """m and log v after each iteration."""
-    return np.array([(step.denoiser.mean.item(), step.denoiser.log_variance.item()) for step in steps])
+    return np.array([(step.model.mean.item(), step.model.log_variance.item()) for step in steps])
 
 
 # %%
@@ -644,7 +645,7 @@ def student(x, t):
     return sigma * (x - alpha * m_each.repeat(len(x) // n, 1)) / (alpha**2 / 2 + sigma**2)
 
 
-one_denoiser, noise_0 = ExactDenoiser(one, schedule), torch.randn(n, 1, generator=seeded(5))
+one_denoiser, noise_0 = ExactNoisePredictor(one, schedule), torch.randn(n, 1, generator=seeded(5))
 states = trajectory(student, one_denoiser, schedule, noise_0, J, seeded(6))
 noisy = NoisySteps.of(states, one_denoiser, schedule)
 values = line_reward(states[-1])

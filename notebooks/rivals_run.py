@@ -44,7 +44,7 @@ from IPython.display import Markdown, display
 from tqdm import tqdm
 
 from itlib import figures
-from itlib.baselines.accounting import Account
+from itlib.baselines.accounting import EvaluationCounter
 from itlib.experiments.checkpoints import profile as profile_named
 from itlib.experiments.checkpoints import resumable_base
 from itlib.experiments.comparison import METHODS, WORK, Setting, fine_tune
@@ -80,7 +80,7 @@ torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # the first optimiser of
 def look(step, seconds):
     """One row of the curve, from a copy of the network that is not counted; an error once its samples have run away."""
     network = Network(problem.base.d)
-    network.load_state_dict(getattr(step.denoiser, "student", step.denoiser).state_dict())  # of two, the one that learns
+    network.load_state_dict(getattr(step.model, "student", step.model).state_dict())  # of two, the one that learns
     x = sample(network, schedule, work.samples // 2, problem.base.d, steps=50, generator=torch.Generator().manual_seed(seed))
     if not bool(torch.isfinite(x).all()):
         raise FloatingPointError(f"iteration {step.k}: the samples are no longer finite")
@@ -110,7 +110,7 @@ if chosen.train:
         failure = str(error)
     spent = {"training": curve[-1]["seconds"] if curve else 0.0, "sampling": 0.0}
 else:
-    account = Account()
+    account = EvaluationCounter()
     drawn = chosen.draw(setting, account)
     denoiser, ess = drawn.denoiser, drawn.ess
     spent = {"training": 0.0, "sampling": time.process_time() - account.opened}

@@ -37,12 +37,12 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import linregress, wasserstein_distance
 
 from itlib import figures
-from itlib.baselines.accounting import Account
+from itlib.baselines.accounting import EvaluationCounter
 from itlib.baselines.guidance import classifier_free, exact_value, exactly_guided, guided, plug_in_value
 from itlib.baselines.monte_carlo import SMCConfig, best_of_n, effective_sample_size, importance, sequential_monte_carlo
 from itlib.experiments.comparison import METHODS, Setting
 from itlib.experiments.problems import Task
-from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture, paper_mixture
+from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture, paper_mixture
 from itlib.network import Network
 from itlib.rewards import ForwardOnly, QuadraticReward, parse_reward
 from itlib.sampling import time_grid, transition
@@ -72,7 +72,7 @@ def share(law, r, delta):
 
 # %%
 schedule, base, reward = Cosine(), paper_mixture(), parse_reward("one-mode")
-exact, target = ExactDenoiser(base, schedule), base.tilted(reward)
+exact, target = ExactNoisePredictor(base, schedule), base.tilted(reward)
 
 
 # %% [markdown]
@@ -95,7 +95,7 @@ for name, method in METHODS.items():
     if method.train:
         continue  # has had its turn
     try:
-        if drawn := method.draw(tiny, Account()).denoiser:
+        if drawn := method.draw(tiny, EvaluationCounter()).denoiser:
             drawn(torch.zeros(1, 2), torch.tensor(0.5))
         needs_gradient[name] = False
     except RuntimeError as error:
@@ -152,7 +152,7 @@ def law_drawn(denoiser, J=100, eta=1.0):
 steps = 40
 pair = GaussianMixture(torch.ones(2), torch.tensor([[-2.0], [2.0]]), torch.full((2, 1, 1), 0.5))  # the first coordinate
 one = GaussianMixture(torch.ones(1), torch.zeros(1, 1), torch.full((1, 1, 1), 0.5))  # the second
-laws_drawn = [law_drawn(ExactDenoiser(law, schedule), steps) for law in (pair, one)]
+laws_drawn = [law_drawn(ExactNoisePredictor(law, schedule), steps) for law in (pair, one)]
 
 
 # %% tags=["hide-input"]
@@ -468,7 +468,7 @@ verdicts(
 # %%
 t = torch.tensor(0.5)
 x = target.noised(schedule, 0.5).sample(200, seeded(9))
-of_target = ExactDenoiser(target, schedule)(x, t)
+of_target = ExactNoisePredictor(target, schedule)(x, t)
 assert torch.allclose(guided(exact, value, schedule)(x, t), of_target, rtol=0, atol=1e-10)
 assert torch.allclose(exactly_guided(exact, base, target, schedule)(x, t), of_target, rtol=0, atol=1e-12)
 
@@ -478,7 +478,7 @@ assert torch.allclose(by_plug_in, one_explicit_tilt, rtol=0, atol=1e-10)
 
 paper = parse_reward("paper")
 by_plug_in = guided(exact, plug_in_value(exact, paper, schedule), schedule)(x, t)
-of_target = ExactDenoiser(base.tilted(paper), schedule)(x, t)
+of_target = ExactNoisePredictor(base.tilted(paper), schedule)(x, t)
 assert torch.allclose(by_plug_in, of_target, rtol=0, atol=1e-10)
 
 # %% [markdown]
@@ -488,9 +488,9 @@ assert torch.allclose(by_plug_in, of_target, rtol=0, atol=1e-10)
 
 # %%
 pair_reward = QuadraticReward(reward.b[:1])
-pair_exact, pair_target = ExactDenoiser(pair, schedule), pair.tilted(pair_reward)
+pair_exact, pair_target = ExactNoisePredictor(pair, schedule), pair.tilted(pair_reward)
 drawn = {
-    "exact value": law_drawn(ExactDenoiser(pair_target, schedule), eta=0.0),
+    "exact value": law_drawn(ExactNoisePredictor(pair_target, schedule), eta=0.0),
     "plug-in value": law_drawn(guided(pair_exact, plug_in_value(pair_exact, pair_reward, schedule), schedule), eta=0.0),
 }
 
@@ -532,7 +532,7 @@ assert abs(means["plug-in value"] - rows[2][1]) > 0.2
 w, narrow = 3.0, torch.full((3, 1, 1), 0.25)
 everything = GaussianMixture(torch.tensor([0.5, 0.25, 0.25]), torch.tensor([[-2.0], [0.0], [2.0]]), narrow)
 of_class = GaussianMixture(torch.ones(2), torch.tensor([[0.0], [2.0]]), narrow[:2])
-free, conditional = ExactDenoiser(everything, schedule), ExactDenoiser(of_class, schedule)
+free, conditional = ExactNoisePredictor(everything, schedule), ExactNoisePredictor(of_class, schedule)
 
 log_all = everything.log_prob(grid[:, None])
 log_c = of_class.log_prob(grid[:, None]) - log_all  # log p(c | x), up to a constant

@@ -40,7 +40,7 @@ from scipy.stats import norm
 from itlib import figures
 from itlib.experiments.checkpoints import profile as profile_named
 from itlib.experiments.checkpoints import resumable_base
-from itlib.gaussian_mixture import ExactDenoiser, paper_mixture
+from itlib.gaussian_mixture import ExactNoisePredictor, paper_mixture
 from itlib.metrics import score_errors
 from itlib.rewards import ForwardOnly, parse_reward
 from itlib.sampling import sample
@@ -327,7 +327,7 @@ def look(denoiser, k):
 frames = [look(network, 0)]
 blind = ForwardOnly(paper)  # values only
 for step in iterative_tilting(network, blind, schedule, config, seed=0):
-    frames.append(look(step.denoiser, step.k))
+    frames.append(look(step.model, step.k))
 
 # %% tags=["remove-cell"]
 points = np.stack([p for p, _ in frames])  # (N + 1, 300, 2)
@@ -494,7 +494,7 @@ display(
 # - The samples in the picture were drawn with `eta=1.0`, the stochastic sampler. Draw them with `eta=0.0`: same network, same number of steps, and in theory the same law.
 
 # %% tags=["hide-cell"]
-exact = ExactDenoiser(base, schedule)
+exact = ExactNoisePredictor(base, schedule)
 
 
 def first_step_exact(x, t):

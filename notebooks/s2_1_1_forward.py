@@ -34,9 +34,9 @@ from scipy.optimize import brentq
 from scipy.stats import kstest, norm
 
 from itlib import figures
-from itlib.gaussian_mixture import ExactDenoiser, paper_mixture
+from itlib.gaussian_mixture import ExactNoisePredictor, paper_mixture
 from itlib.rewards import parse_reward
-from itlib.schedules import Cosine, Linear, noise
+from itlib.schedules import Cosine, Linear, add_noise
 
 torch.set_num_threads(1)
 full = profile == "full"
@@ -94,7 +94,7 @@ generator = torch.Generator().manual_seed(0)
 x_0 = base.sample(n, generator)
 x_1 = torch.randn(n, 2, generator=generator, dtype=torch.float64)
 times = (0.0, 0.25, 0.5, 0.75, 1.0)
-clouds = {name: [noise(s, x_0, x_1, torch.tensor(t)) for t in times] for name, s in schedules.items()}
+clouds = {name: [add_noise(s, x_0, x_1, torch.tensor(t)) for t in times] for name, s in schedules.items()}
 
 # %% tags=["hide-input"]
 xs, ys = torch.linspace(-4.6, 4.6, 121, dtype=torch.float64), torch.linspace(-3.4, 3.4, 91, dtype=torch.float64)
@@ -234,10 +234,10 @@ for schedule in schedules.values():
         x_0 = lopsided.sample(n, generator)
         x_1 = torch.randn(n, 2, generator=generator, dtype=torch.float64)
         time = torch.tensor(t, dtype=torch.float64)
-        x_t, p_t = noise(schedule, x_0, x_1, time), lopsided.noised(schedule, t)
+        x_t, p_t = add_noise(schedule, x_0, x_1, time), lopsided.noised(schedule, t)
         p_values += [kstest((x_t @ u).numpy(), projected_cdf(p_t, u), method="asymp").pvalue for u in directions]
         alpha, sigma = at(schedule, t)
-        standard = (noise(schedule, point.expand(n, 2), x_1, time) - alpha * point) / sigma  # standard normal by (2.2)
+        standard = (add_noise(schedule, point.expand(n, 2), x_1, time) - alpha * point) / sigma  # standard normal by (2.2)
         p_values += [kstest(z.numpy(), norm.cdf, method="asymp").pvalue for z in standard.T]
 assert min(p_values) > 1e-3 / len(p_values)
 display(Markdown(f"Smallest of {len(p_values)} p-values: {min(p_values):.3f}; the alarm is at {1e-3 / len(p_values):.0e}."))
@@ -383,8 +383,8 @@ cosine, linear = schedules.values()
 alpha, sigma = at(cosine, 0.4)
 t = float(sigma / (alpha + sigma))  # of the linear schedule: (1 - t) / t = alpha / sigma
 x = base.noised(cosine, 0.4).sample(1000, torch.Generator().manual_seed(2))
-guess = ExactDenoiser(base, cosine)(x, torch.tensor(0.4, dtype=torch.float64))
-other = ExactDenoiser(base, linear)(x * float((1 - t) / alpha), torch.tensor(t, dtype=torch.float64))
+guess = ExactNoisePredictor(base, cosine)(x, torch.tensor(0.4, dtype=torch.float64))
+other = ExactNoisePredictor(base, linear)(x * float((1 - t) / alpha), torch.tensor(t, dtype=torch.float64))
 gap = float((guess - other).abs().max())
 assert gap < 1e-12
 display(

@@ -37,7 +37,7 @@ from scipy.integrate import quad
 from scipy.stats import kstest, linregress, norm
 
 from itlib import figures
-from itlib.gaussian_mixture import ExactDenoiser, paper_mixture
+from itlib.gaussian_mixture import ExactNoisePredictor, paper_mixture
 from itlib.network import FromX0
 from itlib.rewards import parse_reward
 from itlib.sampling import ddpm_std, reverse_process, sample, time_grid, transition
@@ -179,7 +179,7 @@ display(
 #   \hat x_0^\theta(x_t, t) = \frac{x_t - \sigma_t \hat x_1^\theta(x_t, t)}{\alpha_t}. \tag{2.6}$$ (eq-2-6)
 #
 # In this book a *denoiser* predicts $X_1$. For the mixture both means are integrals against the law of $X_0$ given $X_t$. Here they are added
-# up on a grid, and compared with {py:class}`~itlib.gaussian_mixture.ExactDenoiser`, which is computed in another way, from the score.
+# up on a grid, and compared with {py:class}`~itlib.gaussian_mixture.ExactNoisePredictor`, which is computed in another way, from the score.
 
 # %%
 axis = torch.linspace(-9, 9, 301, dtype=torch.float64)
@@ -198,7 +198,7 @@ def means(x, t, schedule):
 # %% tags=["hide-input"]
 gap = {"(2.5)": 0.0, "(2.6), left": 0.0, "(2.6), right": 0.0}
 for schedule in (cosine, linear):
-    denoiser = ExactDenoiser(lopsided, schedule)
+    denoiser = ExactNoisePredictor(lopsided, schedule)
     for t in (0.2, 0.5, 0.8):
         time, (alpha, sigma) = torch.tensor(t, dtype=torch.float64), at(schedule, t)
         for x in lopsided.noised(schedule, t).sample(4, generator):
@@ -278,7 +278,7 @@ def algorithm_1(denoiser, schedule, times, multiplier, x, generator):
 # %% tags=["hide-input"]
 worst = 0.0
 for schedule in (cosine, linear):
-    denoiser = ExactDenoiser(lopsided, schedule)
+    denoiser = ExactNoisePredictor(lopsided, schedule)
     for multiplier in (0.0, 0.5, 1.0):
         rng = torch.Generator().manual_seed(2)
         start = torch.randn(500, 2, generator=rng, dtype=torch.float64)  # line 1
@@ -296,7 +296,7 @@ display(Markdown(f"Largest difference between the listing and `itlib.sampling.sa
 
 # %% tags=["hide-input"]
 x = torch.tensor([[0.7, -1.1]], dtype=torch.float64)
-denoiser = ExactDenoiser(lopsided, cosine)
+denoiser = ExactNoisePredictor(lopsided, cosine)
 assert torch.allclose(denoiser(x, torch.tensor(1.0, dtype=torch.float64)), x, rtol=0, atol=1e-15)
 rows = []
 for gap_to_1 in (1e-1, 1e-2, 1e-3, 1e-4, 0.0):
@@ -323,7 +323,9 @@ with figures.house_style() as plt:
     for ax, multiplier in zip(axes, (0.0, 0.5, 1.0), strict=True):
         path = [(cosine.t_max, start)]
         rng = torch.Generator().manual_seed(5)
-        path += list(reverse_process(ExactDenoiser(base, cosine), cosine, start, steps=K, eta=multiplier, generator=rng))
+        path += list(
+            reverse_process(ExactNoisePredictor(base, cosine), cosine, start, steps=K, eta=multiplier, generator=rng)
+        )
         time, x = [p[0] for p in path], torch.stack([p[1][:, 0] for p in path]).numpy()
         right = x[-1] > 0
         ax.plot(time, x[:, right], color=figures.COLORS["learned"], linewidth=0.8)
@@ -384,7 +386,7 @@ def mixture_covariance(mixture):
     )
 
 
-guess = ExactDenoiser(lopsided, cosine)(grid, torch.tensor(t, dtype=torch.float64))
+guess = ExactNoisePredictor(lopsided, cosine)(grid, torch.tensor(t, dtype=torch.float64))
 for multiplier in (0.0, 0.5, 1.0):
     a, b, std = transition(cosine, s, t, multiplier)
     after = covariance_of(a * grid + b * guess, weight) + std**2 * eye  # of x_s, one step of the library
@@ -636,7 +638,7 @@ n = 20_000 if full else 2_000
 rows = []
 for K, e in ((200, 1.0), (50, 1.0), (200, 0.0), (50, 0.0)) if full else ((50, 1.0), (50, 0.0)):
     x = sample(
-        ExactDenoiser(base, cosine),
+        ExactNoisePredictor(base, cosine),
         cosine,
         n,
         steps=K,
@@ -670,7 +672,7 @@ density = base.log_prob(torch.from_numpy(np.stack(np.meshgrid(xs, ys), -1).resha
 with figures.house_style() as plt:
     fig, axes = plt.subplots(1, 3, figsize=(7.2, 2.6))
     for ax, K in zip(axes, (3, 10), strict=False):
-        x = sample(ExactDenoiser(base, cosine), cosine, 1000, steps=K, generator=torch.Generator().manual_seed(7))
+        x = sample(ExactNoisePredictor(base, cosine), cosine, 1000, steps=K, generator=torch.Generator().manual_seed(7))
         figures.samples(ax, x.numpy(), density=(xs, ys, density), title=f"$K = {K}$, $e = 1$", limits=(-4.6, 4.6, -3.4, 3.4))
     for i, e in enumerate((0.0, 0.5, 1.0)):
         values = [chain(*at(cosine, np.array(time_grid(cosine, int(K)))), e)[0] for K in every_K]

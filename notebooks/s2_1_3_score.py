@@ -39,13 +39,13 @@ from IPython.display import Markdown, display
 from itlib import figures
 from itlib.experiments.checkpoints import profile as profile_named
 from itlib.experiments.checkpoints import resumable_base
-from itlib.gaussian_mixture import ExactDenoiser, paper_mixture
+from itlib.gaussian_mixture import ExactNoisePredictor, paper_mixture
 from itlib.metrics import score_errors
 from itlib.network import FromX0, Network
 from itlib.rewards import parse_reward
-from itlib.schedules import Cosine, column, noise
+from itlib.schedules import Cosine, add_noise, column
 from itlib.tilting import tilt_path
-from itlib.training import TrainingConfig, regression_step, train_denoiser
+from itlib.training import TrainingConfig, regression_step, train_noise_predictor
 
 torch.set_num_threads(1)
 full = profile == "full"
@@ -74,7 +74,7 @@ full = profile == "full"
 
 # %%
 schedule, base = Cosine(), paper_mixture()
-exact = ExactDenoiser(base, schedule)  # the true x1_hat
+exact = ExactNoisePredictor(base, schedule)  # the true x1_hat
 
 
 def clock(t):
@@ -319,7 +319,7 @@ n = 200_000 if full else 40_000
 generator = torch.Generator().manual_seed(4)
 x_0, x_1 = base.sample(n, generator), torch.randn(n, 2, generator=generator, dtype=torch.float64)
 t = torch.rand(n, generator=generator, dtype=torch.float64)
-x_t = noise(schedule, x_0, x_1, t)
+x_t = add_noise(schedule, x_0, x_1, t)
 a, s = (column(f(t), x_t) for f in (schedule.alpha, schedule.sigma))
 x1_hat = exact(x_t, t)
 x0_hat = to_x0(x_t, x1_hat, t)
@@ -533,7 +533,7 @@ def one_step(network, optimizer, x_0, generator, predict):
     """One step on (2.9) or (2.10); returns the loss, and what it was computed from."""
     t = torch.rand(len(x_0), generator=generator)
     x_1 = torch.randn(x_0.shape, generator=generator)
-    x_t = noise(schedule, x_0, x_1, t)
+    x_t = add_noise(schedule, x_0, x_1, t)
     target = x_1 if predict == "x1" else x_0
     loss = (network(x_t, t) - target).square().sum(-1).mean()
     optimizer.zero_grad()
@@ -573,7 +573,7 @@ def race(predict, seed):
     data = base.sample(budget["samples"], torch.Generator().manual_seed(seed)).float()
     network, losses, gaps = Network(width=budget["width"], seed=seed), [], []
     config = TrainingConfig(epochs=budget["epochs"], batch_size=512 if full else 128, predict=predict, averaging=0.0)
-    for step in train_denoiser(network, data, schedule, config, seed=seed):
+    for step in train_noise_predictor(network, data, schedule, config, seed=seed):
         with torch.no_grad():
             gaps.append(float(squared(network(*inputs) - best[predict]).mean()))
         losses.append(step.validation_loss)
@@ -930,7 +930,7 @@ dataset = base.sample(size_of_set, generator)
 x_0 = dataset[torch.randint(size_of_set, (m,), generator=generator)]
 t = torch.rand(m, generator=generator, dtype=torch.float64)
 x_1 = torch.randn(m, 2, generator=generator, dtype=torch.float64)
-x_t = noise(schedule, x_0, x_1, t)
+x_t = add_noise(schedule, x_0, x_1, t)
 a, s = (column(f(t), x_t) for f in (schedule.alpha, schedule.sigma))
 closeness = -0.5 * ((x_t[:, None] - a[:, None] * dataset) / s[:, None]).square().sum(-1)
 memory = to_x1(x_t, torch.softmax(closeness, 1) @ dataset, t)
@@ -958,7 +958,7 @@ for _ in range(budget["epochs"]):
     for batch in data[torch.randperm(len(data), generator=generator)].split(512 if full else 128):
         t = torch.rand(len(batch), generator=generator).clamp_min(schedule.t_min)  # as FromX0 does
         z = torch.randn(batch.shape, generator=generator)
-        x = noise(schedule, batch, z, t)
+        x = add_noise(schedule, batch, z, t)
         weight = column(schedule.alpha(t) / schedule.sigma(t), batch)  # inside the square
         regression_step(weighted, optimizer, x, t, batch, weight)
     decay.step()

@@ -40,7 +40,7 @@ from scipy.stats import kstest, norm
 from torch.distributions import MultivariateNormal
 
 from itlib import figures
-from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture, paper_mixture
+from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture, paper_mixture
 from itlib.likelihood import log_likelihood, velocity
 from itlib.metrics import negative_log_likelihood
 from itlib.sampling import reverse_process, time_grid, transition
@@ -542,7 +542,7 @@ table(rows)
 # every schedule. For a variance-preserving one it is the corrected {eq}`eq-flow`:
 
 # %%
-denoiser = ExactDenoiser(base, schedule)
+denoiser = ExactNoisePredictor(base, schedule)
 x = 2 * torch.randn(100, 2, generator=generator, dtype=torch.float64)
 t = 0.05 + 0.9 * torch.rand(100, generator=generator, dtype=torch.float64)
 in_library = velocity(denoiser, schedule, x, t)
@@ -872,11 +872,12 @@ table(
 still = GaussianMixture(torch.ones(1), torch.zeros(1, 2), torch.eye(2)[None])
 x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 assert (
-    float(velocity(ExactDenoiser(still, schedule), schedule, x, torch.tensor(0.5, dtype=torch.float64)).abs().max()) < 1e-12
+    float(velocity(ExactNoisePredictor(still, schedule), schedule, x, torch.tensor(0.5, dtype=torch.float64)).abs().max())
+    < 1e-12
 )
 rows = []
 for K in (10, 50, 200):
-    *_, (_, end) = reverse_process(ExactDenoiser(still, schedule), schedule, x, steps=K, eta=0.0)
+    *_, (_, end) = reverse_process(ExactNoisePredictor(still, schedule), schedule, x, steps=K, eta=0.0)
     kept = (end / x).square()  # the same factor for every point
     assert float((kept - kept.mean()).abs().max()) < 1e-12
     lost = 1 - float(kept.mean())

@@ -43,9 +43,9 @@ from itlib.experiments.checkpoints import profile as profile_named
 from itlib.experiments.checkpoints import resumable_base
 from itlib.experiments.problems import task as task_named
 from itlib.experiments.records import write_record
-from itlib.gaussian_mixture import ExactDenoiser
+from itlib.gaussian_mixture import ExactNoisePredictor
 from itlib.metrics import score_card, score_errors
-from itlib.schedules import Cosine, noise
+from itlib.schedules import Cosine, add_noise
 
 torch.set_num_threads(1)  # the same numbers on every machine with the same processor, whatever runs beside this
 
@@ -95,7 +95,7 @@ generator = torch.Generator().manual_seed(1)
 x_0 = mixture.sample(200_000, generator)
 t = torch.rand(len(x_0), generator=generator, dtype=torch.float64)
 x_1 = torch.randn(x_0.shape, generator=generator, dtype=torch.float64)
-floor = float((ExactDenoiser(mixture, schedule)(noise(schedule, x_0, x_1, t), t) - x_1).square().sum(-1).mean())
+floor = float((ExactNoisePredictor(mixture, schedule)(add_noise(schedule, x_0, x_1, t), t) - x_1).square().sum(-1).mean())
 
 with figures.house_style() as plt:
     fig, ax = plt.subplots(figsize=(7.2, 3.2))
@@ -121,7 +121,7 @@ figures.show(fig, "loss", "Training and validation loss per epoch, falling towar
 # %%
 target = task_named(task).target
 shift = (target.means - mixture.means)[0].norm() / mixture.covariances[0, 0, 0].sqrt()
-truth = ExactDenoiser(mixture, schedule)
+truth = ExactNoisePredictor(mixture, schedule)
 card = score_card(
     base.denoiser,
     schedule,

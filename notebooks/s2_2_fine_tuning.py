@@ -37,7 +37,7 @@ from IPython.display import Markdown, display
 from torchdiffeq import odeint
 
 from itlib import figures
-from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture, paper_mixture
+from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture, paper_mixture
 from itlib.network import Network
 from itlib.rewards import ForwardOnly, parse_reward
 from itlib.sampling import sample, time_grid, transition
@@ -147,7 +147,7 @@ assert (np.sort(differences)[:-1] < log_z - 0.1).all()  # reached once
 # \theta$. The library's sampler does not track gradients, so its loop is spelled out.
 
 # %%
-exact = ExactDenoiser(base, schedule)
+exact = ExactNoisePredictor(base, schedule)
 
 
 def reverse_steps(K, eta=1.0):
@@ -312,7 +312,7 @@ steps = reverse_steps(20)
 probe = 0.02 * torch.randn(20, 2, generator=seeded(2))
 mean, variance, _ = second_coordinate(probe, steps)
 noises = torch.randn(21, 20_000 if full else 5_000, 1, generator=seeded(3))
-line = ExactDenoiser(GaussianMixture(torch.ones(1), torch.zeros(1, 1), torch.full((1, 1, 1), 0.5)), schedule)
+line = ExactNoisePredictor(GaussianMixture(torch.ones(1), torch.zeros(1, 1), torch.full((1, 1, 1), 0.5)), schedule)
 at_step = {round(t, 6): row for (t, *_), row in zip(steps, probe, strict=True)}
 
 
@@ -520,7 +520,7 @@ ones = torch.full((2, 1, 1), 0.5)
 pair = GaussianMixture(torch.ones(2), torch.tensor([[-2.0], [2.0]]), ones)
 slope = parse_reward("b=1", d=1)
 tilted_pair, log_z_pair = pair.tilted(slope, lam), pair.log_normaliser(slope, lam)
-pair_denoiser = ExactDenoiser(pair, schedule)
+pair_denoiser = ExactNoisePredictor(pair, schedule)
 
 
 def u_star(y, t, law=tilted_pair):

@@ -37,12 +37,22 @@ import torch
 from IPython.display import Markdown, display
 
 from itlib import figures
-from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture, paper_mixture
+from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture, paper_mixture
 from itlib.network import Network, Residual
 from itlib.rewards import QuadraticReward, parse_reward
 from itlib.sampling import time_grid, transition
-from itlib.schedules import Cosine, noise
-from itlib.tilting import TiltBatch, TiltingConfig, explicit, iterative_tilting, single_sample
+from itlib.schedules import Cosine, add_noise
+from itlib.tilting import (
+    EqualSteps,
+    Regression,
+    TiltBatch,
+    TiltingConfig,
+    explicit,
+    iterative_tilting,
+    minibatches,
+    run_tilts,
+    single_sample,
+)
 from itlib.training import regression_step
 
 torch.set_num_threads(1)
@@ -575,7 +585,7 @@ x_0, z, eps_old = torch.randn(3, M, 2, generator=rng, dtype=torch.float64)
 t = schedule.t_min + (1 - schedule.t_min) * torch.rand(M, generator=rng, dtype=torch.float64)
 r, x_t, sigma = (
     torch.randn(M, generator=rng, dtype=torch.float64),
-    noise(schedule, x_0, z, t),
+    add_noise(schedule, x_0, z, t),
     schedule.sigma(t).unsqueeze(-1),
 )
 network = Network(2, width=16, depth=1).double()
@@ -594,7 +604,7 @@ def spy(batch):
 
 
 config = TiltingConfig(N=20, S=256, B=256, E=1)
-exact_base = ExactDenoiser(base, schedule)
+exact_base = ExactNoisePredictor(base, schedule)
 first = next(
     iterative_tilting(
         exact_base, reward, schedule, config, update=explicit(spy), sampler=lambda *_: base.sample(256, rng).float()
@@ -686,39 +696,42 @@ figures.show(
 # tensor here.)
 
 # %% tags=["hide-input"]
-source = inspect.getsource(iterative_tilting) + inspect.getsource(regression_step) + inspect.getsource(single_sample)
-source += inspect.getsource(explicit) + inspect.getsource(TiltingConfig)
-library = inspect.getmodule(iterative_tilting)
-source += inspect.getsource(library._batches) + inspect.getsource(library._learn_regression)
+source = (
+    inspect.getsource(run_tilts)
+    + inspect.getsource(Regression)
+    + inspect.getsource(regression_step)
+    + inspect.getsource(single_sample)
+)
+source += inspect.getsource(explicit) + inspect.getsource(EqualSteps) + inspect.getsource(minibatches)
 lines = [
     (
         "1",
         r"$\delta \leftarrow \lambda/N$",
-        "return self.lam / (self.N - self.settle)",
-        "`settle` is 0 here. $\\lambda$ is not stated; (4.12) implies 1.",
+        "return self.lam / self.N",
+        "$\\lambda$ is not stated; (4.12) implies 1.",
     ),
     (
         "2",
         r"for $k = 1$ to $N$",
-        "for k in itertools.count(start + 1):",
-        "`start` tilts are done already if a run is resumed. It ends after $N$ tilts, or when chosen steps add up to $\\lambda$.",
+        "while steps.left(done):",
+        "Some tilts are done already if a run is resumed. {py:class}`~itlib.tilting.EqualSteps` ends the loop after $N$.",
     ),
     (
         "3",
         r"$D_k$: $S$ samples of $s_{\theta^k}$",
-        "sampler(student, k, config.S, generator)",
+        "self.sampler(self.model, k, self.config.S, generator)",
         r"$\theta^k$ is not defined yet at $k = 1$: read $\theta^{k-1}$ in lines 3, 4 and 10.",
     ),
     (
         "–",
         "",
-        "evaluate(reward, data)",
+        "evaluate(reward, samples)",
         "The only use of the reward: $S$ forward evaluations per tilt.",
     ),
     (
         "4",
         r"start at $\theta^k$, freeze the teacher",
-        "teacher = copy.deepcopy(student)",
+        "teacher = copy.deepcopy(self.model)",
         "The optimiser starts afresh as well. The paper does not say.",
     ),
     (
@@ -730,7 +743,7 @@ lines = [
     ("6", r"$X_0^{(i)} \in D_k$", "order[: config.B]", "Without replacement within a minibatch."),
     ("6", r"$t_i \sim \mathrm{Unif}[0, 1]$", "torch.rand(len(index)", "One time per sample."),
     ("6", r"$Z_i \sim N(0, I_d)$", "torch.randn(x_0.shape", "Fresh for every epoch."),
-    ("8", r"$x_{t_i} = \alpha_{t_i} X_0 + \sigma_{t_i} Z_i$", "noise(schedule, x_0, z, t)", ""),
+    ("8", r"$x_{t_i} = \alpha_{t_i} X_0 + \sigma_{t_i} Z_i$", "add_noise(self.schedule, x_0, z, t)", ""),
     (
         "9",
         r"$g_i = (\alpha_{t_i} X_0 - x_{t_i})/\sigma_{t_i}^2$",
@@ -754,7 +767,7 @@ lines = [
     (
         "15",
         r"$\theta^k \leftarrow \theta$",
-        "yield TiltStep(k, student,",
+        "yield TiltStep(k, learner.model,",
         "The caller sees every tilt.",
     ),
 ]
@@ -769,10 +782,10 @@ display(Markdown(table.to_markdown(index=False, disable_numparse=True)))
 # The loop over tilts, and what one tilt learns:
 
 # %% tags=["hide-cell"]
-body = inspect.getsource(iterative_tilting)
-tilt = inspect.getsource(library._learn_regression)
-display(Markdown("```python\n" + body[body.index("    for k in itertools.count") :] + "```"))
-display(Markdown("```python\n" + tilt[tilt.index("    teacher = ") :] + "```"))
+body = inspect.getsource(run_tilts)
+tilt = inspect.getsource(Regression.learn)
+display(Markdown("```python\n" + body[body.index("    while steps.left") :] + "```"))
+display(Markdown("```python\n" + tilt[tilt.index("        teacher = ") :] + "```"))
 
 # %% [markdown]
 # ## One tilt by hand
@@ -793,7 +806,7 @@ def one_tilt(network, S, E, B, lr, power=1):
     for _ in range(E):
         i = torch.randperm(S, generator=generator)[:B]  # line 6
         t, z = torch.rand(B, generator=generator), torch.randn(B, 2, generator=generator)
-        x_t, sigma = noise(schedule, D[i], z, t), schedule.sigma(t).unsqueeze(-1)  # line 8
+        x_t, sigma = add_noise(schedule, D[i], z, t), schedule.sigma(t).unsqueeze(-1)  # line 8
         eps_old = exact_base(x_t, t)  # line 10
         target = eps_old - delta * r[i] * (eps_old - z)  # lines 9 and 11
         loss = (sigma**power * (student(x_t, t) - target)).square().sum(-1).mean()  # line 13

@@ -42,9 +42,9 @@ from itlib.experiments.checkpoints import profile as profile_named
 from itlib.experiments.checkpoints import resumable_base
 from itlib.experiments.grids import CHOICES
 from itlib.experiments.records import read_records
-from itlib.gaussian_mixture import ExactDenoiser, paper_mixture
+from itlib.gaussian_mixture import ExactNoisePredictor, paper_mixture
 from itlib.rewards import parse_reward
-from itlib.schedules import Cosine, noise
+from itlib.schedules import Cosine, add_noise
 from itlib.tilting import TiltingConfig
 from itlib.training import TrainingConfig
 
@@ -336,7 +336,7 @@ display(
 work = profile_named(profile)
 for state in resumable_base(base, schedule, work.training, n=work.n, seed=0):
     pass
-network, truth = state.denoiser, ExactDenoiser(base, schedule)
+network, truth = state.denoiser, ExactNoisePredictor(base, schedule)
 
 cuts = 10.0 ** -np.arange(1, 6)
 generator = torch.Generator().manual_seed(0)
@@ -346,7 +346,7 @@ u = torch.rand(n, generator=generator, dtype=torch.float64)  # the same quantile
 swept = []
 for cut in cuts:
     t = cut + (schedule.t_max - cut) * u
-    x_t = noise(schedule, x_0, x_1, t)
+    x_t = add_noise(schedule, x_0, x_1, t)
     with torch.no_grad():
         squared = (network(x_t.float(), t.float()).double() - truth(x_t, t)).square().sum(-1)
     swept.append((float(squared.mean().sqrt()), float((squared / schedule.sigma(t) ** 2).mean().sqrt())))
@@ -357,7 +357,7 @@ nodes = torch.logspace(-5, -1, 161 if full else 41, dtype=torch.float64)
 inner = []
 with torch.no_grad():
     for s in nodes:
-        x_t = noise(schedule, x_0[:2000], x_1[:2000], s.expand(2000))
+        x_t = add_noise(schedule, x_0[:2000], x_1[:2000], s.expand(2000))
         error = network(x_t.float(), s.float()).double() - truth(x_t, s)
         inner.append(float(error.square().sum(-1).mean() / schedule.sigma(s) ** 2))
 inner = np.array(inner)
@@ -407,10 +407,10 @@ for E in (10, 100):
     for step in iterative_tilting(network, reward, schedule, replace(small, E=E), seed=0):
         pass
     t = torch.rand(2000, generator=torch.Generator().manual_seed(1), dtype=torch.float64).clamp_min(schedule.t_min)
-    x_t = noise(schedule, base.tilted(reward, 1.0).sample(2000, torch.Generator().manual_seed(2)), x_1[:2000], t)
+    x_t = add_noise(schedule, base.tilted(reward, 1.0).sample(2000, torch.Generator().manual_seed(2)), x_1[:2000], t)
     with torch.no_grad():
-        moved = step.denoiser(x_t.float(), t.float()) - network(x_t.float(), t.float())
-        asked = ExactDenoiser(target, schedule)(x_t, t) - truth(x_t, t)
+        moved = step.model(x_t.float(), t.float()) - network(x_t.float(), t.float())
+        asked = ExactNoisePredictor(target, schedule)(x_t, t) - truth(x_t, t)
     covered = float((moved * asked).sum() / asked.square().sum())
     left = float((moved - asked).square().sum().sqrt() / asked.square().sum().sqrt())
     display(

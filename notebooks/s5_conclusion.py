@@ -38,7 +38,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from itlib import figures
 from itlib.experiments.records import read_records
-from itlib.gaussian_mixture import ExactDenoiser, paper_mixture
+from itlib.gaussian_mixture import ExactNoisePredictor, paper_mixture
 from itlib.metrics import score_errors
 from itlib.rewards import parse_reward
 from itlib.schedules import Cosine
@@ -82,7 +82,7 @@ def each(values, form):
 # base, at noised samples of the target: exact covariances, added to it, would keep just this error ({doc}`s2_1_3_score`). Every seed has a base network of its own.
 
 # %% tags=["hide-input"]
-travel = score_errors(ExactDenoiser(base, schedule), target, schedule).eps_rmse
+travel = score_errors(ExactNoisePredictor(base, schedule), target, schedule).eps_rmse
 with figures.house_style() as plt:
     fig, ax = plt.subplots(figsize=(7.2, 3.6))
     positions = np.arange(1, len(Ns) + 1)

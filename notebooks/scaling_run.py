@@ -49,11 +49,11 @@ from tqdm import tqdm
 from itlib.baselines.tilt_matching import EXPLICIT
 from itlib.experiments.records import write_record
 from itlib.experiments.scaling import SHAPES, Line, axis_task, two_modes
-from itlib.gaussian_mixture import ExactDenoiser
+from itlib.gaussian_mixture import ExactNoisePredictor
 from itlib.metrics import mode_weights
 from itlib.network import Network, Residual
 from itlib.sampling import sample
-from itlib.schedules import Cosine, noise
+from itlib.schedules import Cosine, add_noise
 from itlib.tilting import PAPER_UPDATE, TiltingConfig, derive_seed, iterative_tilting
 
 torch.set_num_threads(1)
@@ -65,10 +65,10 @@ schedule = Cosine()
 # %%
 if reward in SHAPES:
     r, base = SHAPES[reward], Line.of(two_modes(distance))
-    target, start = base.tilted(r), ExactDenoiser(two_modes(distance), schedule)
+    target, start = base.tilted(r), ExactNoisePredictor(two_modes(distance), schedule)
 else:
     base, b = axis_task(d, reward, kl, distance)
-    target, start = base.tilted(b), ExactDenoiser(base, schedule)
+    target, start = base.tilted(b), ExactNoisePredictor(base, schedule)
 
     def r(x):
         return x @ b.to(x)
@@ -91,7 +91,7 @@ seconds = {"sampling": 0.0, "training": 0.0}
 for step in tqdm(steps, "tilts", total=N):
     for key in seconds:
         seconds[key] += step.seconds[key]
-model = step.denoiser
+model = step.model
 
 # %% [markdown]
 # ## The error of the noise prediction
@@ -105,12 +105,12 @@ n = 5000 if reward in SHAPES else 2000
 generator = torch.Generator().manual_seed(derive_seed(seed, "judge"))
 x_0 = target.sample(n, generator)
 t = schedule.t_min + (schedule.t_max - schedule.t_min) * torch.rand(n, generator=generator, dtype=torch.float64)
-x_t = noise(schedule, x_0, torch.randn(n, d, generator=generator, dtype=torch.float64), t)
+x_t = add_noise(schedule, x_0, torch.randn(n, d, generator=generator, dtype=torch.float64), t)
 with torch.no_grad():
     learned = model(x_t.float(), t.float()).double()
 # A table of the target's law needs memory for each point: in pieces.
 exact, before = (
-    torch.cat([ExactDenoiser(law, schedule)(*piece) for piece in zip(x_t.split(500), t.split(500), strict=True)])
+    torch.cat([ExactNoisePredictor(law, schedule)(*piece) for piece in zip(x_t.split(500), t.split(500), strict=True)])
     for law in (target, base)
 )
 

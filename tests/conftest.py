@@ -13,7 +13,7 @@ from hypothesis import settings
 from itlib.gaussian_mixture import GaussianMixture, paper_mixture
 from itlib.network import Network
 from itlib.schedules import Cosine
-from itlib.training import TrainingConfig, TrainingStep, train_denoiser
+from itlib.training import TrainingConfig, TrainingStep, train_noise_predictor
 
 torch.set_num_threads(1)
 settings.register_profile("itlib", derandomize=True, deadline=None, database=None, max_examples=25)
@@ -44,5 +44,5 @@ def trained(paper: GaussianMixture, cosine: Cosine) -> tuple[Network, list[Train
     """A small network after a short training on the paper's mixture, and how it went. Copy it before changing it."""
     network = Network(width=64, depth=3, embedding=32)
     data = paper.sample(4000, torch.Generator().manual_seed(0))
-    steps = list(train_denoiser(network, data, cosine, TrainingConfig(epochs=15, batch_size=128, lr=2e-3)))
+    steps = list(train_noise_predictor(network, data, cosine, TrainingConfig(epochs=15, batch_size=128, lr=2e-3)))
     return network, steps

@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from papermill.translators import PythonTranslator
 
-from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture
+from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture
 from itlib.metrics import score_errors
 from itlib.network import FromX0
 from itlib.rewards import QuadraticReward
 from itlib.sampling import ddpm_std, sample, transition
-from itlib.schedules import Cosine, Linear, Schedule, noise
+from itlib.schedules import Cosine, Linear, Schedule, add_noise
 
 schedules = st.sampled_from([Cosine(), Linear()])
 dimensions, seeds = st.integers(1, 20), st.integers(0, 2**32 - 1)
@@ -74,11 +74,11 @@ def test_every_method_keeps_shape_precision_and_sense(
     for value, shape in (
         (mixture.log_prob(x), (5,)),
         (mixture.score(x, time, schedule), (5, d)),
-        (ExactDenoiser(mixture, schedule)(x, time), (5, d)),
+        (ExactNoisePredictor(mixture, schedule)(x, time), (5, d)),
         (mixture.covariance(x, inner, schedule, reward), (5, d)),
         (mixture.posterior_reward(x, inner, schedule, reward), (5,)),
         (target.log_prob(x), (5,)),
-        (noise(schedule, x, x, time), (5, d)),
+        (add_noise(schedule, x, x, time), (5, d)),
     ):
         assert value.shape == shape
         assert value.dtype == dtype
@@ -112,27 +112,29 @@ def test_the_ends_of_time(schedule: Schedule) -> None:
     x = mixture.sample(64, torch.Generator().manual_seed(0)).float()
     zero, one = torch.tensor(0.0), torch.tensor(1.0)
     # At 0 there is no noise: the denoiser's answer is multiplied by sigma = 0, and the score is that of the data.
-    assert torch.equal(ExactDenoiser(mixture, schedule)(x, zero), torch.zeros_like(x))
-    assert torch.equal(noise(schedule, x, torch.randn_like(x), zero), x)
+    assert torch.equal(ExactNoisePredictor(mixture, schedule)(x, zero), torch.zeros_like(x))
+    assert torch.equal(add_noise(schedule, x, torch.randn_like(x), zero), x)
     reward = QuadraticReward(torch.tensor([1.0, -2.0]))
     assert torch.allclose(mixture.posterior_reward(x, zero, schedule, reward), reward(x), atol=1e-5)
     # At 1 there is no data.
     assert torch.allclose(mixture.score(x, one, schedule), -x, atol=1e-5)
-    assert torch.allclose(ExactDenoiser(mixture, schedule)(x, one), x, atol=1e-5)
+    assert torch.allclose(ExactNoisePredictor(mixture, schedule)(x, one), x, atol=1e-5)
     # Close to 0 and 1 nothing loses more than rounding: denoised samples come back in single precision.
     for t in (1e-6, 1e-4, schedule.t_min):
         time = torch.tensor(t)
-        x_t = noise(schedule, x, torch.randn(x.shape, generator=torch.Generator().manual_seed(1)), time)
-        denoised = (x_t - schedule.sigma(time) * ExactDenoiser(mixture, schedule)(x_t, time)) / schedule.alpha(time)
+        x_t = add_noise(schedule, x, torch.randn(x.shape, generator=torch.Generator().manual_seed(1)), time)
+        denoised = (x_t - schedule.sigma(time) * ExactNoisePredictor(mixture, schedule)(x_t, time)) / schedule.alpha(time)
         assert float((denoised - x).abs().max()) < 10 * float(schedule.sigma(time)) + 1e-5
     # What divides by sigma or alpha stops inside: FromX0 clamps, the sampler starts at t_max, transitions refuse t = 1.
     assert bool(torch.isfinite(FromX0(lambda y, s: y, schedule)(x, zero)).all())
     assert ddpm_std(schedule, 0.0, schedule.t_min) == 0.0
     with pytest.raises(ValueError, match="at t=1 alpha is zero"):
         transition(schedule, 0.5, 1.5 if isinstance(schedule, Cosine) else 1.0, 1.0)
-    drawn = sample(ExactDenoiser(mixture, schedule), schedule, 2000, steps=100, generator=torch.Generator().manual_seed(2))
+    drawn = sample(
+        ExactNoisePredictor(mixture, schedule), schedule, 2000, steps=100, generator=torch.Generator().manual_seed(2)
+    )
     assert drawn.dtype == torch.float32
     assert float((drawn.double().mean(0) - mixture.mean).abs().max()) < 0.2
-    errors = score_errors(ExactDenoiser(mixture, schedule), mixture, schedule, n=2000)
+    errors = score_errors(ExactNoisePredictor(mixture, schedule), mixture, schedule, n=2000)
     assert errors.eps_rmse < 1e-5
     assert errors.score_rmse < 1e-3  # the same error divided by sigma at t_min

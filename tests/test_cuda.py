@@ -10,14 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from itlib.baselines.accounting import Account
+from itlib.baselines.accounting import EvaluationCounter
 from itlib.beyond.estimators import fit_value
+from itlib.beyond.recommended import RecommendedConfig, recommended_tilting
 from itlib.experiments import comparison
 from itlib.experiments.checkpoints import RunState, load_state, save_state
 from itlib.experiments.digits import comparison as digits
 from itlib.experiments.digits.images import image_card, new_denoiser
 from itlib.experiments.problems import TASKS
-from itlib.gaussian_mixture import ExactDenoiser, paper_mixture
+from itlib.gaussian_mixture import ExactNoisePredictor, paper_mixture
 from itlib.likelihood import log_likelihood
 from itlib.metrics import score_card
 from itlib.network import Network, Residual, device_of
@@ -25,8 +26,8 @@ from itlib.pretrained import FromModel, Tabulated, with_lora
 from itlib.rewards import parse_reward
 from itlib.sampling import path_log_weights, reverse_process, sample
 from itlib.schedules import Cosine
-from itlib.tilting import CONFIGURATIONS, TiltingConfig, iterative_tilting
-from itlib.training import TrainingConfig, train_denoiser
+from itlib.tilting import TiltingConfig, iterative_tilting
+from itlib.training import TrainingConfig, train_noise_predictor
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 
@@ -41,7 +42,7 @@ def seeded(device: str = "cpu") -> torch.Generator:
 
 def base() -> Residual:
     """The exact denoiser, and a network that would learn."""
-    return Residual(ExactDenoiser(LAW, SCHEDULE), Network(width=32, depth=2, embedding=8))
+    return Residual(ExactNoisePredictor(LAW, SCHEDULE), Network(width=32, depth=2, embedding=8))
 
 
 def on_gpu(module: nn.Module) -> nn.Module:
@@ -94,23 +95,24 @@ def test_the_base_trains_there() -> None:
     networks = [f(Network(width=32, depth=2)) for f in (on_gpu, copy.deepcopy)]
     data, config = LAW.sample(2000, seeded()).float(), TrainingConfig(epochs=3, batch_size=100)
     traces = [
-        [step.validation_loss for step in train_denoiser(network, data.to(device_of(network)), SCHEDULE, config)]
+        [step.validation_loss for step in train_noise_predictor(network, data.to(device_of(network)), SCHEDULE, config)]
         for network in networks
     ]
     assert traces[0] == pytest.approx(traces[1], rel=1e-3)
     assert device_of(networks[0]).type == "cuda"
 
 
-@pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_tilts_are_those_of_the_cpu(name: str) -> None:
-    config = replace(CONFIGURATIONS[name], S=128, J=20, E=5, B=32, lr=1e-4)
+@pytest.mark.parametrize("config", [TiltingConfig(), RecommendedConfig()], ids=["paper", "recommended"])
+def test_tilts_are_those_of_the_cpu(config: TiltingConfig) -> None:
+    config = replace(config, S=128, J=20, E=5, B=32, lr=1e-4)
+    tilting = recommended_tilting if isinstance(config, RecommendedConfig) else iterative_tilting
     (*_, there), (*_, here) = (
-        [step for _, step in zip(range(2), iterative_tilting(f(base()), REWARD, SCHEDULE, config), strict=False)]
+        [step for _, step in zip(range(2), tilting(f(base()), REWARD, SCHEDULE, config), strict=False)]
         for f in (on_gpu, copy.copy)
     )
     assert there.strength == pytest.approx(here.strength, rel=1e-3)
     assert_same(there.losses, here.losses, atol=1e-2)
-    assert_alike(there.denoiser, here.denoiser)
+    assert_alike(there.model, here.model)
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -121,13 +123,15 @@ def test_rivals_learn_there(name: str) -> None:
     )
     assert there.counts == here.counts
     assert there.loss == pytest.approx(here.loss, rel=1e-2, abs=1e-3)
-    assert_alike(there.denoiser, here.denoiser)
+    assert_alike(there.model, here.model)
 
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_rivals_draw_there(name: str) -> None:
     setting = comparison.Setting(base(), TASKS["paper"], SCHEDULE, "smoke")
-    there, here = (comparison.METHODS[name].draw(replace(setting, base=f(base())), Account()) for f in (on_gpu, copy.copy))
+    there, here = (
+        comparison.METHODS[name].draw(replace(setting, base=f(base())), EvaluationCounter()) for f in (on_gpu, copy.copy)
+    )
     if here.denoiser is None:
         # Rounding may send a draw from a list of weights to its neighbour.
         assert there.samples.is_cuda
@@ -143,8 +147,8 @@ def test_the_digits_learn_there(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(digits, "J", 6)
     setting = digits.Setting(new_denoiser(SCHEDULE).cuda(), "symmetry", SCHEDULE, 1e-4, evaluations=320)
     step = next(digits.fine_tune(digits.METHODS[name], setting))
-    assert device_of(step.denoiser).type == "cuda"
-    assert all(bool(torch.isfinite(value).all()) for value in step.denoiser.parameters())
+    assert device_of(step.model).type == "cuda"
+    assert all(bool(torch.isfinite(value).all()) for value in step.model.parameters())
 
 
 def test_figures_are_those_of_the_cpu() -> None:
@@ -198,5 +202,5 @@ def test_a_model_of_images_with_an_adapter_learns_there() -> None:
     model = with_lora(FromModel(unet, schedule, (3, 4, 4)), rank=2).cuda()
     config = TiltingConfig(N=2, S=16, J=5, B=8, E=2)
     step = next(iterative_tilting(model, lambda x: x.mean(1), schedule, config, d=48))
-    assert device_of(step.denoiser).type == "cuda"
+    assert device_of(step.model).type == "cuda"
     assert bool(torch.isfinite(step.losses).all())

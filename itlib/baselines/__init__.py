@@ -1,6 +1,6 @@
 """The rivals of iterative tilting, one file per method, each from the same template.
 
-A method is a generator like :func:`itlib.tilting.iterative_tilting`: it takes a base denoiser, a reward, a schedule and
-a configuration, and yields after every iteration. Any denoiser can be the base, the exact one of a mixture included. What
+A method is a generator like :func:`itlib.tilting.iterative_tilting`: it takes a base model, a reward, a schedule and
+a configuration, and yields after every iteration. Any model can be the base, the exact one of a mixture included. What
 a method draws, evaluates and differentiates is counted (:mod:`itlib.baselines.accounting`), so that budgets can be compared.
 """

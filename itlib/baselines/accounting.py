@@ -3,7 +3,7 @@ r"""What the rivals share: the step that they yield, and an account of what they
 Budgets are counted in samples, whatever the size of a call:
 
 - *reward*: forward evaluations :math:`r(x)`; *reward_gradient*: evaluations whose gradient was asked for;
-- *network*: evaluations of a denoiser; *network_gradient*: those of them that autograd recorded, which cost about three.
+- *network*: evaluations of a model; *network_gradient*: those of them that autograd recorded, which cost about three.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from itlib.network import Denoiser, device_of
+from itlib.network import NoisePredictor, device_of
 from itlib.rewards import Reward
-from itlib.sampling import normal, reverse_process, time_grid, transitions
+from itlib.sampling import randn, reverse_process, time_grid, transitions
 from itlib.schedules import Schedule
-from itlib.tilting import as_student, derive_seed
+from itlib.tilting import derive_seed, trainable_copy
 
 
 @dataclass
@@ -33,37 +33,37 @@ class Counts:
 
     @property
     def work(self) -> int:
-        """Cost in forward evaluations of a denoiser: one that is differentiated counts three."""
+        """Cost in forward evaluations of a model: one that is differentiated counts three."""
         return self.network + 2 * self.network_gradient
 
 
 @dataclass(frozen=True)
-class Step:
+class BaselineStep:
     """What one iteration of a rival leaves behind.
 
     Args:
         k: the iteration just finished, from 1.
-        denoiser: the live network; copy it to keep it.
+        model: the live network; copy it to keep it.
         loss: of this iteration.
         counts: what was spent so far.
         seconds: processor seconds spent so far.
     """
 
     k: int
-    denoiser: nn.Module
+    model: nn.Module
     loss: float
     counts: Counts
     seconds: float
 
 
 @dataclass
-class Account:
+class EvaluationCounter:
     """Counts what goes through the callables that it wraps, and the time since it was opened."""
 
     counts: Counts = field(default_factory=Counts)
     opened: float = field(default_factory=time.process_time)
 
-    def reward(self, reward: Reward) -> Reward:
+    def count_reward(self, reward: Reward) -> Reward:
         """The same reward, counted."""
 
         def counted(x: Tensor) -> Tensor:
@@ -81,14 +81,14 @@ class Account:
 
         return counted
 
-    def denoiser(self, denoiser: Denoiser) -> Denoiser:
-        """The same denoiser, counted. A network keeps its type, and its copies are counted as well."""
-        if isinstance(denoiser, nn.Module):
-            denoiser.register_forward_hook(lambda module, inputs, output: self._count(output))
-            return denoiser
+    def count_model(self, model: NoisePredictor) -> NoisePredictor:
+        """The same model, counted. A network keeps its type, and its copies are counted as well."""
+        if isinstance(model, nn.Module):
+            model.register_forward_hook(lambda module, inputs, output: self._count(output))
+            return model
 
         def counted(x: Tensor, t: Tensor) -> Tensor:
-            output = denoiser(x, t)
+            output = model(x, t)
             self._count(output)
             return output
 
@@ -98,29 +98,29 @@ class Account:
         self.counts.network += len(output)
         self.counts.network_gradient += len(output) if output.requires_grad else 0
 
-    def step(self, k: int, denoiser: nn.Module, loss: float) -> Step:
+    def step(self, k: int, model: nn.Module, loss: float) -> BaselineStep:
         """The step to yield, with a snapshot of the account."""
-        return Step(k, denoiser, loss, replace(self.counts), time.process_time() - self.opened)
+        return BaselineStep(k, model, loss, replace(self.counts), time.process_time() - self.opened)
 
 
-class Workbench:
+class FineTuning:
     """What every rival begins with: a student, a frozen base and the reward, all counted, and an optimiser.
 
     Args:
-        base: the pretrained denoiser; not changed.
+        base: the pretrained model; not changed.
         reward: (S, d) to (S,).
         d: dimension of the data.
         seed: fixes initial weights, if there are any.
         lr: Adam's learning rate.
     """
 
-    def __init__(self, base: Denoiser, reward: Reward, d: int, seed: int, lr: float) -> None:
-        self.account = Account()
-        self.student = as_student(base, d, derive_seed(seed, "weights"))
+    def __init__(self, base: NoisePredictor, reward: Reward, d: int, seed: int, lr: float) -> None:
+        self.account = EvaluationCounter()
+        self.student = trainable_copy(base, d, derive_seed(seed, "weights"))
         frozen = copy.deepcopy(base).requires_grad_(False) if isinstance(base, nn.Module) else base
-        self.base = self.account.denoiser(frozen)
-        self.account.denoiser(self.student)
-        self.reward = self.account.reward(reward)
+        self.base = self.account.count_model(frozen)
+        self.account.count_model(self.student)
+        self.reward = self.account.count_reward(reward)
         self.parameters = [p for p in self.student.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(self.parameters, lr=lr)
         self._shape = (d,)
@@ -128,7 +128,7 @@ class Workbench:
     def noise(self, n: int, generator: torch.Generator) -> Tensor:
         """Where Algorithm 1 starts, (n, d), as the student's parameters are stored."""
         like = self.parameters[0]
-        return normal((n, *self._shape), generator, like.dtype, device_of(self.student))
+        return randn((n, *self._shape), generator, like.dtype, device_of(self.student))
 
     def descend(self, k: int, loss: Tensor) -> None:
         """One optimiser step of iteration k.
@@ -143,21 +143,26 @@ class Workbench:
         loss.backward()
         self.optimizer.step()
 
-    def step(self, k: int, loss: Tensor) -> Step:
+    def step(self, k: int, loss: Tensor) -> BaselineStep:
         """The step to yield."""
         return self.account.step(k, self.student, float(loss.detach()))
 
 
 def trajectory(
-    denoiser: Denoiser, base: Denoiser, schedule: Schedule, x: Tensor, steps: int, generator: torch.Generator | None = None
+    model: NoisePredictor,
+    base: NoisePredictor,
+    schedule: Schedule,
+    x: Tensor,
+    steps: int,
+    generator: torch.Generator | None = None,
 ) -> list[Tensor]:
     """States x_K, ..., x_0 of Algorithm 1 with DDPM's noise, each (B, d); the last step, which has none, is the base's."""
     last = torch.tensor(time_grid(schedule, steps)[1], dtype=x.dtype, device=x.device)
 
-    def model(x: Tensor, t: Tensor) -> Tensor:
-        return (denoiser if bool(t > last) else base)(x, t)
+    def either(x: Tensor, t: Tensor) -> Tensor:
+        return (model if bool(t > last) else base)(x, t)
 
-    return [x, *(state for _, state in reverse_process(model, schedule, x, steps=steps, generator=generator))]
+    return [x, *(state for _, state in reverse_process(either, schedule, x, steps=steps, generator=generator))]
 
 
 @dataclass(frozen=True)
@@ -179,7 +184,7 @@ class NoisySteps:
     eps_base: Tensor
 
     @classmethod
-    def of(cls, states: list[Tensor], base: Denoiser, schedule: Schedule) -> NoisySteps:
+    def of(cls, states: list[Tensor], base: NoisePredictor, schedule: Schedule) -> NoisySteps:
         """Those of trajectories x_K, ..., x_0, as :func:`trajectory` gives them."""
         x, B, steps = torch.cat(states[:-2]), len(states[0]), len(states) - 1
         times = time_grid(schedule, steps)

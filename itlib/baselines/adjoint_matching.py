@@ -32,8 +32,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from itlib.baselines.accounting import NoisySteps, Step, Workbench, trajectory
-from itlib.network import Denoiser
+from itlib.baselines.accounting import BaselineStep, FineTuning, NoisySteps, trajectory
+from itlib.network import NoisePredictor
 from itlib.rewards import Reward
 from itlib.sampling import time_grid, transition
 from itlib.schedules import Schedule
@@ -70,7 +70,7 @@ class AdjointMatchingConfig:
             raise ValueError(f"lr must be positive and lam finite, got {self.lr} and {self.lam}")
 
 
-def lean_adjoint(states: list[Tensor], base: Denoiser, reward: Reward, schedule: Schedule, lam: float) -> list[Tensor]:
+def lean_adjoint(states: list[Tensor], base: NoisePredictor, reward: Reward, schedule: Schedule, lam: float) -> list[Tensor]:
     """The adjoint at x_0, ..., x_{K-1} of trajectories given as x_K, ..., x_0, each (B, d).
 
     Args:
@@ -96,18 +96,18 @@ def lean_adjoint(states: list[Tensor], base: Denoiser, reward: Reward, schedule:
 
 
 def adjoint_matching(
-    base: Denoiser,
+    base: NoisePredictor,
     reward: Reward,
     schedule: Schedule,
     config: AdjointMatchingConfig | None = None,
     *,
     d: int = 2,
     seed: int = 0,
-) -> Iterator[Step]:
+) -> Iterator[BaselineStep]:
     """Adjoint Matching as a generator, one optimiser step per item.
 
     Args:
-        base: the pretrained denoiser, differentiable in x; not changed.
+        base: the pretrained model, differentiable in x; not changed.
         reward: differentiable, (S, d) to (S,).
         schedule: the pair alpha, sigma.
         config: the knobs.
@@ -115,13 +115,13 @@ def adjoint_matching(
         seed: fixes every random draw.
 
     Yields:
-        A :class:`~itlib.baselines.accounting.Step` per iteration.
+        A :class:`~itlib.baselines.accounting.BaselineStep` per iteration.
 
     Raises:
         FloatingPointError: if the loss stops being finite.
     """
     config = config or AdjointMatchingConfig()
-    bench = Workbench(base, reward, d, seed, config.lr)
+    bench = FineTuning(base, reward, d, seed, config.lr)
     for k in range(1, config.iterations + 1):
         generator = torch.Generator().manual_seed(derive_seed(seed, "adjoint matching", k))
         x = bench.noise(config.B, generator)

@@ -31,11 +31,11 @@ import torch
 from torch import Tensor
 
 from itlib.baselines.advantage_weighted import standardised
-from itlib.network import Denoiser
+from itlib.network import NoisePredictor
 from itlib.tilting import TiltBatch, Update
 
 
-def negative_aware(base: Denoiser, *, beta: float = 1.0, kappa: float = 1e-4, clip: float = 5.0) -> Update:
+def negative_aware(base: NoisePredictor, *, beta: float = 1.0, kappa: float = 1e-4, clip: float = 5.0) -> Update:
     """The target and factor of DiffusionNFT; the step of a tilt is ignored.
 
     Args:

@@ -23,12 +23,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from itlib.baselines.accounting import Step, Workbench
+from itlib.baselines.accounting import BaselineStep, FineTuning
 from itlib.baselines.monte_carlo import SMCConfig, sequential_monte_carlo, systematic
-from itlib.network import Denoiser, device_of
+from itlib.network import NoisePredictor, device_of
 from itlib.rewards import Reward, evaluate
 from itlib.sampling import path_log_weights
-from itlib.schedules import Schedule, noise
+from itlib.schedules import Schedule, add_noise
 from itlib.tilting import derive_seed
 from itlib.training import check_numbers
 
@@ -80,14 +80,14 @@ def cut_off(log_w: Tensor, accept: float) -> Tensor:
 
 
 def distillation(
-    base: Denoiser,
+    base: NoisePredictor,
     reward: Reward,
     schedule: Schedule,
     config: DistillationConfig | None = None,
     *,
     d: int = 2,
     seed: int = 0,
-) -> Iterator[Step]:
+) -> Iterator[BaselineStep]:
     """Reweigh and distil as a generator, one round per item.
 
     Args:
@@ -99,13 +99,13 @@ def distillation(
         seed: fixes every random draw.
 
     Yields:
-        A :class:`~itlib.baselines.accounting.Step` per round.
+        A :class:`~itlib.baselines.accounting.BaselineStep` per round.
 
     Raises:
         FloatingPointError: if the loss stops being finite.
     """
     config = config or DistillationConfig()
-    bench = Workbench(base, reward, d, seed, config.lr)
+    bench = FineTuning(base, reward, d, seed, config.lr)
     dtype, device = bench.parameters[0].dtype, device_of(bench.student)
     for k in range(1, config.rounds + 1):
         generator = torch.Generator().manual_seed(derive_seed(seed, "distillation", k))
@@ -125,6 +125,6 @@ def distillation(
             index = torch.randint(config.n, (config.B,), generator=generator)
             t = torch.rand(config.B, generator=generator, dtype=dtype).to(device)
             z = torch.randn(config.B, d, generator=generator, dtype=dtype).to(device)
-            loss = (bench.student(noise(schedule, x_0[index], z, t), t) - z).square().sum(-1).mean()
+            loss = (bench.student(add_noise(schedule, x_0[index], z, t), t) - z).square().sum(-1).mean()
             bench.descend(k, loss)
         yield bench.step(k, loss)

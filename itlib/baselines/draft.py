@@ -31,11 +31,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from itlib.baselines.accounting import Step, Workbench
-from itlib.network import Denoiser
+from itlib.baselines.accounting import BaselineStep, FineTuning
+from itlib.network import NoisePredictor
 from itlib.rewards import Reward
-from itlib.sampling import normal, time_grid, transition
-from itlib.schedules import Schedule, noise
+from itlib.sampling import randn, time_grid, transition
+from itlib.schedules import Schedule, add_noise
 from itlib.tilting import derive_seed
 from itlib.training import check_numbers
 
@@ -85,8 +85,8 @@ class DraftConfig:
 
 
 def rollout(
-    student: Denoiser,
-    base: Denoiser,
+    student: NoisePredictor,
+    base: NoisePredictor,
     schedule: Schedule,
     x: Tensor,
     config: DraftConfig,
@@ -119,36 +119,36 @@ def rollout(
                 cost = cost + (b / std) ** 2 * 0.5 * (eps - base(x, t)).square().sum(-1)
             x = a * x + b * eps
             if std:
-                x = x + std * normal(x.shape, generator, x.dtype, x.device)
+                x = x + std * randn(x.shape, generator, x.dtype, x.device)
     return x, cost
 
 
 def low_variance(
-    student: Denoiser, schedule: Schedule, x_0: Tensor, config: DraftConfig, generator: torch.Generator
+    student: NoisePredictor, schedule: Schedule, x_0: Tensor, config: DraftConfig, generator: torch.Generator
 ) -> Tensor:
     """DRaFT-LV: noise detached samples to the last time, n times over, and denoise them with gradient, (n B, d)."""
     last = time_grid(schedule, config.J)[1]
     x_0 = x_0.detach().repeat(config.renoise, 1)
     t = torch.tensor(last, dtype=x_0.dtype, device=x_0.device)
-    z = normal(x_0.shape, generator, x_0.dtype, x_0.device)
-    x_t = noise(schedule, x_0, z, t)
+    z = randn(x_0.shape, generator, x_0.dtype, x_0.device)
+    x_t = add_noise(schedule, x_0, z, t)
     a, b, _ = transition(schedule, 0.0, last, 0.0)
     return a * x_t + b * student(x_t, t)
 
 
 def draft(
-    base: Denoiser,
+    base: NoisePredictor,
     reward: Reward,
     schedule: Schedule,
     config: DraftConfig | None = None,
     *,
     d: int = 2,
     seed: int = 0,
-) -> Iterator[Step]:
+) -> Iterator[BaselineStep]:
     """DRaFT as a generator, one optimiser step per item.
 
     Args:
-        base: the pretrained denoiser; not changed.
+        base: the pretrained model; not changed.
         reward: differentiable, (S, d) to (S,).
         schedule: the pair alpha, sigma.
         config: the knobs.
@@ -156,13 +156,13 @@ def draft(
         seed: fixes every random draw.
 
     Yields:
-        A :class:`~itlib.baselines.accounting.Step` per iteration.
+        A :class:`~itlib.baselines.accounting.BaselineStep` per iteration.
 
     Raises:
         FloatingPointError: if the loss stops being finite.
     """
     config = config or DraftConfig()
-    bench = Workbench(base, reward, d, seed, config.lr)
+    bench = FineTuning(base, reward, d, seed, config.lr)
     for k in range(1, config.iterations + 1):
         generator = torch.Generator().manual_seed(derive_seed(seed, "draft", k))
         x = bench.noise(config.B, generator)

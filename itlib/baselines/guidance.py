@@ -1,6 +1,6 @@
 r"""Guidance: steer the sampler toward the reward and train nothing.
 
-The denoiser of the tilted distribution differs from the base's by the gradient of a *value*,
+The model of the tilted distribution differs from the base's by the gradient of a *value*,
 
 .. math::
 
@@ -16,7 +16,7 @@ which is Proposition 3.1 again. Guidance needs :math:`V` while it samples:
   for the mean of an exponential, :math:`V_t\ge\lambda\,\mathbb E[r\mid x]`.
 
 *Classifier-free guidance* (Ho and Salimans, arXiv 2207.12598), which the paper's introduction mentions, extrapolates from
-an unconditional to a conditional denoiser, :func:`classifier_free`. It moves each :math:`p_t` toward
+an unconditional to a conditional model, :func:`classifier_free`. It moves each :math:`p_t` toward
 :math:`p_t\,p_t(c\mid x)^w`, and these are not the noised versions of :math:`p_0\,p_0(c\mid x)^w`: unless w is 0 or 1
 it does not sample the tilt by :math:`r=\log p_0(c\mid x)`.
 """
@@ -28,8 +28,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture
-from itlib.network import Denoiser
+from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture
+from itlib.network import NoisePredictor
 from itlib.rewards import QuadraticReward, Reward
 from itlib.schedules import Schedule, column
 
@@ -58,30 +58,32 @@ def exact_value(base: GaussianMixture, reward: QuadraticReward, schedule: Schedu
     return value
 
 
-def plug_in_value(base: Denoiser, reward: Reward, schedule: Schedule, lam: float = 1.0) -> Value:
+def plug_in_value(base: NoisePredictor, reward: Reward, schedule: Schedule, lam: float = 1.0) -> Value:
     """The reward of the predicted clean sample, lam r(x_0_hat(x, t)); the reward must be differentiable."""
     return lambda x, t: lam * reward(clean(base(x, t), x, t, schedule))
 
 
-def guided(base: Denoiser, value: Value, schedule: Schedule) -> Denoiser:
-    """The base's prediction of X_1 shifted by -sigma_t grad V_t, as a denoiser for any sampler."""
+def guided(base: NoisePredictor, value: Value, schedule: Schedule) -> NoisePredictor:
+    """The base's prediction of X_1 shifted by -sigma_t grad V_t, as a model for any sampler."""
 
-    def denoiser(x: Tensor, t: Tensor) -> Tensor:
-        twice = torch.is_grad_enabled() and x.requires_grad  # a likelihood differentiates the denoiser itself
+    def model(x: Tensor, t: Tensor) -> Tensor:
+        twice = torch.is_grad_enabled() and x.requires_grad  # a likelihood differentiates the model itself
         with torch.enable_grad():
             y = x if twice else x.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(value(y, t).sum(), y, create_graph=twice)
         return base(x, t) - column(schedule.sigma(t.double()), x).to(x) * gradient
 
-    return denoiser
+    return model
 
 
-def exactly_guided(base: Denoiser, mixture: GaussianMixture, target: GaussianMixture, schedule: Schedule) -> Denoiser:
+def exactly_guided(
+    base: NoisePredictor, mixture: GaussianMixture, target: GaussianMixture, schedule: Schedule
+) -> NoisePredictor:
     """The base guided by :func:`exact_value`, for times of any shape: its error is the base's own, where the target lies."""
-    before, after = ExactDenoiser(mixture, schedule), ExactDenoiser(target, schedule)
+    before, after = ExactNoisePredictor(mixture, schedule), ExactNoisePredictor(target, schedule)
     return lambda x, t: base(x, t) + after(x, t) - before(x, t)
 
 
-def classifier_free(unconditional: Denoiser, conditional: Denoiser, w: float) -> Denoiser:
+def classifier_free(unconditional: NoisePredictor, conditional: NoisePredictor, w: float) -> NoisePredictor:
     """Classifier-free guidance: (1 - w) unconditional + w conditional; w = 1 is the conditional model itself."""
     return lambda x, t: torch.lerp(unconditional(x, t), conditional(x, t), w)

@@ -34,16 +34,11 @@ import torch
 from torch import Tensor
 
 from itlib.baselines.guidance import Value, clean
-from itlib.network import Denoiser, device_of
+from itlib.metrics import effective_sample_size
+from itlib.network import NoisePredictor, device_of
 from itlib.rewards import Reward, evaluate
-from itlib.sampling import normal, sample, time_grid, transitions
+from itlib.sampling import randn, sample, time_grid, transitions
 from itlib.schedules import Schedule
-
-
-def effective_sample_size(log_w: Tensor) -> float:
-    """(sum w)^2 / sum w^2 from log weights, (n,); between 1 and n."""
-    log_w = log_w.double()
-    return float(torch.exp(2 * torch.logsumexp(log_w, 0) - torch.logsumexp(2 * log_w, 0)))
 
 
 def systematic(log_w: Tensor, n: int, generator: torch.Generator) -> Tensor:
@@ -55,7 +50,7 @@ def systematic(log_w: Tensor, n: int, generator: torch.Generator) -> Tensor:
 
 
 def importance(
-    base: Denoiser,
+    base: NoisePredictor,
     reward: Reward,
     schedule: Schedule,
     n: int,
@@ -71,7 +66,7 @@ def importance(
 
 
 def best_of_n(
-    base: Denoiser,
+    base: NoisePredictor,
     reward: Reward,
     schedule: Schedule,
     n: int,
@@ -140,7 +135,7 @@ class Population:
 
 
 def sequential_monte_carlo(
-    base: Denoiser,
+    base: NoisePredictor,
     reward: Reward,
     schedule: Schedule,
     config: SMCConfig | None = None,
@@ -154,7 +149,7 @@ def sequential_monte_carlo(
     """Sequential Monte Carlo along Algorithm 1, as a generator over its steps; the last population has t = 0.
 
     Args:
-        base: the pretrained denoiser.
+        base: the pretrained model.
         reward: (n, d) to (n,); forward evaluations only, unless the proposal is twisted.
         schedule: the pair alpha, sigma.
         config: the knobs.
@@ -198,7 +193,7 @@ def sequential_monte_carlo(
                 shift = -float(schedule.sigma(torch.tensor(t, dtype=torch.float64))) * gradient
         return eps.detach(), psi.detach(), shift
 
-    x = normal((n, d), generator, dtype, device)
+    x = randn((n, d), generator, dtype, device)
     eps, psi, shift = look(x, times[-1])
     log_w, log_z, resampled = psi, 0.0, 0
     for s, (a, b, std) in zip(times[-2::-1], transitions(schedule, times, 1.0), strict=True):
@@ -209,7 +204,7 @@ def sequential_monte_carlo(
             log_w, resampled = torch.zeros_like(log_w), resampled + 1
         mean = a * x + b * eps
         if std > 0.0:
-            z = normal(x.shape, generator, dtype, device)
+            z = randn(x.shape, generator, dtype, device)
             x = mean + b * shift + std * z
             log_w = log_w + 0.5 * (z.square() - ((x - mean) / std).square()).sum(-1)
             eps, now, shift = look(x, s)

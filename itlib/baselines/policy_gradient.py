@@ -26,8 +26,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from itlib.baselines.accounting import NoisySteps, Step, Workbench, trajectory
-from itlib.network import Denoiser
+from itlib.baselines.accounting import BaselineStep, FineTuning, NoisySteps, trajectory
+from itlib.network import NoisePredictor
 from itlib.rewards import Reward, evaluate
 from itlib.schedules import Schedule
 from itlib.tilting import derive_seed
@@ -82,18 +82,18 @@ class PolicyGradientConfig:
 
 
 def policy_gradient(
-    base: Denoiser,
+    base: NoisePredictor,
     reward: Reward,
     schedule: Schedule,
     config: PolicyGradientConfig | None = None,
     *,
     d: int = 2,
     seed: int = 0,
-) -> Iterator[Step]:
+) -> Iterator[BaselineStep]:
     """DDPO and DPOK as a generator, one batch of trajectories per item.
 
     Args:
-        base: the pretrained denoiser; not changed.
+        base: the pretrained model; not changed.
         reward: forward evaluations only, (S, d) to (S,).
         schedule: the pair alpha, sigma.
         config: the knobs.
@@ -101,13 +101,13 @@ def policy_gradient(
         seed: fixes every random draw.
 
     Yields:
-        A :class:`~itlib.baselines.accounting.Step` per batch.
+        A :class:`~itlib.baselines.accounting.BaselineStep` per batch.
 
     Raises:
         FloatingPointError: if the loss stops being finite.
     """
     config = config or PolicyGradientConfig()
-    bench = Workbench(base, reward, d, seed, config.lr)
+    bench = FineTuning(base, reward, d, seed, config.lr)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "value"))
         value = nn.Sequential(nn.Linear(d + 1, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 1))

@@ -32,11 +32,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from itlib.network import Denoiser
+from itlib.network import NoisePredictor
 from itlib.tilting import TiltBatch, Update
 
 
-def reinforce_adjoint(base: Denoiser, lam: float = 1.0, *, centred: bool = False) -> Update:
+def reinforce_adjoint(base: NoisePredictor, lam: float = 1.0, *, centred: bool = False) -> Update:
     """The target of RAM; the step of a tilt is ignored.
 
     Args:

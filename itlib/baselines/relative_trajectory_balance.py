@@ -27,8 +27,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from itlib.baselines.accounting import NoisySteps, Step, Workbench, trajectory
-from itlib.network import Denoiser
+from itlib.baselines.accounting import BaselineStep, FineTuning, NoisySteps, trajectory
+from itlib.network import NoisePredictor
 from itlib.rewards import Reward, evaluate
 from itlib.schedules import Schedule
 from itlib.tilting import derive_seed
@@ -70,21 +70,21 @@ class TrajectoryBalanceConfig:
             raise ValueError(f"rates must be positive and lam finite, got {self.lr}, {self.lr_log_z} and {self.lam}")
 
 
-def log_ratio(student: Denoiser, steps: NoisySteps, B: int) -> Tensor:
+def log_ratio(student: NoisePredictor, steps: NoisySteps, B: int) -> Tensor:
     """log p_student / p_base of B chains, (B,)."""
     each = steps.log_density(student(steps.x, steps.t)) - steps.log_density(steps.eps_base)
     return each.reshape(-1, B).sum(0)
 
 
 def trajectory_balance(
-    base: Denoiser,
+    base: NoisePredictor,
     reward: Reward,
     schedule: Schedule,
     config: TrajectoryBalanceConfig | None = None,
     *,
     d: int = 2,
     seed: int = 0,
-) -> Iterator[Step]:
+) -> Iterator[BaselineStep]:
     """Relative trajectory balance as a generator, one optimiser step per item.
 
     Args:
@@ -96,13 +96,13 @@ def trajectory_balance(
         seed: fixes every random draw.
 
     Yields:
-        A :class:`~itlib.baselines.accounting.Step` per iteration.
+        A :class:`~itlib.baselines.accounting.BaselineStep` per iteration.
 
     Raises:
         FloatingPointError: if the loss stops being finite.
     """
     config = config or TrajectoryBalanceConfig()
-    bench = Workbench(base, reward, d, seed, config.lr)
+    bench = FineTuning(base, reward, d, seed, config.lr)
     log_z = nn.Parameter(torch.zeros((), dtype=bench.parameters[0].dtype, device=bench.parameters[0].device))
     bench.optimizer.add_param_group({"params": [log_z], "lr": config.lr_log_z})
     kept: list[tuple[Tensor, Tensor]] = []

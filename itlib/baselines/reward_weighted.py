@@ -14,7 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from itlib.tilting import TiltBatch, log_mean_exp
+from itlib.beyond.implicit import log_mean_exp
+from itlib.tilting import TiltBatch
 
 
 def reweighted(batch: TiltBatch, delta: float) -> tuple[Tensor, Tensor]:

@@ -29,9 +29,9 @@ import torch
 from torch import Tensor, nn
 
 from itlib.baselines.guidance import Value
-from itlib.network import Denoiser, FourierFeatures, device_of
+from itlib.network import FourierFeatures, NoisePredictor, device_of
 from itlib.rewards import Reward, evaluate
-from itlib.sampling import normal, reverse_process, time_grid, transitions
+from itlib.sampling import randn, reverse_process, time_grid, transitions
 from itlib.schedules import Schedule
 from itlib.tilting import derive_seed
 
@@ -60,7 +60,7 @@ class ValueNetwork(nn.Module):
 
 
 def learn_value(
-    base: Denoiser,
+    base: NoisePredictor,
     reward: Reward,
     schedule: Schedule,
     *,
@@ -91,7 +91,7 @@ def learn_value(
         seed: fixes every random draw.
     """
     generator = torch.Generator().manual_seed(derive_seed(seed, "value"))
-    x = normal((n, d), generator, torch.float32, device_of(base))
+    x = randn((n, d), generator, torch.float32, device_of(base))
     states = [x, *(s for _, s in reverse_process(base, schedule, x, steps=J, generator=generator))]
     y = lam * evaluate(reward, states[-1])
     c = torch.logsumexp(y, 0) - math.log(n) if soft else y.mean()
@@ -114,7 +114,7 @@ def learn_value(
 
 @torch.no_grad()
 def decode(
-    base: Denoiser,
+    base: NoisePredictor,
     value: Value,
     schedule: Schedule,
     n: int,
@@ -139,12 +139,12 @@ def decode(
         dtype: of the samples.
     """
     times = time_grid(schedule, J)
-    x = normal((n, d), generator, dtype, device_of(base))
+    x = randn((n, d), generator, dtype, device_of(base))
     for t, s, (a, b, std) in zip(times[:0:-1], times[-2::-1], transitions(schedule, times, 1.0), strict=True):
         mean = a * x + b * base(x, torch.tensor(t, dtype=dtype, device=x.device))
         if std == 0.0:
             return mean
-        proposals = mean.unsqueeze(1) + std * normal((n, M, d), generator, dtype, x.device)
+        proposals = mean.unsqueeze(1) + std * randn((n, M, d), generator, dtype, x.device)
         score = value(proposals.reshape(n * M, d), torch.tensor(s, dtype=dtype, device=x.device)).reshape(n, M)
         pick = torch.multinomial(torch.softmax(score.cpu(), 1), 1, generator=generator).to(x.device)
         x = proposals[torch.arange(n, device=x.device), pick.squeeze(1)]

@@ -1,6 +1,6 @@
 r"""Tilt Matching (arXiv 2512.21829), the concurrent paper: explicit and implicit.
 
-In the denoiser's units, with :math:`z` the noise of :math:`x_t`, a tilt of size :math:`\delta` and any constant :math:`c`,
+In the units of the noise, with :math:`z` the noise of :math:`x_t`, a tilt of size :math:`\delta` and any constant :math:`c`,
 
 .. math::
 
@@ -10,14 +10,15 @@ In the denoiser's units, with :math:`z` the noise of :math:`x_t`, a tilt of size
        + (e^{\delta(r-c)}-1)\,(z-\mathrm{sg}\,\varepsilon_\theta).
 
 The explicit target with :math:`c=0` is line 11 of Algorithm 2: the same method, found twice. The implicit one has the
-student on both sides, and at its fixed point is exact for every :math:`\delta`; :mod:`itlib.tilting` has the derivation.
+student on both sides, and at its fixed point is exact for every :math:`\delta` (derived in :mod:`itlib.beyond.implicit`).
 Both are an ``update`` of :func:`~itlib.tilting.iterative_tilting`, and c is the mean reward of the tilt's dataset here.
 """
 
 from __future__ import annotations
 
 from itlib.beyond.estimators import centred
-from itlib.tilting import Update, explicit, implicit
+from itlib.beyond.implicit import implicit
+from itlib.tilting import Update, explicit
 
 EXPLICIT: Update = explicit(centred())
 IMPLICIT: Update = implicit

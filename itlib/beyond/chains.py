@@ -1,7 +1,7 @@
-r"""Tilts learned on paths: the weights of whole chains, made constant.
+r"""Tilts learned on chains: the weights of whole chains, made constant.
 
 A chain of Algorithm 1 draws :math:`x_{t_K},\dots,x_{t_0}` by steps :math:`x_s=a\,x_t+b\,\hat x_1(x_t,t)+\eta\,z`. Let
-:math:`p_{\mathrm{base}}` be the law of the chains of the base denoiser and :math:`p_\theta` that of the student's, with the
+:math:`p_{\mathrm{base}}` be the law of the chains of the base model and :math:`p_\theta` that of the student's, with the
 same widths :math:`\eta`. A chain of the student that used the noises :math:`z` has, at strength s, the log weight
 
 .. math::
@@ -26,24 +26,39 @@ a covariance keeps its variance. And what it learns is the tilt of the chain as 
 :math:`r` forward, once for each sample. What it cannot mend is the base: errors of :math:`\hat x_1^{\mathrm{base}}` and of
 the chain's steps are tilted with it.
 
-What learns is a correction of a frozen base: a small network on top of it, or (:class:`Beside`) a copy of all its weights.
+What learns is a correction of a frozen base: a small network on top of it, or a copy of all its weights
+(:class:`TrainableCopy`).
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from itlib.network import Denoiser, Residual, device_of
-from itlib.sampling import Variance, normal, time_grid, transitions, wider
+from itlib.metrics import effective_sample_size
+from itlib.network import Network, NoisePredictor, Residual, device_of
+from itlib.sampling import Variance, analytic_std, randn, time_grid, transitions
 from itlib.schedules import Schedule
+from itlib.tilting import (
+    Diagnostics,
+    RateFactor,
+    Tilt,
+    TiltingConfig,
+    derive_seed,
+    is_trainable,
+    minibatches,
+    new_optimizer,
+    set_rate,
+)
 
 
-class Beside(nn.Module):
+class TrainableCopy(nn.Module):
     """A network that learns, beside the frozen one that it started from: a correction is the difference of the two.
 
     Args:
@@ -67,17 +82,17 @@ class Beside(nn.Module):
         return result
 
 
-#: What can learn on paths: a denoiser that knows its base, and what it adds to it.
-Corrected = Residual | Beside
+#: What can learn on chains: a model that knows its base, and what it adds to it.
+Corrected = Residual | TrainableCopy
 
 
 @dataclass(frozen=True)
-class Paths:
+class Chains:
     """Chains of a student, in the order of sampling.
 
     Args:
         x_0: their ends, (S, d).
-        x_t: the states that the denoiser was asked about, (S, K, d).
+        x_t: the states that the model was asked about, (S, K, d).
         z: the noises, (S, K, d).
         correction: of the base's prediction of X_1 at these states, (S, K, d).
         t: times of the states, (K,).
@@ -91,9 +106,9 @@ class Paths:
     t: Tensor
     gain: Tensor
 
-    def __getitem__(self, index: Tensor) -> Paths:
+    def __getitem__(self, index: Tensor) -> Chains:
         """Some of the chains."""
-        return Paths(self.x_0[index], self.x_t[index], self.z[index], self.correction[index], self.t, self.gain)
+        return Chains(self.x_0[index], self.x_t[index], self.z[index], self.correction[index], self.t, self.gain)
 
     def corrections(self, student: Corrected) -> Tensor:
         """What a student adds to the base at the states, (S, K, d)."""
@@ -118,7 +133,7 @@ class Step(NamedTuple):
 
 @torch.no_grad()
 def chain_steps(
-    denoiser: Denoiser,
+    model: NoisePredictor,
     schedule: Schedule,
     n: int,
     d: int,
@@ -128,36 +143,36 @@ def chain_steps(
     variance: Variance = "analytic",
     generator: torch.Generator | None = None,
 ) -> list[Step]:
-    """The steps of Algorithm 1, their noise measured on n samples of a denoiser. Arguments as for ``sample``.
+    """The steps of Algorithm 1, their noise measured on n samples of a model. Arguments as for ``sample``.
 
     Raises:
         ValueError: if a step has no noise; then chains have no weights.
     """
     times, found = time_grid(schedule, steps), []
-    x = normal((n, d), generator, torch.float32, device_of(denoiser))
+    x = randn((n, d), generator, torch.float32, device_of(model))
     for t, s, (a, b, std) in zip(times[:0:-1], times[-2::-1], transitions(schedule, times, eta), strict=True):
-        x1_hat = denoiser(x, torch.tensor(t, device=x.device))
+        x1_hat = model(x, torch.tensor(t, device=x.device))
         if variance == "analytic":
-            std = wider(schedule, s, t, std, x, x1_hat)
+            std = analytic_std(schedule, s, t, std, x, x1_hat)
         if not std > 0.0:
             raise ValueError(
                 f"the step from t={t:g} to {s:g} has no noise, so chains have no weights: use variance='analytic', and a "
                 "base that is trained (its predictions of the noise have a mean square below 1)"
             )
         found.append(Step(t, a, b, std))
-        x = a * x + b * x1_hat + std * normal(x.shape, generator, x.dtype, x.device)
+        x = a * x + b * x1_hat + std * randn(x.shape, generator, x.dtype, x.device)
     return found
 
 
 @torch.no_grad()
-def draw_paths(
+def draw_chains(
     student: Corrected,
     steps: list[Step],
     n: int,
     d: int,
     *,
     generator: torch.Generator | None = None,
-) -> Paths:
+) -> Chains:
     """Draw n chains of a corrected base.
 
     Args:
@@ -167,42 +182,108 @@ def draw_paths(
         d: dimension of the data.
         generator: source of the noise.
     """
-    x = normal((n, d), generator, torch.float32, device_of(student))
+    x = randn((n, d), generator, torch.float32, device_of(student))
     seen: list[tuple[Tensor, Tensor, Tensor]] = []
     for t, a, b, std in steps:
         time = torch.tensor(t, device=x.device)
         correction = student.correction(x, time)
-        z = normal(x.shape, generator, x.dtype, x.device)
+        z = randn(x.shape, generator, x.dtype, x.device)
         seen.append((x, z, correction))
         x = a * x + b * (student.base(x, time) + correction) + std * z
     x_t, z, correction = (torch.stack(column, 1) for column in zip(*seen, strict=True))
     t_k, gain = (torch.tensor(column, device=x.device) for column in ([s.t for s in steps], [s.b / s.std for s in steps]))
-    return Paths(x, x_t, z, correction, t_k, gain.unsqueeze(-1))
-
-
-def effective_paths(log_w: Tensor) -> float:
-    """Effective share of chains with log weights (S,): 1 if all are equal."""
-    return float(torch.exp(2 * torch.logsumexp(log_w, 0) - torch.logsumexp(2 * log_w, 0))) / len(log_w)
+    return Chains(x, x_t, z, correction, t_k, gain.unsqueeze(-1))
 
 
 def log_variance_step(
-    student: Corrected, optimizer: torch.optim.Optimizer, paths: Paths, rewards: Tensor, strength: float
+    student: Corrected, optimizer: torch.optim.Optimizer, chains: Chains, rewards: Tensor, strength: float
 ) -> Tensor:
     """One optimiser step on the variance of the log weights of a few chains.
 
     Args:
         student: base and correction.
         optimizer: holds the correction's parameters.
-        paths: B chains.
+        chains: B of them.
         rewards: r at their ends, (B,).
         strength: s, the tilt aimed at.
 
     Returns:
         The variance before the step, ().
     """
-    log_w = strength * rewards + paths.log_ratio(paths.corrections(student))
+    log_w = strength * rewards + chains.log_ratio(chains.corrections(student))
     loss: Tensor = log_w.var()
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
     return loss.detach()
+
+
+def diagnose(log_ratio: Tensor, tilt: Tensor) -> Diagnostics:
+    """What chains say about the model that drew them.
+
+    Args:
+        log_ratio: log p_base / p_theta of the chains, (S,).
+        tilt: s r at their ends, (S,).
+    """
+    log_ratio, log_w = log_ratio.double(), (tilt + log_ratio).double()
+    return Diagnostics(
+        ess=effective_sample_size(log_w) / len(log_w),
+        var_log_w=float(log_w.var()),
+        kl=-float(log_ratio.mean()),
+        log_z=float(torch.logsumexp(log_w, 0)) - math.log(len(log_w)),
+    )
+
+
+def correct(base: NoisePredictor, d: int, seed: int) -> Corrected:
+    """What learns on chains: a trainable copy beside the frozen base; a base without weights to train gets a correction."""
+    return TrainableCopy(base) if is_trainable(base) else Residual(base, Network(d, seed=seed)).to(device_of(base))
+
+
+class ChainLearner:
+    """A learner that minimises the variance of the log weights of whole chains, B at a time.
+
+    Args:
+        model: base and correction; the correction is trained in place.
+        schedule: the pair alpha, sigma.
+        config: S chains a tilt of J steps each, and the knobs of the optimiser.
+        d: dimension of the data.
+        seed: fixes the chains on which the noise of the steps is measured.
+        variance: of the steps.
+        rate: factor of the learning rate; None leaves it constant.
+    """
+
+    def __init__(
+        self,
+        model: Corrected,
+        schedule: Schedule,
+        config: TiltingConfig,
+        *,
+        d: int = 2,
+        seed: int = 0,
+        variance: Variance = "analytic",
+        rate: RateFactor | None = None,
+    ) -> None:
+        self.model = model
+        self.schedule, self.config, self.d, self.rate = schedule, config, d, rate
+        widths = torch.Generator().manual_seed(derive_seed(seed, "widths"))
+        pilot = min(10_000, max(config.S, 10**6 // d))
+        self.steps = chain_steps(
+            model.base, schedule, pilot, d, steps=config.J, eta=config.eta, variance=variance, generator=widths
+        )
+        self.chains: Chains | None = None
+
+    def draw(self, k: int, generator: torch.Generator) -> Tensor:
+        """The ends of S chains, (S, d)."""
+        self.chains = draw_chains(self.model, self.steps, self.config.S, self.d, generator=generator)
+        return self.chains.x_0
+
+    def learn(self, tilt: Tilt, generator: torch.Generator) -> tuple[Tensor, Diagnostics]:
+        """Make the weights of the chains constant. Returns the losses, and the chains' diagnostics before that."""
+        assert self.chains is not None, "draw comes first"
+        chains, optimizer = self.chains, new_optimizer(self.config, self.model)
+        losses: list[Tensor] = []
+        for index in itertools.chain.from_iterable(minibatches(self.config, generator)):
+            if len(index) > 1:  # one chain has no variance
+                set_rate(optimizer, self.config, self.rate, len(losses))
+                losses.append(log_variance_step(self.model, optimizer, chains[index], tilt.rewards[index], tilt.strength))
+        return torch.stack(losses), diagnose(chains.log_ratio(chains.correction), tilt.strength * tilt.rewards)

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from itlib.network import Network
-from itlib.schedules import Schedule, column, noise
+from itlib.schedules import Schedule, add_noise, column
 from itlib.tilting import CovarianceEstimator, TiltBatch, single_sample
 from itlib.training import regression_step
 
@@ -127,7 +127,7 @@ def fit_value(
             t = torch.rand(B, generator=generator).to(samples)
             z = torch.randn(B, d, generator=generator).to(samples)
             target = ((rewards[index] - centre) / scale).unsqueeze(-1)
-            x_t = noise(schedule, samples[index], z, t)
+            x_t = add_noise(schedule, samples[index], z, t)
             regression_step(network, optimizer, column(schedule.alpha(t), x_t) * x_t, t, target)
             decay.step()
     network.requires_grad_(False)

@@ -1,9 +1,9 @@
-r"""Denoisers that learn a correction in whitened coordinates: of a Gaussian, or of a pretrained denoiser.
+r"""Denoisers that learn a correction in whitened coordinates: of a Gaussian, or of a pretrained model.
 
 Let :math:`m` and :math:`\Sigma=Q\Lambda Q^\top` be mean and covariance of the data, and
-:math:`V_t=\alpha_t^2\Lambda+\sigma_t^2`. The Gaussian with these two moments has the denoiser
+:math:`V_t=\alpha_t^2\Lambda+\sigma_t^2`. The Gaussian with these two moments has the model
 :math:`\hat x_1^G(x,t)=Q\,\sigma_tV_t^{-1}Q^\top(x-\alpha_tm)`. What is left to learn on top of it, or on top of a
-pretrained denoiser that is to be tilted, is written as
+pretrained model that is to be tilted, is written as
 
 .. math::
 
@@ -24,12 +24,12 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from itlib.network import Denoiser, Network, Residual
+from itlib.network import Network, NoisePredictor, Residual
 from itlib.schedules import Schedule, column
 
 
 class Gaussian(nn.Module):
-    r"""The denoiser :math:`\hat x_1^G` of the Gaussian with the mean and covariance of some data; it is affine in x.
+    r"""The model :math:`\hat x_1^G` of the Gaussian with the mean and covariance of some data; it is affine in x.
 
     Args:
         data: samples that give mean and covariance, (n, d) with n > d; or d, for a standard normal to be loaded over.
@@ -98,7 +98,7 @@ class Whitened(nn.Module):
         return result
 
 
-def skip_network(
+def gaussian_skip_network(
     data: Tensor | int,
     schedule: Schedule,
     *,
@@ -124,11 +124,11 @@ def skip_network(
     return Residual(gaussian, Whitened(network, gaussian, tilt=False))
 
 
-def adapter(base: Denoiser, data: Tensor | int, schedule: Schedule, *, seed: int = 0) -> Residual:
-    """A frozen denoiser with a small bounded correction that learns the tilts.
+def adapter(base: NoisePredictor, data: Tensor | int, schedule: Schedule, *, seed: int = 0) -> Residual:
+    """A frozen model with a small bounded correction that learns the tilts.
 
     Args:
-        base: the pretrained denoiser; copied and frozen if it has parameters.
+        base: the pretrained model; copied and frozen if it has parameters.
         data: samples of the base, (n, d), or d, as for :class:`Gaussian`.
         schedule: the pair alpha, sigma.
         seed: as for :class:`Network`.

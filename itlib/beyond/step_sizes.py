@@ -41,25 +41,17 @@ cumulant of r under p, a tempting estimate of the remainder, may vanish where th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from itlib.metrics import effective_sample_size
+from itlib.tilting import StepSizes
+
 #: Chooses the next step: (rewards of the current model's samples (S,), tilt strength that is left) to delta.
 StepRule = Callable[[Tensor, float], float]
-
-
-def effective_share(rewards: Tensor, delta: float) -> float:
-    """Effective sample size of the weights exp(delta r), as a share of the S samples: from 1/S to 1.
-
-    Args:
-        rewards: r on the samples, (S,).
-        delta: the step.
-    """
-    u = delta * rewards.double()
-    w = torch.exp(u - u.max())
-    return float(w.sum() ** 2 / (len(w) * w.square().sum()))
 
 
 def jensen_gap(rewards: Tensor, delta: float) -> float:
@@ -73,29 +65,35 @@ def jensen_gap(rewards: Tensor, delta: float) -> float:
     return float(torch.logsumexp(delta * (r - r.mean()), 0)) - math.log(len(r))
 
 
-def constant_ess(share: float) -> StepRule:
-    """The largest step that leaves an effective sample size of at least share * S.
+def constant_ess(target_ess: float) -> StepRule:
+    """The largest step that leaves an effective sample size of at least target_ess * S.
 
     Args:
-        share: between 0 and 1, both excluded.
+        target_ess: between 0 and 1, both excluded.
 
     Returns:
         A rule that takes the rewards, (S,), and the strength that is left, of either sign, and returns a step between
         zero and that strength. It raises a ValueError if given fewer than two rewards, or a NaN or an infinity.
 
     Raises:
-        ValueError: if share does not lie between 0 and 1.
+        ValueError: if target_ess does not lie between 0 and 1.
     """
-    if not 0.0 < share < 1.0:
-        raise ValueError(f"share must lie between 0 and 1, both excluded, got {share}")
-    return lambda rewards, left: _largest(lambda delta: effective_share(rewards, delta) >= share, rewards, left)
+    if not 0.0 < target_ess < 1.0:
+        raise ValueError(f"target_ess must lie between 0 and 1, both excluded, got {target_ess}")
+
+    def holds(rewards: Tensor, delta: float) -> bool:
+        u = delta * rewards.double()
+        return effective_sample_size(u - u.max()) >= target_ess * len(rewards)
+
+    return lambda rewards, left: _largest(lambda delta: holds(rewards, delta), rewards, left)
 
 
 def bounded_gap(nats: float) -> StepRule:
     """The largest step whose first-order error of the log-density is at most ``nats`` on average, at every t.
 
     Args:
-        nats: the bound on K(delta) - delta E[r]. For a Gaussian reward, -log(share) / 2 is the same as :func:`constant_ess`.
+        nats: the bound on K(delta) - delta E[r]. For a Gaussian reward, -log(target_ess) / 2 is the same as
+            :func:`constant_ess`.
 
     Returns:
         A rule, as for :func:`constant_ess`.
@@ -125,6 +123,72 @@ def evenly(rule: StepRule) -> StepRule:
         return left if longest == left else left / math.ceil(left / longest)
 
     return step
+
+
+@dataclass(frozen=True)
+class ChosenSteps:
+    """Steps chosen by a rule until the strength is lam.
+
+    Args:
+        rule: of a single step.
+        lam: tilt strength at the end.
+    """
+
+    rule: StepRule
+    lam: float = 1.0
+
+    def left(self, strengths: Sequence[float]) -> int:
+        """Tilts to come if they are as long as the last one; 0 once the strength is lam."""
+        if not strengths:
+            return 1
+        if math.isclose(strengths[-1], self.lam):
+            return 0
+        last = strengths[-1] - (strengths[-2] if len(strengths) > 1 else 0.0)
+        return max(1, round((self.lam - strengths[-1]) / last))
+
+    def choose(self, strengths: Sequence[float], rewards: Tensor) -> tuple[float, float]:
+        """The rule's step.
+
+        Raises:
+            FloatingPointError: if it is shorter than a thousandth of lam.
+        """
+        strength = strengths[-1] if strengths else 0.0
+        delta = self.rule(rewards, self.lam - strength)
+        if abs(delta) < 1e-3 * abs(self.lam):
+            raise FloatingPointError(
+                f"tilt {len(strengths) + 1}: rewards with standard deviation {float(rewards.std()):.3g} allow a step of "
+                f"only {delta:.3g}, less than a thousandth of lam ({self.lam:g}). The samples have run away, or the reward "
+                "is too large for such a tilt: look at the samples, lower lam, or take N equal steps"
+            )
+        return delta, strength + delta
+
+
+@dataclass(frozen=True)
+class Polished:
+    """More tilts of size zero once the strength is lam: they only correct what the others left.
+
+    Args:
+        steps: those that tilt.
+        rounds: number of tilts that follow.
+        lam: tilt strength at the end.
+    """
+
+    steps: StepSizes
+    rounds: int
+    lam: float = 1.0
+
+    def _polishing(self, strengths: Sequence[float]) -> bool:
+        return bool(strengths) and math.isclose(strengths[-1], self.lam)
+
+    def left(self, strengths: Sequence[float]) -> int:
+        """Tilts to come, and the rounds after them."""
+        if not self._polishing(strengths):
+            return self.steps.left(strengths) + self.rounds
+        return self.rounds + 1 - sum(math.isclose(s, self.lam) for s in strengths)
+
+    def choose(self, strengths: Sequence[float], rewards: Tensor) -> tuple[float, float]:
+        """The step of those that tilt, and zero after them."""
+        return (0.0, self.lam) if self._polishing(strengths) else self.steps.choose(strengths, rewards)
 
 
 def _largest(holds: Callable[[float], bool], rewards: Tensor, left: float) -> float:

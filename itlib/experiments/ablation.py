@@ -3,8 +3,8 @@ r"""What the recommended configuration gains, and through what: the grid of runs
 ``main`` is what is recommended, on the paper's task for each number of tilts and for steps chosen from the rewards, and on
 tasks where the number of tilts matters. Then one change is taken away from it at a time, one is added at a time to the
 paper's Algorithm 2, and the budget is left behind to see what bounds the rest. Every run starts from a base of its seed,
-trained on the same 30,000 samples: ``skip`` is :func:`~itlib.beyond.preconditioning.skip_network`, ``plain`` the network of
-Section 4.2, and ``exact`` needs no training.
+trained on the same 30,000 samples: ``skip`` is :func:`~itlib.beyond.preconditioning.gaussian_skip_network`, ``plain`` the
+network of Section 4.2, and ``exact`` needs no training.
 
 The base's error is measured at noised samples of the *tilted* distributions, of which the last is the target: there it will
 be used, and hardly one of its training samples came near.
@@ -19,25 +19,26 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
+from itlib.beyond.recommended import RecommendedConfig, recommended_tilting
 from itlib.experiments import experiment
 from itlib.experiments.checkpoints import profile, resumable_base
 from itlib.experiments.experiment import Experiment, Metric, Record, choose
 from itlib.experiments.grids import batched
 from itlib.experiments.problems import problem
-from itlib.gaussian_mixture import ExactDenoiser
+from itlib.gaussian_mixture import ExactNoisePredictor
 from itlib.metrics import flow_nll, sample_card, score_errors
-from itlib.network import Denoiser
+from itlib.network import NoisePredictor
 from itlib.sampling import sample
 from itlib.schedules import Cosine
-from itlib.tilting import TiltingConfig, configuration, derive_seed, iterative_tilting
+from itlib.tilting import TiltingConfig, derive_seed
 
 #: What is taken away from the recommended configuration, with steps chosen from the rewards.
 REMOVED: dict[str, dict[str, Any]] = {
     "no-skip": {"base": "plain"},  # the paper's base
-    "no-paths": {"step": "implicit", "settle": 0, "B": 128, "E": 3000, "epoch": "minibatch", "lr": 3e-3},
-    "no-settling": {"settle": 0},
+    "no-paths": {"learner": "implicit", "polish_rounds": 0, "B": 128, "E": 3000, "epoch": "minibatch", "lr": 3e-3},
+    "no-settling": {"polish_rounds": 0},
     "no-decay": {"decay": False},
-    "no-rule": {"share": None, "N": 11},  # as many steps, all equal
+    "no-rule": {"target_ess": None, "N": 11},  # as many steps, all equal
 }
 #: What is given to the recommended configuration beyond the budget of the comparison: each chain is seen four times.
 MORE: dict[str, dict[str, Any]] = {"four-passes": {"E": 4}, "four-passes-exact": {"E": 4, "base": "exact"}}
@@ -47,19 +48,23 @@ ADDED: dict[str, dict[str, Any]] = {
     "paper": {},
     "skip": {"base": "skip"},
     "analytic": {"variance": "analytic"},
-    "implicit": {"step": "implicit"},
+    "implicit": {"learner": "implicit"},
     "decay": {"decay": True},
     "adapter": _ADAPTER,
     # needs the adapter and the variance; the same samples and sample-steps a tilt
-    "paths": _ADAPTER | {"variance": "analytic", "step": "paths", "J": 100, "B": 16, "E": 1, "epoch": "pass", "lr": 6e-3},
+    "paths": _ADAPTER
+    | {"variance": "analytic", "learner": "chains", "J": 100, "B": 16, "E": 1, "epoch": "pass", "lr": 6e-3},
 }
 HARDER = ("unequal", "one-mode", "quadratic")
 
 
-def settings(config: str, N: int | None, changes: dict[str, Any]) -> TiltingConfig:
-    """A named configuration with knobs of :class:`~itlib.tilting.TiltingConfig` changed; what is no knob is left out."""
-    knobs = {field.name for field in fields(TiltingConfig)}
-    return replace(configuration(config, N), **{name: value for name, value in changes.items() if name in knobs})
+def settings(config: str, N: int | None, changes: dict[str, Any]) -> RecommendedConfig:
+    """The configuration "paper" or "recommended" with some knobs changed; what is no knob is left out."""
+    knobs = {field.name for field in fields(RecommendedConfig)}
+    changes = {name: value for name, value in changes.items() if name in knobs}
+    if config == "paper":
+        return RecommendedConfig.like(TiltingConfig(N=N or TiltingConfig.N), **changes)
+    return replace(RecommendedConfig() if N is None else RecommendedConfig.equal_steps(N), **changes)
 
 
 BaseName = Literal["skip", "plain", "wide", "small", "exact"]
@@ -103,7 +108,7 @@ class Parameters(experiment.Parameters):
         return self._known.get(self.change, {})
 
     @property
-    def tilting(self) -> TiltingConfig:
+    def tilting(self) -> RecommendedConfig:
         """All knobs of the tilts."""
         config = settings(self.method, self.N, self.changed)
         if self.full:
@@ -125,8 +130,8 @@ def run(parameters: Parameters, folder: Path) -> Record[Parameters]:
         profile(parameters.profile),
         parameters.tilting,
     )
-    exact_base, trained = ExactDenoiser(asked.base, schedule), 0.0
-    model: Denoiser = exact_base
+    exact_base, trained = ExactNoisePredictor(asked.base, schedule), 0.0
+    model: NoisePredictor = exact_base
     if p.base is not None and p.base != "exact":
         training = replace(work.training, lr=3e-3) if p.base in ("skip", "small") else work.training
         *_, state = resumable_base(asked.base, schedule, training, n=work.n, seed=p.seed, kind=p.base)
@@ -138,23 +143,23 @@ def run(parameters: Parameters, folder: Path) -> Record[Parameters]:
     ]
     trace, seconds = [], {"sampling": 0.0, "training": 0.0}
     evaluations = {"rewards": 0, "network": 0, "sample_steps": 0}
-    for step in iterative_tilting(model, asked.reward, schedule, knobs, seed=p.seed):
+    for step in recommended_tilting(model, asked.reward, schedule, knobs, seed=p.seed):
         seconds = {key: value + step.seconds[key] for key, value in seconds.items()}
         truth = asked.base.tilted(asked.reward, step.strength)
-        trace.append(score_errors(step.denoiser, truth, schedule, n=2000 if p.full else 200, seed=p.seed).eps_rmse)
+        trace.append(score_errors(step.model, truth, schedule, n=2000 if p.full else 200, seed=p.seed).eps_rmse)
         evaluations["rewards"] += knobs.S
         evaluations["network"] += knobs.S * knobs.J
-        evaluations["sample_steps"] += len(step.losses) * knobs.B * (knobs.J if knobs.step == "paths" else 1)
+        evaluations["sample_steps"] += len(step.losses) * knobs.B * (knobs.J if knobs.learner == "chains" else 1)
 
     generator = torch.Generator().manual_seed(derive_seed(p.seed, "look"))
     target = asked.target
-    x = sample(step.denoiser, schedule, n, steps=100, variance="analytic", generator=generator).double()
-    errors = score_errors(step.denoiser, target, schedule, n=n, seed=seed)
+    x = sample(step.model, schedule, n, steps=100, variance="analytic", generator=generator).double()
+    errors = score_errors(step.model, target, schedule, n=n, seed=seed)
     metrics: dict[str, Metric] = sample_card(x[:20_000], target, target=target, base=asked.base, seed=p.seed) | {
         "eps_rmse": errors.eps_rmse,
         "score_rmse": errors.score_rmse,
         "floor": floors[-1],
-        "flow_nll": flow_nll(step.denoiser, schedule, target, target.sample(work.flow_samples, generator).float()),
+        "flow_nll": flow_nll(step.model, schedule, target, target.sample(work.flow_samples, generator).float()),
         "entropy": target.entropy(),
         "mean_0": float(x[:, 0].mean()),
         "mean_1": float(x[:, 1].mean()),

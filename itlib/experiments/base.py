@@ -17,9 +17,9 @@ from itlib.experiments import experiment
 from itlib.experiments.checkpoints import Profile, RunState, profile, resumable_base
 from itlib.experiments.experiment import Experiment, Metric, Record
 from itlib.experiments.problems import base_of, problem
-from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture
+from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture
 from itlib.metrics import score_card, score_errors
-from itlib.schedules import Cosine, Schedule, noise
+from itlib.schedules import Cosine, Schedule, add_noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ def exact_loss(mixture: GaussianMixture, schedule: Schedule) -> float:
     x_0 = mixture.sample(200_000, generator)
     t = torch.rand(len(x_0), generator=generator, dtype=torch.float64)
     x_1 = torch.randn(x_0.shape, generator=generator, dtype=torch.float64)
-    return float((ExactDenoiser(mixture, schedule)(noise(schedule, x_0, x_1, t), t) - x_1).square().sum(-1).mean())
+    return float((ExactNoisePredictor(mixture, schedule)(add_noise(schedule, x_0, x_1, t), t) - x_1).square().sum(-1).mean())
 
 
 def judge(parameters: Parameters, state: RunState, schedule: Schedule) -> dict[str, Metric]:
@@ -87,7 +87,7 @@ def judge(parameters: Parameters, state: RunState, schedule: Schedule) -> dict[s
         seed=seed,
     )
     # More draws than for the card, because the tail decides.
-    truth, n = ExactDenoiser(mixture, schedule), 4 * work.samples
+    truth, n = ExactNoisePredictor(mixture, schedule), 4 * work.samples
     at_target = score_errors(state.denoiser, target, schedule, n=n, seed=seed, truth=truth)
     return card | {
         "eps_rmse_at_target": at_target.eps_rmse,

@@ -1,6 +1,6 @@
 """Runs that survive: a base trained once, and tilts that resume where they were stopped.
 
-:func:`resumable_base` wraps :func:`itlib.training.train_denoiser`, :func:`resumable_tilting` wraps
+:func:`resumable_base` wraps :func:`itlib.training.train_noise_predictor`, :func:`resumable_tilting` wraps
 :func:`itlib.tilting.iterative_tilting`. Both keep a safetensors checkpoint (nothing here ever unpickles) whose name carries
 a hash of everything that its content depends on: the code that made it, the parameters, the weights it starts from, the
 version of torch. A finished run is found again, a changed one is not, and there is nothing to invalidate by hand.
@@ -23,7 +23,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from itlib.beyond.preconditioning import skip_network
+from itlib.beyond.preconditioning import gaussian_skip_network
+from itlib.beyond.recommended import RecommendedConfig, new_model, recommended_tilting
 from itlib.experiments.files import DamagedFileError, write_atomically
 from itlib.experiments.provenance import content
 from itlib.gaussian_mixture import GaussianMixture
@@ -31,8 +32,8 @@ from itlib.metrics import score_errors
 from itlib.network import Network
 from itlib.rewards import QuadraticReward
 from itlib.schedules import Schedule
-from itlib.tilting import TiltingConfig, configuration, derive_seed, iterative_tilting, student_of
-from itlib.training import TrainingConfig, train_denoiser
+from itlib.tilting import TiltingConfig, TiltState, derive_seed, iterative_tilting
+from itlib.training import TrainingConfig, train_noise_predictor
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Profile:
         """The knobs of a named configuration for N equal tilts, with no more samples and steps than this profile has."""
         if config == "paper":
             return replace(self.tilting, N=N)
-        chosen = configuration(config, N)
+        chosen = RecommendedConfig.equal_steps(N)
         return replace(chosen, S=min(chosen.S, self.tilting.S), J=min(chosen.J, self.tilting.J))
 
     def trained(self, config: str) -> dict[str, Any]:
@@ -174,7 +175,7 @@ def resumable_base(
         n: number of training samples.
         seed: fixes samples, initial weights and training.
         kind: "plain" is the network of Section 4.2 and "small" one of fewer units; "skip" and "wide" are such networks as
-            corrections of the Gaussian of the data, :func:`~itlib.beyond.preconditioning.skip_network`.
+            corrections of the Gaussian of the data, :func:`~itlib.beyond.preconditioning.gaussian_skip_network`.
         cache: folder of checkpoints.
 
     Yields:
@@ -187,7 +188,7 @@ def resumable_base(
     weights = derive_seed(seed, "weights")
     size = _SIZES[kind]
     if kind in ("skip", "wide"):
-        network: nn.Module = skip_network(data, schedule, seed=weights, **size)
+        network: nn.Module = gaussian_skip_network(data, schedule, seed=weights, **size)
     else:
         network = Network(mixture.d, seed=weights, **size)
     state = RunState(0, config.epochs, network)
@@ -195,7 +196,7 @@ def resumable_base(
         yield load_state(path, state.denoiser)
         return
     clock = time.process_time()
-    for step in train_denoiser(state.denoiser, data, schedule, config, seed=derive_seed(seed, "training")):
+    for step in train_noise_predictor(state.denoiser, data, schedule, config, seed=derive_seed(seed, "training")):
         state.done = step.epoch
         state.trace.append(step.validation_loss)
         state.losses.append(step.train_loss)
@@ -248,35 +249,33 @@ def resumable_tilting(
     ) / f"tilts_{_key('tilts', start, tilt, asdict(config), seed, trace_samples)}.safetensors"
     state = RunState(0, config.N, base)
     if file.exists():
-        state = load_state(file, student_of(base, mixture.d, schedule, config, d=mixture.d, seed=seed))
+        recommended = config if isinstance(config, RecommendedConfig) else RecommendedConfig.like(config)
+        state = load_state(file, new_model(base, mixture.d, schedule, recommended, d=mixture.d, seed=seed))
         _announce("tilts", state)
         yield state
-    steps = iterative_tilting(
-        state.denoiser,
-        reward,
-        schedule,
-        config,
-        d=mixture.d,
-        seed=seed,
-        strengths=state.strengths,
-    )
+    found = TiltState(state.denoiser, tuple(state.strengths)) if state.done else None
+    if isinstance(config, RecommendedConfig):
+        steps = recommended_tilting(base, reward, schedule, config, d=mixture.d, seed=seed, state=found)
+    else:
+        steps = iterative_tilting(base, reward, schedule, config, d=mixture.d, seed=seed, state=found)
     for step in steps:
         clock = time.process_time()
         errors = score_errors(
-            step.denoiser, mixture.tilted(reward, step.strength), schedule, n=trace_samples, seed=derive_seed(seed, "trace")
+            step.model, mixture.tilted(reward, step.strength), schedule, n=trace_samples, seed=derive_seed(seed, "trace")
         )
         if not math.isfinite(errors.score_rmse):
             raise FloatingPointError(
                 f"tilt {step.k}: the score error is no longer finite. The network has diverged: lower lr ({config.lr:g})"
             )
-        passed = step.k / config.N > 0.5 if config.share is None else (step.strength - step.delta) / config.lam >= 0.5
+        equal = getattr(config, "target_ess", None) is None
+        passed = step.k / config.N > 0.5 if equal else (step.strength - step.delta) / config.lam >= 0.5
         spent = step.seconds | {"trace": time.process_time() - clock}
         state = replace(
             state,
             done=step.k,
             total=step.k + step.left,
             strengths=[*state.strengths, step.strength],
-            denoiser=step.denoiser,
+            denoiser=step.model,
             trace=[*state.trace, errors.score_rmse],
             losses=[*state.losses, float(step.losses.mean())],
             seconds={key: state.seconds.get(key, 0.0) + value for key, value in spent.items()},

@@ -22,14 +22,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from itlib.baselines.accounting import Account, Step
+from itlib.baselines.accounting import BaselineStep, EvaluationCounter
 from itlib.baselines.adjoint_matching import AdjointMatchingConfig, adjoint_matching
 from itlib.baselines.draft import DraftConfig, draft
 from itlib.baselines.guidance import exactly_guided, guided, plug_in_value
 from itlib.baselines.monte_carlo import (
     SMCConfig,
     best_of_n,
-    effective_sample_size,
     importance,
     sequential_monte_carlo,
     systematic,
@@ -37,11 +36,13 @@ from itlib.baselines.monte_carlo import (
 from itlib.baselines.policy_gradient import PolicyGradientConfig, policy_gradient
 from itlib.baselines.reward_weighted import reweighted
 from itlib.baselines.tilt_matching import EXPLICIT, IMPLICIT
+from itlib.beyond.recommended import RecommendedConfig, recommended_tilting
 from itlib.experiments.problems import Task
-from itlib.network import Denoiser, Network
+from itlib.metrics import effective_sample_size
+from itlib.network import Network, NoisePredictor
 from itlib.rewards import Reward
 from itlib.schedules import Schedule
-from itlib.tilting import CONFIGURATIONS, PAPER_UPDATE, TiltingConfig, Update, derive_seed, iterative_tilting
+from itlib.tilting import PAPER_UPDATE, TiltingConfig, Update, derive_seed, iterative_tilting
 
 #: Units of work of every fine-tuning method, and for a first look.
 WORK = {"full": 4_500_000, "smoke": 60_000}
@@ -72,11 +73,11 @@ class Setting:
     N: int = 20
     seed: int = 0
 
-    def counted(self, account: Account) -> tuple[Network, Reward]:
+    def counted(self, account: EvaluationCounter) -> tuple[Network, Reward]:
         """A copy of the base and the reward, whose evaluations go on the account."""
         base = copy.deepcopy(self.base)
-        account.denoiser(base)
-        return base, account.reward(self.task.reward)
+        account.count_model(base)
+        return base, account.count_reward(self.task.reward)
 
     @property
     def generator(self) -> torch.Generator:
@@ -95,7 +96,7 @@ class Drawn:
     """
 
     samples: Tensor
-    denoiser: Denoiser | None = None
+    denoiser: NoisePredictor | None = None
     ess: float | None = None
 
 
@@ -117,73 +118,73 @@ class Method:
     gradient: bool
     exact: bool
     lr: float = 0.0
-    train: Callable[[Setting], Iterator[Step]] | None = None
-    draw: Callable[[Setting, Account], Drawn] | None = None
+    train: Callable[[Setting], Iterator[BaselineStep]] | None = None
+    draw: Callable[[Setting, EvaluationCounter], Drawn] | None = None
     tilts: bool = False
 
 
-def _tilting(update: Update, one_shot: bool = False) -> Callable[[Setting], Iterator[Step]]:
+def _tilting(update: Update, one_shot: bool = False) -> Callable[[Setting], Iterator[BaselineStep]]:
     """Algorithm 2, or a relative of it, with its evaluations counted; a single tilt spends the budget on its training."""
 
-    def train(s: Setting) -> Iterator[Step]:
-        account = Account()
+    def train(s: Setting) -> Iterator[BaselineStep]:
+        account = EvaluationCounter()
         base, reward = s.counted(account)
         full = s.profile == "full"
         config = TiltingConfig(N=s.N, lr=s.lr, S=1000 if full else 128, J=200 if full else 10, E=100 if full else 5)
         if one_shot:  # one tilt with the samples and the training of twenty
             config = TiltingConfig(N=1, lr=s.lr, S=20 * config.S, J=config.J, E=20 * config.E)
         for step in iterative_tilting(base, reward, s.schedule, config, d=s.task.base.d, seed=s.seed, update=update):
-            yield account.step(step.k, step.denoiser, float(step.losses.mean()))
+            yield account.step(step.k, step.model, float(step.losses.mean()))
 
     return train
 
 
-def _recommended(s: Setting) -> Iterator[Step]:
+def _recommended(s: Setting) -> Iterator[BaselineStep]:
     """The recommended step on all weights of the base; as many chains and steps as the budget lasts for."""
-    account = Account()
+    account = EvaluationCounter()
     base, reward = s.counted(account)
     S, J = (900, 50) if s.profile == "full" else (64, 10)
-    config = replace(CONFIGURATIONS["recommended"], student="copy", S=S, J=J, lr=s.lr)
-    for step in iterative_tilting(base, reward, s.schedule, config, d=s.task.base.d, seed=s.seed):
-        yield account.step(step.k, step.denoiser, float(step.losses.mean()))
+    config = RecommendedConfig(student="copy", S=S, J=J, lr=s.lr)
+    for step in recommended_tilting(base, reward, s.schedule, config, d=s.task.base.d, seed=s.seed):
+        yield account.step(step.k, step.model, float(step.losses.mean()))
 
 
-def _draft(config: DraftConfig) -> Callable[[Setting], Iterator[Step]]:
-    def train(s: Setting) -> Iterator[Step]:
+def _draft(config: DraftConfig) -> Callable[[Setting], Iterator[BaselineStep]]:
+    def train(s: Setting) -> Iterator[BaselineStep]:
         unending = replace(config, iterations=_UNENDING, lr=s.lr)
         return draft(s.base, s.task.reward, s.schedule, unending, d=s.task.base.d, seed=s.seed)
 
     return train
 
 
-def _adjoint(s: Setting) -> Iterator[Step]:
+def _adjoint(s: Setting) -> Iterator[BaselineStep]:
     config = AdjointMatchingConfig(iterations=_UNENDING, lr=s.lr)
     return adjoint_matching(s.base, s.task.reward, s.schedule, config, d=s.task.base.d, seed=s.seed)
 
 
-def _policy(config: PolicyGradientConfig) -> Callable[[Setting], Iterator[Step]]:
-    def train(s: Setting) -> Iterator[Step]:
+def _policy(config: PolicyGradientConfig) -> Callable[[Setting], Iterator[BaselineStep]]:
+    def train(s: Setting) -> Iterator[BaselineStep]:
         unending = replace(config, iterations=_UNENDING, lr=s.lr, B=128)
         return policy_gradient(s.base, s.task.reward, s.schedule, unending, d=s.task.base.d, seed=s.seed)
 
     return train
 
 
-def _importance(s: Setting, account: Account) -> Drawn:
+def _importance(s: Setting, account: EvaluationCounter) -> Drawn:
     n, J = (20_000, 200) if s.profile == "full" else (500, 50)
     base, reward, generator = *s.counted(account), s.generator
     x, log_w = importance(base, reward, s.schedule, n, d=s.task.base.d, J=J, generator=generator)
     return Drawn(x[systematic(log_w, n, generator)], ess=effective_sample_size(log_w) / n)
 
 
-def _best_of_n(s: Setting, account: Account) -> Drawn:
+def _best_of_n(s: Setting, account: EvaluationCounter) -> Drawn:
     n, candidates, J = (1250, 16, 200) if s.profile == "full" else (50, 4, 50)
     base, reward = s.counted(account)
     return Drawn(best_of_n(base, reward, s.schedule, n, candidates=candidates, d=s.task.base.d, J=J, generator=s.generator))
 
 
-def _smc(twisted: bool) -> Callable[[Setting, Account], Drawn]:
-    def draw(s: Setting, account: Account) -> Drawn:
+def _smc(twisted: bool) -> Callable[[Setting, EvaluationCounter], Drawn]:
+    def draw(s: Setting, account: EvaluationCounter) -> Drawn:
         n, J = (20_000 // (3 if twisted else 1), 200) if s.profile == "full" else (500, 50)
         base, reward, generator = *s.counted(account), s.generator
         config = SMCConfig(n=n, J=J, twisted=twisted)
@@ -193,8 +194,8 @@ def _smc(twisted: bool) -> Callable[[Setting, Account], Drawn]:
     return draw
 
 
-def _guided(exact: bool) -> Callable[[Setting, Account], Drawn]:
-    def draw(s: Setting, account: Account) -> Drawn:
+def _guided(exact: bool) -> Callable[[Setting, EvaluationCounter], Drawn]:
+    def draw(s: Setting, account: EvaluationCounter) -> Drawn:
         base, reward = s.counted(account)
         if exact:
             return Drawn(torch.empty(0), exactly_guided(base, s.task.base, s.task.target, s.schedule))
@@ -229,7 +230,7 @@ METHODS: Mapping[str, Method] = {
 }
 
 
-def fine_tune(method: Method, setting: Setting) -> Iterator[Step]:
+def fine_tune(method: Method, setting: Setting) -> Iterator[BaselineStep]:
     """Run a fine-tuning method until its work is done, one step per item.
 
     Raises:

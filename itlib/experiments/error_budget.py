@@ -29,7 +29,7 @@ from itlib.experiments.checkpoints import profile
 from itlib.experiments.experiment import Experiment, Metric, Record
 from itlib.experiments.grids import batched
 from itlib.experiments.problems import problem
-from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture
+from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture
 from itlib.metrics import (
     component_variances,
     mean_mse,
@@ -38,7 +38,7 @@ from itlib.metrics import (
     score_errors,
     sliced_wasserstein,
 )
-from itlib.network import Denoiser
+from itlib.network import NoisePredictor
 from itlib.rewards import QuadraticReward
 from itlib.sampling import sample
 from itlib.schedules import Cosine, Schedule
@@ -66,7 +66,7 @@ def taught_by(path: Callable[[int], GaussianMixture], schedule: Schedule, update
     """The same update, with the exact denoiser of p^{k-1} for a teacher."""
 
     def taught(batch: TiltBatch, delta: float) -> tuple[Tensor, Tensor]:
-        truth = ExactDenoiser(path(batch.k - 1), schedule)
+        truth = ExactNoisePredictor(path(batch.k - 1), schedule)
         return update(replace(batch, eps_old=truth(batch.x_t, batch.t.clamp_min(schedule.t_min))), delta)
 
     return taught
@@ -75,7 +75,7 @@ def taught_by(path: Callable[[int], GaussianMixture], schedule: Schedule, update
 def analytic_sampler(schedule: Schedule, d: int, steps: int) -> DatasetSampler:
     """D_k by Algorithm 1, with the mean variance of the posterior of X_0 put back."""
 
-    def draw(denoiser: Denoiser, k: int, S: int, generator: torch.Generator) -> Tensor:
+    def draw(denoiser: NoisePredictor, k: int, S: int, generator: torch.Generator) -> Tensor:
         return sample(denoiser, schedule, S, d, steps=steps, variance="analytic", generator=generator)
 
     return draw
@@ -180,13 +180,13 @@ def run(parameters: Parameters, folder: Path) -> Record[Parameters]:
         exact_teacher=p.exact_teacher,
         J=p.J,
     )
-    start: Denoiser = ExactDenoiser(asked.base, schedule)
+    start: NoisePredictor = ExactNoisePredictor(asked.base, schedule)
     if not p.exact_base:
         for needed in base.before(p.problem, p).values():
             *_, trained = base.train(needed, schedule)
             start = trained.denoiser
 
-    def look(model: Denoiser, k: int, n: int) -> tuple[Tensor, dict[str, float]]:
+    def look(model: NoisePredictor, k: int, n: int) -> tuple[Tensor, dict[str, float]]:
         """Samples of the model of tilt k, (n, 2), and what it says of p^k."""
         generator = torch.Generator().manual_seed(derive_seed(p.seed, "look", k))
         x = sample(model, schedule, n, steps=50, variance="analytic", generator=generator).double()
@@ -207,9 +207,9 @@ def run(parameters: Parameters, folder: Path) -> Record[Parameters]:
     for step in iterative_tilting(start, asked.reward, schedule, p.tilting, seed=p.seed, update=update, sampler=sampler):
         seconds = {key: value + step.seconds[key] for key, value in seconds.items()}
         if step.k in marks:
-            curve.append(look(step.denoiser, step.k, 1000)[1])
+            curve.append(look(step.model, step.k, 1000)[1])
     target = asked.target
-    x, last = look(step.denoiser, p.N, work.samples)
+    x, last = look(step.model, p.N, work.samples)
     weights = mode_weights(x, target)
     metrics: dict[str, Metric] = {key: last[key] for key in ("eps_rmse", "score_rmse", "variance", "mean_0", "mean_1")}
     metrics |= {

@@ -20,9 +20,9 @@ from typing import Generic, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from itlib.baselines.accounting import Account, Step
+from itlib.baselines.accounting import BaselineStep, EvaluationCounter
 from itlib.experiments.problems import Problem
-from itlib.network import Denoiser
+from itlib.network import NoisePredictor
 from itlib.rewards import Reward
 from itlib.schedules import Schedule
 from itlib.tilting import derive_seed
@@ -59,11 +59,11 @@ class Setting(Generic[A]):
     seed: int = 0
     full: bool = True
 
-    def counted(self, account: Account) -> tuple[nn.Module, Reward]:
+    def counted(self, account: EvaluationCounter) -> tuple[nn.Module, Reward]:
         """A copy of the base and the reward, whose evaluations go on the account."""
         base = copy.deepcopy(self.base)
-        account.denoiser(base)
-        return base, account.reward(self.problem.reward)
+        account.count_model(base)
+        return base, account.count_reward(self.problem.reward)
 
     def generator(self, purpose: str) -> torch.Generator:
         """Of the draws for one purpose."""
@@ -81,7 +81,7 @@ class Drawn:
     """
 
     samples: Tensor | None = None
-    denoiser: Denoiser | None = None
+    denoiser: NoisePredictor | None = None
     ess: float | None = None
 
 
@@ -103,19 +103,19 @@ class Method(Generic[B]):
     gradient: bool = False
     exact: bool = False
     lr: float = 0.0
-    train: Callable[[Setting[B]], Iterator[Step]] | None = None
-    draw: Callable[[Setting[B], Account], Drawn] | None = None
+    train: Callable[[Setting[B]], Iterator[BaselineStep]] | None = None
+    draw: Callable[[Setting[B], EvaluationCounter], Drawn] | None = None
     tilts: bool = False
 
 
-def spent(method: Method[B], setting: Setting[B], step: Step) -> float:
+def spent(method: Method[B], setting: Setting[B], step: BaselineStep) -> float:
     """The share of the budget that is spent."""
     counts = step.counts
     units = counts.work if setting.unit == "work" else counts.reward_gradient if method.gradient else counts.reward
     return units / setting.budget
 
 
-def fine_tune(method: Method[B], setting: Setting[B]) -> Iterator[Step]:
+def fine_tune(method: Method[B], setting: Setting[B]) -> Iterator[BaselineStep]:
     """Run a fine-tuning method until its budget is spent, one step per item.
 
     Raises:
@@ -130,7 +130,7 @@ def fine_tune(method: Method[B], setting: Setting[B]) -> Iterator[Step]:
             return
 
 
-def watched(method: Method[B], setting: Setting[B], shares: Sequence[float]) -> Iterator[tuple[Step, float]]:
+def watched(method: Method[B], setting: Setting[B], shares: Sequence[float]) -> Iterator[tuple[BaselineStep, float]]:
     """Its steps at which shares of the budget are spent, and its last, with the seconds that it has taken by then.
 
     What the caller does with a step is not on that clock.

@@ -14,13 +14,14 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from itlib.beyond.recommended import RecommendedConfig
 from itlib.experiments import base, experiment
 from itlib.experiments.checkpoints import Profile, RunState, profile, resumable_tilting
 from itlib.experiments.experiment import Experiment, Metric, Record
 from itlib.gaussian_mixture import GaussianMixture, paper_mixture
 from itlib.metrics import score_card
 from itlib.rewards import QuadraticReward, parse_reward
-from itlib.sampling import sample
+from itlib.sampling import Variance, sample
 from itlib.schedules import Cosine, Schedule
 from itlib.tilting import TiltingConfig
 
@@ -116,10 +117,15 @@ def tilts(parameters: Parameters, network: nn.Module, schedule: Schedule) -> Ite
     )
 
 
+def variance(knobs: TiltingConfig) -> Variance:
+    """Of the steps of a configuration's sampler."""
+    return knobs.variance if isinstance(knobs, RecommendedConfig) else "ddpm"
+
+
 def drawn(parameters: Parameters, denoiser: nn.Module, schedule: Schedule) -> Tensor:
     """Samples of a model by the sampler of its tilts, as many as one tilt draws, (S, 2)."""
     knobs, generator = parameters.tilting, torch.Generator().manual_seed(parameters.seed)
-    kernel: dict[str, Any] = {"steps": knobs.J, "eta": knobs.eta, "variance": knobs.variance}
+    kernel: dict[str, Any] = {"steps": knobs.J, "eta": knobs.eta, "variance": variance(knobs)}
     return sample(denoiser, schedule, knobs.S, **kernel, generator=generator, device=parameters.device)
 
 
@@ -136,7 +142,7 @@ def judge(parameters: Parameters, denoiser: nn.Module, schedule: Schedule) -> di
         flow_samples=work.flow_samples,
         steps=knobs.J,
         eta=knobs.eta,
-        variance=knobs.variance,
+        variance=variance(knobs),
         seed=parameters.seed,
     )
     return card | {"entropy": target.entropy(), "t_min": schedule.t_min}

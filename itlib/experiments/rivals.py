@@ -22,14 +22,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from itlib.baselines.accounting import Account, Step
+from itlib.baselines.accounting import BaselineStep, EvaluationCounter
 from itlib.baselines.adjoint_matching import AdjointMatchingConfig, adjoint_matching
 from itlib.baselines.draft import DraftConfig, draft
 from itlib.baselines.guidance import exactly_guided, guided, plug_in_value
 from itlib.baselines.monte_carlo import (
     SMCConfig,
     best_of_n,
-    effective_sample_size,
     importance,
     sequential_monte_carlo,
     systematic,
@@ -37,16 +36,17 @@ from itlib.baselines.monte_carlo import (
 from itlib.baselines.policy_gradient import PolicyGradientConfig, policy_gradient
 from itlib.baselines.reward_weighted import reweighted
 from itlib.baselines.tilt_matching import EXPLICIT, IMPLICIT
+from itlib.beyond.recommended import RecommendedConfig, recommended_tilting
 from itlib.experiments import base, experiment, methods
 from itlib.experiments.checkpoints import Profile, profile
 from itlib.experiments.experiment import Experiment, Metric, Record, choose
 from itlib.experiments.methods import UNENDING, Drawn, watched
 from itlib.experiments.problems import Toy, problem
-from itlib.metrics import flow_nll, sample_card, score_errors, sliced_wasserstein
-from itlib.network import Denoiser, Network
+from itlib.metrics import effective_sample_size, flow_nll, sample_card, score_errors, sliced_wasserstein
+from itlib.network import Network, NoisePredictor
 from itlib.sampling import sample
 from itlib.schedules import Cosine, Schedule
-from itlib.tilting import CONFIGURATIONS, PAPER_UPDATE, TiltingConfig, Update, iterative_tilting
+from itlib.tilting import PAPER_UPDATE, TiltingConfig, Update, iterative_tilting
 
 #: Units of work of every fine-tuning method, and for a first look.
 WORK = {"full": 4_500_000, "smoke": 60_000}
@@ -59,61 +59,61 @@ Setting = methods.Setting[Toy]
 Method = methods.Method[Toy]
 
 
-def _tilting(update: Update, one_shot: bool = False) -> Callable[[Setting], Iterator[Step]]:
+def _tilting(update: Update, one_shot: bool = False) -> Callable[[Setting], Iterator[BaselineStep]]:
     """Algorithm 2, or a relative of it, with its evaluations counted; a single tilt spends the budget on its training."""
 
-    def train(s: Setting) -> Iterator[Step]:
-        account = Account()
+    def train(s: Setting) -> Iterator[BaselineStep]:
+        account = EvaluationCounter()
         base, reward = s.counted(account)
         full = s.full
         config = TiltingConfig(N=s.N, lr=s.lr, S=1000 if full else 128, J=200 if full else 10, E=100 if full else 5)
         if one_shot:  # one tilt with the samples and the training of twenty
             config = TiltingConfig(N=1, lr=s.lr, S=20 * config.S, J=config.J, E=20 * config.E)
         for step in iterative_tilting(base, reward, s.schedule, config, d=s.problem.d, seed=s.seed, update=update):
-            yield account.step(step.k, step.denoiser, float(step.losses.mean()))
+            yield account.step(step.k, step.model, float(step.losses.mean()))
 
     return train
 
 
-def _recommended(s: Setting) -> Iterator[Step]:
+def _recommended(s: Setting) -> Iterator[BaselineStep]:
     """The recommended step on all weights of the base; as many chains and steps as the budget lasts for."""
-    account = Account()
+    account = EvaluationCounter()
     base, reward = s.counted(account)
     S, J = (900, 50) if s.full else (64, 10)
-    config = replace(CONFIGURATIONS["recommended"], student="copy", S=S, J=J, lr=s.lr)
-    for step in iterative_tilting(base, reward, s.schedule, config, d=s.problem.d, seed=s.seed):
-        yield account.step(step.k, step.denoiser, float(step.losses.mean()))
+    config = RecommendedConfig(student="copy", S=S, J=J, lr=s.lr)
+    for step in recommended_tilting(base, reward, s.schedule, config, d=s.problem.d, seed=s.seed):
+        yield account.step(step.k, step.model, float(step.losses.mean()))
 
 
-def _draft(config: DraftConfig) -> Callable[[Setting], Iterator[Step]]:
-    def train(s: Setting) -> Iterator[Step]:
+def _draft(config: DraftConfig) -> Callable[[Setting], Iterator[BaselineStep]]:
+    def train(s: Setting) -> Iterator[BaselineStep]:
         unending = replace(config, iterations=UNENDING, lr=s.lr)
         return draft(s.base, s.problem.reward, s.schedule, unending, d=s.problem.d, seed=s.seed)
 
     return train
 
 
-def _adjoint(s: Setting) -> Iterator[Step]:
+def _adjoint(s: Setting) -> Iterator[BaselineStep]:
     config = AdjointMatchingConfig(iterations=UNENDING, lr=s.lr)
     return adjoint_matching(s.base, s.problem.reward, s.schedule, config, d=s.problem.d, seed=s.seed)
 
 
-def _policy(config: PolicyGradientConfig) -> Callable[[Setting], Iterator[Step]]:
-    def train(s: Setting) -> Iterator[Step]:
+def _policy(config: PolicyGradientConfig) -> Callable[[Setting], Iterator[BaselineStep]]:
+    def train(s: Setting) -> Iterator[BaselineStep]:
         unending = replace(config, iterations=UNENDING, lr=s.lr, B=128)
         return policy_gradient(s.base, s.problem.reward, s.schedule, unending, d=s.problem.d, seed=s.seed)
 
     return train
 
 
-def _importance(s: Setting, account: Account) -> Drawn:
+def _importance(s: Setting, account: EvaluationCounter) -> Drawn:
     n, J = (20_000, 200) if s.full else (500, 50)
     base, reward, generator = *s.counted(account), s.generator("inference")
     x, log_w = importance(base, reward, s.schedule, n, d=s.problem.d, J=J, generator=generator)
     return Drawn(x[systematic(log_w, n, generator)], ess=effective_sample_size(log_w) / n)
 
 
-def _best_of_n(s: Setting, account: Account) -> Drawn:
+def _best_of_n(s: Setting, account: EvaluationCounter) -> Drawn:
     n, candidates, J = (1250, 16, 200) if s.full else (50, 4, 50)
     base, reward = s.counted(account)
     return Drawn(
@@ -121,8 +121,8 @@ def _best_of_n(s: Setting, account: Account) -> Drawn:
     )
 
 
-def _smc(twisted: bool) -> Callable[[Setting, Account], Drawn]:
-    def draw(s: Setting, account: Account) -> Drawn:
+def _smc(twisted: bool) -> Callable[[Setting, EvaluationCounter], Drawn]:
+    def draw(s: Setting, account: EvaluationCounter) -> Drawn:
         n, J = (20_000 // (3 if twisted else 1), 200) if s.full else (500, 50)
         base, reward, generator = *s.counted(account), s.generator("inference")
         config = SMCConfig(n=n, J=J, twisted=twisted)
@@ -132,8 +132,8 @@ def _smc(twisted: bool) -> Callable[[Setting, Account], Drawn]:
     return draw
 
 
-def _guided(exact: bool) -> Callable[[Setting, Account], Drawn]:
-    def draw(s: Setting, account: Account) -> Drawn:
+def _guided(exact: bool) -> Callable[[Setting, EvaluationCounter], Drawn]:
+    def draw(s: Setting, account: EvaluationCounter) -> Drawn:
         base, reward = s.counted(account)
         if exact:
             return Drawn(denoiser=exactly_guided(base, s.problem.base, s.problem.target, s.schedule))
@@ -220,11 +220,11 @@ def run(parameters: Parameters, folder: Path) -> Record[Parameters]:
     for needed in base.before(p.problem, p).values():
         *_, trained = base.train(needed, schedule)
     setting, work = p.setting(trained.denoiser, schedule), profile(p.profile)
-    account, drawn, denoiser = Account(), Drawn(), None
+    account, drawn, denoiser = EvaluationCounter(), Drawn(), None
     failure, curve = None, list[dict[str, float]]()
     torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # the first optimiser of a process imports for seconds
     if chosen.draw:
-        account = Account()
+        account = EvaluationCounter()
         drawn = chosen.draw(setting, account)
         denoiser, taken = drawn.denoiser, {"training": 0.0, "sampling": time.process_time() - account.opened}
     else:
@@ -260,14 +260,14 @@ def finite(x: Tensor) -> bool:
     return bool(torch.isfinite(x).all())
 
 
-def look(step: Step, asked: Toy, schedule: Schedule, work: Profile, seed: int) -> tuple[Network, dict[str, float]]:
+def look(step: BaselineStep, asked: Toy, schedule: Schedule, work: Profile, seed: int) -> tuple[Network, dict[str, float]]:
     """A copy of the network, whose evaluations are not counted, and how far it is from the target.
 
     Raises:
         FloatingPointError: once its samples have run away.
     """
     network = Network(asked.d)
-    network.load_state_dict(getattr(step.denoiser, "student", step.denoiser).state_dict())  # of two, the one that learns
+    network.load_state_dict(getattr(step.model, "student", step.model).state_dict())  # of two, the one that learns
     generator = torch.Generator().manual_seed(seed)
     x = sample(network, schedule, work.samples // 2, asked.d, steps=50, generator=generator)
     if not finite(x):
@@ -276,7 +276,7 @@ def look(step: Step, asked: Toy, schedule: Schedule, work: Profile, seed: int) -
     return network, {"sliced_w2": sliced_wasserstein(x, asked.target, seed=seed), "eps_rmse": errors.eps_rmse}
 
 
-def judge(parameters: Parameters, x: Tensor, denoiser: Denoiser | None, schedule: Schedule) -> dict[str, Metric]:
+def judge(parameters: Parameters, x: Tensor, denoiser: NoisePredictor | None, schedule: Schedule) -> dict[str, Metric]:
     """The card of samples, (n, d), and of the denoiser that drew them, if there is one."""
     p, asked, work = parameters, problem(parameters.problem), profile(parameters.profile)
     target, card = asked.target, dict[str, Any]()

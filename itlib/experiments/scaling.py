@@ -28,12 +28,12 @@ from itlib.baselines.tilt_matching import EXPLICIT
 from itlib.experiments import experiment
 from itlib.experiments.experiment import Experiment, Metric, Record
 from itlib.experiments.grids import batched
-from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture
+from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture
 from itlib.metrics import mode_weights
-from itlib.network import Denoiser, Network, Residual
+from itlib.network import Network, NoisePredictor, Residual
 from itlib.rewards import QuadraticReward, Reward
 from itlib.sampling import sample
-from itlib.schedules import Cosine, Schedule, column, noise
+from itlib.schedules import Cosine, Schedule, add_noise, column
 from itlib.tilting import PAPER_UPDATE, TiltingConfig, derive_seed, iterative_tilting
 
 VARIANCE = 0.5
@@ -234,15 +234,15 @@ def run(parameters: Parameters, folder: Path) -> Record[Parameters]:
     if p.reward in SHAPES:
         line = Line.of(two_modes(p.distance))
         reward, base, target = SHAPES[p.reward], line, line.tilted(SHAPES[p.reward])
-        start = ExactDenoiser(two_modes(p.distance), schedule)
+        start = ExactNoisePredictor(two_modes(p.distance), schedule)
     else:
         axis, b = axis_task(p.d, p.reward, p.kl, p.distance)
-        base, target, start = axis, axis.tilted(b), ExactDenoiser(axis, schedule)
+        base, target, start = axis, axis.tilted(b), ExactNoisePredictor(axis, schedule)
 
         def reward(x: Tensor) -> Tensor:
             return x @ b.to(x)
 
-    def draw(denoiser: Denoiser, k: int, n: int, generator: torch.Generator) -> Tensor:
+    def draw(denoiser: NoisePredictor, k: int, n: int, generator: torch.Generator) -> Tensor:
         """Algorithm 1 with the posterior's width put back: few steps, and next to no bias of the sampler."""
         return sample(denoiser, schedule, n, p.d, steps=p.J, variance="analytic", generator=generator)
 
@@ -251,7 +251,7 @@ def run(parameters: Parameters, folder: Path) -> Record[Parameters]:
     seconds = {"sampling": 0.0, "training": 0.0}
     for step in iterative_tilting(student, reward, schedule, p.tilting, d=p.d, seed=p.seed, update=update, sampler=draw):
         seconds = {key: value + step.seconds[key] for key, value in seconds.items()}
-    model = step.denoiser
+    model = step.model
 
     n = 5000 if p.reward in SHAPES else 2000
     generator = torch.Generator().manual_seed(derive_seed(p.seed, "judge"))
@@ -271,7 +271,7 @@ def run(parameters: Parameters, folder: Path) -> Record[Parameters]:
 
 
 def noise_errors(
-    model: Denoiser,
+    model: NoisePredictor,
     base: Axis | Line,
     target: Axis | Line,
     schedule: Schedule,
@@ -285,12 +285,12 @@ def noise_errors(
     """
     x_0 = target.sample(n, generator)
     t = schedule.t_min + (schedule.t_max - schedule.t_min) * torch.rand(n, generator=generator, dtype=torch.float64)
-    x_t = noise(schedule, x_0, torch.randn(n, d, generator=generator, dtype=torch.float64), t)
+    x_t = add_noise(schedule, x_0, torch.randn(n, d, generator=generator, dtype=torch.float64), t)
     with torch.no_grad():
         learned = model(x_t.float(), t.float()).double()
     # A table of the target's law needs memory for each point: in pieces.
     exact, before = (
-        torch.cat([ExactDenoiser(law, schedule)(*piece) for piece in zip(x_t.split(500), t.split(500), strict=True)])
+        torch.cat([ExactNoisePredictor(law, schedule)(*piece) for piece in zip(x_t.split(500), t.split(500), strict=True)])
         for law in (target, base)
     )
     error, travel = learned - exact, exact - before

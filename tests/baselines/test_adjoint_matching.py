@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from itlib.baselines.accounting import trajectory
 from itlib.baselines.adjoint_matching import AdjointMatchingConfig, adjoint_matching, lean_adjoint
-from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture
+from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture
 from itlib.network import Network
 from itlib.rewards import ForwardOnly, parse_reward
 from itlib.sampling import sample, time_grid, transition
@@ -19,7 +19,7 @@ F64 = torch.float64
 
 
 def test_the_trajectory_is_algorithm_1(paper: GaussianMixture) -> None:
-    denoiser = ExactDenoiser(paper, Cosine())
+    denoiser = ExactNoisePredictor(paper, Cosine())
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(10, 2, generator=generator, dtype=F64)
     states = trajectory(denoiser, denoiser, Cosine(), x, 7, generator)
@@ -30,7 +30,7 @@ def test_the_trajectory_is_algorithm_1(paper: GaussianMixture) -> None:
 
 def test_the_lean_adjoint_is_the_gradient_through_the_base(paper: GaussianMixture) -> None:
     """With the noises held fixed, a_k is minus the gradient of the reward at x_0 in the state x_k, by autograd."""
-    base, reward, steps = ExactDenoiser(paper, Cosine()), parse_reward("unequal"), 6
+    base, reward, steps = ExactNoisePredictor(paper, Cosine()), parse_reward("unequal"), 6
     generator = torch.Generator().manual_seed(1)
     states = trajectory(base, base, Cosine(), torch.randn(4, 2, generator=generator, dtype=F64), steps, generator)
     adjoints = lean_adjoint(states, base, reward, Cosine(), 0.7)
@@ -53,7 +53,7 @@ def test_for_one_gaussian_the_adjoint_is_the_exact_control() -> None:
     """
     gaussian = GaussianMixture(torch.ones(1), torch.zeros(1, 2), torch.eye(2)[None])
     reward, errors, counts = parse_reward("paper"), [], [50, 100, 200, 400, 800]
-    base, tilted = (ExactDenoiser(m, Linear()) for m in (gaussian, gaussian.tilted(reward)))
+    base, tilted = (ExactNoisePredictor(m, Linear()) for m in (gaussian, gaussian.tilted(reward)))
     for steps in counts:
         generator = torch.Generator().manual_seed(0)
         states = trajectory(tilted, base, Linear(), torch.randn(3, 2, generator=generator, dtype=F64), steps, generator)
@@ -73,7 +73,7 @@ def test_for_one_gaussian_the_adjoint_is_the_exact_control() -> None:
 def test_on_a_mixture_the_control_is_the_conditional_mean_of_the_adjoint(paper: GaussianMixture) -> None:
     """Many paths of the optimal law from one state: the mean of -eta a is the exact control, a single path's is not."""
     reward, steps, k, n = parse_reward("unequal"), 200, 100, 40_000
-    base, tilted = (ExactDenoiser(m, Cosine()) for m in (paper, paper.tilted(reward)))
+    base, tilted = (ExactNoisePredictor(m, Cosine()) for m in (paper, paper.tilted(reward)))
     times = time_grid(Cosine(), steps)
     x = torch.tensor([[0.3, 0.8]], dtype=F64)
     _, b, std = transition(Cosine(), times[k - 1], times[k], 1.0)
@@ -98,7 +98,7 @@ class Tilt(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.exact = ExactDenoiser(GaussianMixture(torch.ones(1), torch.zeros(1, 2), torch.eye(2)[None]), Cosine())
+        self.exact = ExactNoisePredictor(GaussianMixture(torch.ones(1), torch.zeros(1, 2), torch.eye(2)[None]), Cosine())
         self.shift = nn.Parameter(torch.zeros(2, dtype=F64))
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ def test_it_ends_at_the_exact_tilt() -> None:
     counts, gaps = (25, 50, 100), []
     for J in counts:
         config = AdjointMatchingConfig(iterations=150, J=J, B=4, lr=2e-2)
-        shifts = [step.denoiser.shift.tolist() for step in adjoint_matching(Tilt(), lambda x: x[:, 1], Cosine(), config)]
+        shifts = [step.model.shift.tolist() for step in adjoint_matching(Tilt(), lambda x: x[:, 1], Cosine(), config)]
         assert abs(shifts[-1][0]) < 1e-3
         gaps.append(shifts[-1][1] + 1)
     slope = np.polyfit(np.log(counts), np.log(gaps), 1)[0]

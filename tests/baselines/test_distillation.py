@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from itlib.baselines.distillation import DistillationConfig, cut_off, distillation
-from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture
+from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture
 from itlib.network import Network
 from itlib.rewards import ForwardOnly
 from itlib.sampling import time_grid, transitions
@@ -25,7 +25,7 @@ class Tilt(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         gaussian = GaussianMixture(torch.ones(1), torch.zeros(1, 2), torch.eye(2)[None])
-        self.exact, self.shift = ExactDenoiser(gaussian, SCHEDULE), nn.Parameter(torch.zeros(2, dtype=F64))
+        self.exact, self.shift = ExactNoisePredictor(gaussian, SCHEDULE), nn.Parameter(torch.zeros(2, dtype=F64))
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         scale = (SCHEDULE.sigma(t.double()) * SCHEDULE.alpha(t.double())).unsqueeze(-1)
@@ -43,7 +43,7 @@ def drawn_variance(J: int) -> float:
 def shifts(lam: float, **knobs: object) -> list[float]:
     config = DistillationConfig(**{"lam": lam, "n": 4000, "J": 50, "steps": 150, "B": 200, "lr": 0.1} | knobs)
     steps = distillation(Tilt(), ForwardOnly(lambda x: x[:, 1]), SCHEDULE, config)
-    return [float(step.denoiser.shift[1].detach()) for step in steps]
+    return [float(step.model.shift[1].detach()) for step in steps]
 
 
 @pytest.mark.parametrize("smc", [False, True])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from itlib.baselines.draft import DraftConfig, draft, low_variance, rollout
-from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture
+from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture
 from itlib.network import Network
 from itlib.rewards import ForwardOnly, parse_reward
 from itlib.sampling import sample, time_grid, transition
@@ -22,7 +22,7 @@ class Shifted(nn.Module):
 
     def __init__(self, mixture: GaussianMixture) -> None:
         super().__init__()
-        self.exact, self.shift = ExactDenoiser(mixture, Cosine()), nn.Parameter(torch.zeros(2, dtype=F64))
+        self.exact, self.shift = ExactNoisePredictor(mixture, Cosine()), nn.Parameter(torch.zeros(2, dtype=F64))
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         return self.exact(x, t) + self.shift * Cosine().sigma(t.double()) * Cosine().alpha(t.double())
@@ -38,7 +38,7 @@ def objective(model: nn.Module, base: object, config: DraftConfig, n: int = 64) 
 @pytest.mark.parametrize("kl", [0.0, 1.0])
 def test_the_gradient_is_that_of_finite_differences(paper: GaussianMixture, kl: float) -> None:
     """(2.16) through all steps; central differences with an error of the second order in h."""
-    model, base = Shifted(paper), ExactDenoiser(paper, Cosine())
+    model, base = Shifted(paper), ExactNoisePredictor(paper, Cosine())
     with torch.no_grad():
         model.shift += torch.tensor([0.05, -0.02])
     config = DraftConfig(J=6, kl=kl)
@@ -56,7 +56,7 @@ def test_the_gradient_is_that_of_finite_differences(paper: GaussianMixture, kl: 
 
 @pytest.mark.parametrize("eta", [1.0, 0.4])
 def test_the_chain_is_algorithm_1(paper: GaussianMixture, eta: float) -> None:
-    denoiser = ExactDenoiser(paper, Cosine())
+    denoiser = ExactNoisePredictor(paper, Cosine())
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(10, 2, generator=generator, dtype=F64)
     ours, cost = rollout(denoiser, denoiser, Cosine(), x, DraftConfig(J=7, eta=eta), generator)
@@ -67,7 +67,7 @@ def test_the_chain_is_algorithm_1(paper: GaussianMixture, eta: float) -> None:
 
 def test_draft_k_is_the_gradient_of_the_last_steps(paper: GaussianMixture) -> None:
     """K = J is the full gradient, and K = 1 that of the last step from a fixed state."""
-    model, base = Shifted(paper), ExactDenoiser(paper, Cosine())
+    model, base = Shifted(paper), ExactNoisePredictor(paper, Cosine())
     full, all_kept, last = (
         torch.autograd.grad(objective(model, base, DraftConfig(J=5, K=K)), [model.shift])[0] for K in (None, 5, 1)
     )
@@ -88,7 +88,7 @@ def test_draft_k_is_the_gradient_of_the_last_steps(paper: GaussianMixture) -> No
 
 def test_low_variance_averages_over_new_noise(paper: GaussianMixture) -> None:
     """With the exact denoiser, noising and denoising at the last time returns to the sample, up to that time's sigma."""
-    denoiser, x_0 = ExactDenoiser(paper, Cosine()), paper.sample(5, torch.Generator().manual_seed(0))
+    denoiser, x_0 = ExactNoisePredictor(paper, Cosine()), paper.sample(5, torch.Generator().manual_seed(0))
     config = DraftConfig(J=400, K=1, renoise=3)
     again = low_variance(denoiser, Cosine(), x_0, config, torch.Generator().manual_seed(1))
     assert again.shape == (15, 2)
@@ -99,8 +99,8 @@ def test_low_variance_averages_over_new_noise(paper: GaussianMixture) -> None:
 def test_the_path_kl_of_the_exact_tilt_is_that_of_the_target(paper: GaussianMixture) -> None:
     """KL of the tilted chain to the base chain is KL(target || base) = 4 nats, up to the steps' error."""
     reward = parse_reward("paper")
-    base = ExactDenoiser(paper, Cosine())
-    target = ExactDenoiser(tilt_path(paper, reward, 1.0, 1)(1), Cosine())
+    base = ExactNoisePredictor(paper, Cosine())
+    target = ExactNoisePredictor(tilt_path(paper, reward, 1.0, 1)(1), Cosine())
     gaps = []
     for J in (100, 200, 400):
         generator = torch.Generator().manual_seed(0)
@@ -115,7 +115,7 @@ def climb(kl: float, iterations: int) -> list[float]:
     """The second component of the shift, after an ascent of r(x) = x_2 on N(0, I)."""
     base = Shifted(GaussianMixture(torch.ones(1), torch.zeros(1, 2), torch.eye(2)[None]))
     config = DraftConfig(iterations=iterations, kl=kl, J=50, B=256, lr=5e-2)
-    steps = [(step.counts, step.denoiser.shift.tolist()) for step in draft(base, lambda x: x[:, 1], Cosine(), config)]
+    steps = [(step.counts, step.model.shift.tolist()) for step in draft(base, lambda x: x[:, 1], Cosine(), config)]
     assert steps[-1][0].reward == 0
     assert steps[-1][0].reward_gradient == iterations * 256
     return [shift for _, shift in steps]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from itlib.baselines.flow_grpo import FLOW_GRPO
 from itlib.baselines.guidance import exact_value
 from itlib.baselines.policy_gradient import PolicyGradientConfig, policy_gradient
-from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture
+from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture
 from itlib.rewards import QuadraticReward
 from itlib.sampling import time_grid, transition
 from itlib.schedules import Cosine
@@ -24,7 +24,7 @@ class Tilt(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         gaussian = GaussianMixture(torch.ones(1), torch.zeros(1, 2), torch.eye(2)[None])
-        self.exact, self.shift = ExactDenoiser(gaussian, SCHEDULE), nn.Parameter(torch.zeros(2, dtype=F64))
+        self.exact, self.shift = ExactNoisePredictor(gaussian, SCHEDULE), nn.Parameter(torch.zeros(2, dtype=F64))
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         scale = (SCHEDULE.sigma(t.double()) * SCHEDULE.alpha(t.double())).unsqueeze(-1)
@@ -44,8 +44,8 @@ def test_normalised_advantages_set_the_strength() -> None:
     std = float(seen[0].std())
     *_, theirs = policy_gradient(Tilt(), reward, SCHEDULE, PolicyGradientConfig(kl=0.4 * std, **knobs))
     assert std > 2
-    torch.testing.assert_close(ours.denoiser.shift, theirs.denoiser.shift, rtol=1e-6, atol=1e-8)  # Adam's epsilon
-    assert float(ours.denoiser.shift.detach().norm()) > 0.1
+    torch.testing.assert_close(ours.model.shift, theirs.model.shift, rtol=1e-6, atol=1e-8)  # Adam's epsilon
+    assert float(ours.model.shift.detach().norm()) > 0.1
 
 
 def test_published_knobs() -> None:
@@ -63,7 +63,7 @@ def test_where_the_gradient_vanishes(A: float) -> None:
     lam, n = 0.4, 20_000
     base = GaussianMixture(torch.tensor([0.4, 0.6]), torch.tensor([[-1.5], [1.0]]), torch.tensor([[[0.4]], [[0.7]]]))
     reward = QuadraticReward(torch.tensor([1.5]), torch.tensor([[A]]))
-    before, doubled = ExactDenoiser(base, SCHEDULE), ExactDenoiser(base.tilted(reward, 2 * lam), SCHEDULE)
+    before, doubled = ExactNoisePredictor(base, SCHEDULE), ExactNoisePredictor(base.tilted(reward, 2 * lam), SCHEDULE)
     value, gaps, error = exact_value(base, reward, SCHEDULE, 2 * lam), [], 0.0
     for J in (40, 80):
         times = time_grid(SCHEDULE, J)

@@ -10,7 +10,7 @@ from itlib.baselines.advantage_weighted import advantage_weighted, standardised
 from itlib.baselines.diffusion_nft import negative_aware
 from itlib.baselines.reinforce_adjoint_matching import reinforce_adjoint
 from itlib.beyond.estimators import centred
-from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture
+from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture
 from itlib.network import Network
 from itlib.rewards import QuadraticReward, parse_reward
 from itlib.schedules import Cosine
@@ -28,7 +28,7 @@ def batch_of(law: GaussianMixture, reward: QuadraticReward, n: int) -> TiltBatch
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         x_0 = law.posterior(X, T, SCHEDULE).sample((n,))[:, 0]
-    eps = ExactDenoiser(law, SCHEDULE)(X, T).expand(n, 2)
+    eps = ExactNoisePredictor(law, SCHEDULE)(X, T).expand(n, 2)
     return TiltBatch(1, x_0, reward(x_0), T.expand(n), (X - alpha * x_0) / sigma, X.expand(n, 2), eps, reward(x_0))
 
 
@@ -44,7 +44,7 @@ def test_a_gaussian_tilted_linearly_stays(lam: float) -> None:
     reward = QuadraticReward(torch.tensor([0.5, -1.0]))
     batch = batch_of(GAUSSIAN.tilted(reward, lam), reward, 200_000)
     for is_centred in (False, True):
-        target, factor = reinforce_adjoint(ExactDenoiser(GAUSSIAN, SCHEDULE), lam, centred=is_centred)(batch, 0.1)
+        target, factor = reinforce_adjoint(ExactNoisePredictor(GAUSSIAN, SCHEDULE), lam, centred=is_centred)(batch, 0.1)
         mean, error = pull(target, batch)
         assert float(factor) == 1.0
         assert bool((mean.abs() < 4.5 * error).all()), (mean, error)
@@ -54,7 +54,7 @@ def test_a_mixture_is_pulled_past_its_tilt(paper: GaussianMixture) -> None:
     """By lam C_lam minus the integral of C over strengths; C in closed form, the integral by Simpson's rule."""
     reward, lam = parse_reward("one-mode"), 0.5
     batch = batch_of(paper.tilted(reward, lam), reward, 400_000)
-    mean, error = pull(reinforce_adjoint(ExactDenoiser(paper, SCHEDULE), lam)(batch, 0.1)[0], batch)
+    mean, error = pull(reinforce_adjoint(ExactNoisePredictor(paper, SCHEDULE), lam)(batch, 0.1)[0], batch)
     nodes = torch.linspace(0.0, lam, 41, dtype=F64)
     C = torch.stack([paper.tilted(reward, float(s)).covariance(X, T, SCHEDULE, reward)[0] for s in nodes])
     simpson = torch.tensor([1.0, *([4.0, 2.0] * 19), 4.0, 1.0], dtype=F64)
@@ -67,7 +67,7 @@ def test_a_mixture_is_pulled_past_its_tilt(paper: GaussianMixture) -> None:
 def test_the_three_have_one_fixed_point(paper: GaussianMixture) -> None:
     """Their pulls are the same up to a factor, sample by sample, at the strength 1 / (kappa std)."""
     reward, kappa, beta, clip = parse_reward("unequal"), 0.3, 0.7, 50.0
-    batch, base = batch_of(paper.tilted(reward, 0.4), reward, 500), ExactDenoiser(paper, SCHEDULE)
+    batch, base = batch_of(paper.tilted(reward, 0.4), reward, 500), ExactNoisePredictor(paper, SCHEDULE)
     lam = 1.0 / (kappa * float(batch.rewards.std()))
     ram, awm = reinforce_adjoint(base, lam, centred=True)(batch, 0.1)[0], advantage_weighted(base, kappa=kappa, clip=clip)
     torch.testing.assert_close(kappa * (ram - batch.eps_old), awm(batch, 0.1)[0] - batch.eps_old)
@@ -78,7 +78,7 @@ def test_the_three_have_one_fixed_point(paper: GaussianMixture) -> None:
 def test_without_a_penalty_nft_is_an_explicit_step(paper: GaussianMixture) -> None:
     reward, beta, clip = parse_reward("unequal"), 0.7, 50.0
     batch = batch_of(paper, reward, 500)
-    ours = negative_aware(ExactDenoiser(paper, SCHEDULE), beta=beta, kappa=0.0, clip=clip)(batch, 9.9)[0]
+    ours = negative_aware(ExactNoisePredictor(paper, SCHEDULE), beta=beta, kappa=0.0, clip=clip)(batch, 9.9)[0]
     theirs = explicit(centred())(batch, 1.0 / (beta * clip * float(batch.rewards.std())))[0]
     torch.testing.assert_close(ours, theirs)
 
@@ -89,7 +89,7 @@ def gradients(network: nn.Module, loss: Tensor) -> Tensor:
 
 def test_gradients_are_those_of_the_losses_as_printed(paper: GaussianMixture) -> None:
     """With a student that is not the teacher for RAM and NFT; AWM's ratio is 1 where student and teacher agree."""
-    batch, base = batch_of(paper, parse_reward("one-mode"), 64), ExactDenoiser(paper, SCHEDULE)
+    batch, base = batch_of(paper, parse_reward("one-mode"), 64), ExactNoisePredictor(paper, SCHEDULE)
     network, lam, beta, kappa, clip = Network(width=16, depth=2, embedding=8).double(), 0.7, 0.6, 0.2, 1.5
     eps, anchor = network(batch.x_t, batch.t), base(batch.x_t, batch.t)
     r = batch.r.unsqueeze(-1)
@@ -122,7 +122,7 @@ class Tilt(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.exact, self.shift = ExactDenoiser(GAUSSIAN, SCHEDULE), nn.Parameter(torch.zeros(2, dtype=F64))
+        self.exact, self.shift = ExactNoisePredictor(GAUSSIAN, SCHEDULE), nn.Parameter(torch.zeros(2, dtype=F64))
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         scale = (SCHEDULE.sigma(t.double()) * SCHEDULE.alpha(t.double())).unsqueeze(-1)
@@ -140,7 +140,7 @@ def test_rounds_end_there(name: str) -> None:
     }[name]
     config = TiltingConfig(N=30, S=2000, J=50, B=500, E=40, lr=0.02)
     shifts = [
-        step.denoiser.shift.detach().clone() for step in iterative_tilting(Tilt(), reward, SCHEDULE, config, update=update)
+        step.model.shift.detach().clone() for step in iterative_tilting(Tilt(), reward, SCHEDULE, config, update=update)
     ]
     end = torch.stack(shifts[-15:])
     error = end.std(0) / 15**0.5 * 2  # rounds are correlated

@@ -20,7 +20,7 @@ from itlib.baselines.monte_carlo import (
     sequential_monte_carlo,
     systematic,
 )
-from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture
+from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture
 from itlib.network import Network
 from itlib.rewards import ForwardOnly, QuadraticReward, parse_reward
 from itlib.sampling import path_log_weights, sample, time_grid, transition
@@ -33,7 +33,7 @@ LINEAR = QuadraticReward(torch.tensor([1.5]))
 
 def chain(steps: int) -> tuple[float, float]:
     """Mean and variance of Algorithm 1 with the exact denoiser of a Gaussian: every step is linear."""
-    schedule, exact, times = Cosine(), ExactDenoiser(NORMAL, Cosine()), time_grid(Cosine(), steps)
+    schedule, exact, times = Cosine(), ExactNoisePredictor(NORMAL, Cosine()), time_grid(Cosine(), steps)
     mean, variance = 0.0, 1.0
     for t, s in zip(times[:0:-1], times[-2::-1], strict=True):
         a, b, std = transition(schedule, s, t, 1.0)
@@ -46,7 +46,7 @@ def chain(steps: int) -> tuple[float, float]:
 
 def populations(n: int, seed: int, twisted: bool, potential: Value | None = None, threshold: float = 0.5):
     return sequential_monte_carlo(
-        ExactDenoiser(NORMAL, Cosine()), LINEAR, Cosine(), SMCConfig(n=n, J=12, twisted=twisted, threshold=threshold),
+        ExactNoisePredictor(NORMAL, Cosine()), LINEAR, Cosine(), SMCConfig(n=n, J=12, twisted=twisted, threshold=threshold),
         d=1, generator=torch.Generator().manual_seed(seed), potential=potential, dtype=F64,
     )  # fmt: skip
 
@@ -77,7 +77,7 @@ def test_the_exact_value_keeps_the_weights_even() -> None:
     for steps in (20, 40, 80):
         config = SMCConfig(n=200, J=steps, twisted=True, threshold=0.0)
         *_, last = sequential_monte_carlo(
-            ExactDenoiser(NORMAL, Linear()), LINEAR, Linear(), config, d=1, dtype=F64,
+            ExactNoisePredictor(NORMAL, Linear()), LINEAR, Linear(), config, d=1, dtype=F64,
             generator=torch.Generator().manual_seed(0), potential=exact_value(NORMAL, LINEAR, Linear()),
         )  # fmt: skip
         spreads.append(float(last.log_w.std()))
@@ -101,7 +101,7 @@ def test_effective_sample_size() -> None:
 
 def test_importance_weights_are_those_of_the_tilt() -> None:
     mean, variance = chain(12)
-    base = ExactDenoiser(NORMAL, Cosine())
+    base = ExactNoisePredictor(NORMAL, Cosine())
     x, log_w = importance(base, LINEAR, Cosine(), 20_000, d=1, J=12, generator=torch.Generator().manual_seed(0))
     w = torch.softmax(log_w.double(), 0)
     error = math.sqrt(float((w**2 * (x[:, 0].double() - mean - 1.5 * variance) ** 2).sum()))
@@ -112,7 +112,9 @@ def test_best_of_n_has_the_law_of_a_maximum() -> None:
     """The base's distribution function at the best of n is that of the maximum of n uniforms: mean n / (n + 1)."""
     mean, variance = chain(12)
     generator = torch.Generator().manual_seed(0)
-    best = best_of_n(ExactDenoiser(NORMAL, Cosine()), LINEAR, Cosine(), 4000, candidates=5, d=1, J=12, generator=generator)
+    best = best_of_n(
+        ExactNoisePredictor(NORMAL, Cosine()), LINEAR, Cosine(), 4000, candidates=5, d=1, J=12, generator=generator
+    )
     u = torch.distributions.Normal(mean, math.sqrt(variance)).cdf(best[:, 0].double())
     assert float(u.mean()) == pytest.approx(5 / 6, abs=4.5 * math.sqrt(5 / 252 / 4000))
 
@@ -149,7 +151,7 @@ def test_knobs_that_make_no_sense(knobs: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", ["paper", "one-mode", "quadratic"])
 def test_the_exact_value_guides_to_the_exact_denoiser(paper: GaussianMixture, name: str) -> None:
     reward, schedule = parse_reward(name), Cosine()
-    base, exact = ExactDenoiser(paper, schedule), ExactDenoiser(paper.tilted(reward), schedule)
+    base, exact = ExactNoisePredictor(paper, schedule), ExactNoisePredictor(paper.tilted(reward), schedule)
     x = torch.randn(20, 2, generator=torch.Generator().manual_seed(0), dtype=F64)
     for t in torch.tensor([0.05, 0.5, 0.95], dtype=F64):
         torch.testing.assert_close(guided(base, exact_value(paper, reward, schedule), schedule)(x, t), exact(x, t))
@@ -176,7 +178,7 @@ def test_the_exact_value_is_a_posterior_expectation(paper: GaussianMixture, lam:
 def test_the_plug_in_value_is_too_small(paper: GaussianMixture) -> None:
     """Jensen: the exponential of a mean against the mean of an exponential; and the samples show it."""
     reward, schedule = parse_reward("paper"), Cosine()
-    base = ExactDenoiser(paper, schedule)
+    base = ExactNoisePredictor(paper, schedule)
     x, t = torch.randn(50, 2, generator=torch.Generator().manual_seed(0), dtype=F64), torch.tensor(0.5, dtype=F64)
     plug_in, exact = plug_in_value(base, reward, schedule), exact_value(paper, reward, schedule)
     assert bool((plug_in(x, t) < exact(x, t) - 1e-3).all())
@@ -185,7 +187,7 @@ def test_the_plug_in_value_is_too_small(paper: GaussianMixture) -> None:
 
 def test_a_guided_denoiser_can_be_differentiated(paper: GaussianMixture) -> None:
     """As a probability-flow likelihood does; against finite differences."""
-    base = ExactDenoiser(paper, Cosine())
+    base = ExactNoisePredictor(paper, Cosine())
     denoiser = guided(base, plug_in_value(base, parse_reward("quadratic"), Cosine()), Cosine())
     t = torch.tensor(0.5, dtype=F64)
 
@@ -197,7 +199,7 @@ def test_a_guided_denoiser_can_be_differentiated(paper: GaussianMixture) -> None
 
 def test_the_chain_of_the_tests_is_the_sampler() -> None:
     mean, variance = chain(12)
-    base = ExactDenoiser(NORMAL, Cosine())
+    base = ExactNoisePredictor(NORMAL, Cosine())
     x = sample(base, Cosine(), 50_000, 1, steps=12, generator=torch.Generator().manual_seed(0), dtype=F64)
     assert float(x.mean()) == pytest.approx(mean, abs=4.5 * math.sqrt(variance / 50_000))
     assert float(x.var()) == pytest.approx(variance, rel=4.5 * math.sqrt(2 / 50_000))
@@ -210,7 +212,7 @@ DRIFTED = GaussianMixture(torch.ones(1), torch.tensor([[1.6]]), torch.tensor([[[
 
 @pytest.mark.parametrize("eta", [0.6, 1.0])
 def test_a_path_of_the_base_weighs_nothing(paper: GaussianMixture, eta: float) -> None:
-    base = ExactDenoiser(paper, Cosine())
+    base = ExactNoisePredictor(paper, Cosine())
     x, log_w = path_log_weights(base, base, Cosine(), 50, steps=9, eta=eta, generator=torch.Generator().manual_seed(3))
     assert torch.equal(log_w, torch.zeros(50))
     expected = sample(base, Cosine(), 50, steps=9, eta=eta, generator=torch.Generator().manual_seed(3))
@@ -221,7 +223,7 @@ def test_a_path_of_the_base_weighs_nothing(paper: GaussianMixture, eta: float) -
 def test_a_paths_weight_is_the_ratio_of_its_densities(eta: float) -> None:
     """Two steps, of which one is noisy: the state between is found again from the sample, and torch has the densities."""
     schedule, times = Cosine(), time_grid(Cosine(), 2)
-    model, base = ExactDenoiser(DRIFTED, schedule), ExactDenoiser(NORMAL, schedule)
+    model, base = ExactNoisePredictor(DRIFTED, schedule), ExactNoisePredictor(NORMAL, schedule)
     generator = torch.Generator().manual_seed(0)
     x_0, log_w = path_log_weights(model, base, schedule, 200, 1, steps=2, eta=eta, generator=generator, dtype=F64)
     a, b, std = transition(schedule, times[1], times[2], eta)
@@ -240,8 +242,8 @@ def test_weights_of_paths_mend_a_drifted_model() -> None:
     """Samples of another Gaussian, weighed: total weight, mean and variance of the base's chain and of its exact tilt."""
     mean, variance = chain(12)
     x, log_w = path_log_weights(
-        ExactDenoiser(DRIFTED, Cosine()), ExactDenoiser(NORMAL, Cosine()), Cosine(), 100_000, 1, steps=12, dtype=F64,
-        generator=torch.Generator().manual_seed(0),
+        ExactNoisePredictor(DRIFTED, Cosine()), ExactNoisePredictor(NORMAL, Cosine()), Cosine(), 100_000, 1,
+        steps=12, dtype=F64, generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
     x = x[:, 0]
     for tilt, centre in ((0.0, mean), (1.5, mean + 1.5 * variance)):
@@ -255,6 +257,6 @@ def test_weights_of_paths_mend_a_drifted_model() -> None:
 
 
 def test_paths_without_noise_have_no_weights() -> None:
-    base = ExactDenoiser(NORMAL, Cosine())
+    base = ExactNoisePredictor(NORMAL, Cosine())
     with pytest.raises(ValueError, match="noisy"):
         path_log_weights(base, base, Cosine(), 5, 1, eta=0.0)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from itlib.baselines.accounting import NoisySteps, trajectory
 from itlib.baselines.draft import DraftConfig, rollout
 from itlib.baselines.policy_gradient import PolicyGradientConfig, policy_gradient
-from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture
+from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture
 from itlib.network import Network
 from itlib.rewards import ForwardOnly
 from itlib.sampling import time_grid, transition
@@ -25,7 +25,7 @@ class Tilt(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.exact, self.shift = ExactDenoiser(GAUSSIAN, Cosine()), nn.Parameter(torch.zeros(2, dtype=F64))
+        self.exact, self.shift = ExactNoisePredictor(GAUSSIAN, Cosine()), nn.Parameter(torch.zeros(2, dtype=F64))
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         scale = (Cosine().sigma(t.double()) * Cosine().alpha(t.double())).unsqueeze(-1)
@@ -147,14 +147,14 @@ def test_the_steps_are_those_of_the_formulas(knobs: dict[str, float]) -> None:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    torch.testing.assert_close(last.denoiser.shift, model.shift)
+    torch.testing.assert_close(last.model.shift, model.shift)
     assert last.loss == pytest.approx(float(loss.detach()))
 
 
 def last(**knobs: object) -> Tensor:
     """Mean shift over the last third of a run with r(x) = x_2."""
     config = PolicyGradientConfig(B=512, J=20, lr=3e-2, iterations=60, **knobs)
-    steps = [s.denoiser.shift.tolist() for s in policy_gradient(Tilt(), ForwardOnly(lambda x: x[:, 1]), Cosine(), config)]
+    steps = [s.model.shift.tolist() for s in policy_gradient(Tilt(), ForwardOnly(lambda x: x[:, 1]), Cosine(), config)]
     return torch.tensor(steps[-20:]).mean(0)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from itlib.baselines.accounting import NoisySteps, trajectory
 from itlib.baselines.relative_trajectory_balance import TrajectoryBalanceConfig, log_ratio, trajectory_balance
-from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture
+from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture
 from itlib.network import Network
 from itlib.rewards import ForwardOnly
 from itlib.sampling import time_grid, transition
@@ -25,7 +25,7 @@ class Tilt(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         gaussian = GaussianMixture(torch.ones(1), torch.zeros(1, 2), torch.eye(2)[None])
-        self.exact, self.shift = ExactDenoiser(gaussian, SCHEDULE), nn.Parameter(torch.zeros(2, dtype=F64))
+        self.exact, self.shift = ExactNoisePredictor(gaussian, SCHEDULE), nn.Parameter(torch.zeros(2, dtype=F64))
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         scale = (SCHEDULE.sigma(t.double()) * SCHEDULE.alpha(t.double())).unsqueeze(-1)
@@ -58,7 +58,7 @@ def test_it_ends_at_the_exact_tilt_and_knows_its_normaliser(replay: int) -> None
     for J in counts:
         config = TrajectoryBalanceConfig(iterations=120, J=J, B=32, lr=4e-2, replay=replay)
         runs = trajectory_balance(Tilt(), ForwardOnly(lambda x: x[:, 1]), SCHEDULE, config, seed=1)
-        ends = [(step.denoiser.shift.tolist(), step.loss) for step in runs][-40:]
+        ends = [(step.model.shift.tolist(), step.loss) for step in runs][-40:]
         shift = np.mean([end for end, _ in ends], 0)
         assert abs(shift[0]) < 4 * np.std([end[0] for end, _ in ends]) / 10**0.5  # four iterations in a row say the same
         gaps.append(shift[1] + 1)

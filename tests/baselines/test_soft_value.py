@@ -12,7 +12,7 @@ from torch import Tensor
 from itlib.baselines.guidance import exact_value
 from itlib.baselines.monte_carlo import SMCConfig, sequential_monte_carlo
 from itlib.baselines.soft_value import decode, learn_value
-from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture
+from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture
 from itlib.rewards import ForwardOnly, QuadraticReward
 from itlib.sampling import sample
 from itlib.schedules import Cosine
@@ -20,7 +20,7 @@ from itlib.schedules import Cosine
 F64 = torch.float64
 SCHEDULE = Cosine()
 GAUSSIAN = GaussianMixture(torch.ones(1), torch.zeros(1, 1), torch.ones(1, 1, 1))
-BASE = ExactDenoiser(GAUSSIAN, SCHEDULE)
+BASE = ExactNoisePredictor(GAUSSIAN, SCHEDULE)
 REWARD = QuadraticReward(torch.ones(1))
 
 

@@ -17,11 +17,11 @@ from parts import beyond
 from published import Plain, diffusers_sample, textbook_sample, textbook_tilt
 from tried import OneDNN, Packed, Variant, step_by_hand
 
-from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture
+from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture
 from itlib.network import Network
 from itlib.sampling import sample
 from itlib.schedules import Cosine
-from itlib.tilting import PAPER_UPDATE, TiltingConfig, _learn_regression
+from itlib.tilting import Regression, Tilt, TiltingConfig
 from itlib.training import regression_step
 
 ROOT = Path(__file__).parents[2]
@@ -198,7 +198,8 @@ def test_the_textbooks_training_step_has_the_same_gradient(network: Network, cos
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         textbook_tilt(plain, data, rewards, cosine, 0.1, 1, 16)
-    _learn_regression(student, data, rewards, cosine, config, PAPER_UPDATE, 1, 0.1, torch.Generator().manual_seed(3))
+    tilt = Tilt(1, data, rewards, 0.1, 0.1)
+    Regression(student, cosine, config).learn(tilt, torch.Generator().manual_seed(3))
     first = plain.layers[0].weight.grad
     assert first is not None
     torch.testing.assert_close(first[:, :2], student.space.weight.grad, rtol=1e-3, atol=1e-6)
@@ -257,7 +258,9 @@ def test_the_fast_sampler_and_its_distance(paper: GaussianMixture, cosine: Cosin
     generator = torch.Generator().manual_seed(0)
     exact = sorted_projections(paper.sample(40_000, generator))
     draws = {
-        steps: multistep(ExactDenoiser(paper, cosine), cosine, torch.randn(2000, 2, generator=generator).double(), steps)
+        steps: multistep(
+            ExactNoisePredictor(paper, cosine), cosine, torch.randn(2000, 2, generator=generator).double(), steps
+        )
         for steps in (4, 24)
     }
     assert sliced_distance(draws[4], exact) > 2 * sliced_distance(draws[24], exact)

@@ -13,9 +13,9 @@ from oracles import random_mixture, random_reward
 from torch import Tensor
 
 from itlib.beyond.estimators import Value, centred, fit_value, local_baseline, per_dataset, rao_blackwell, value_gradient
-from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture, paper_mixture
+from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture, paper_mixture
 from itlib.rewards import ForwardOnly, QuadraticReward, parse_reward
-from itlib.schedules import Cosine, Linear, Schedule, noise
+from itlib.schedules import Cosine, Linear, Schedule, add_noise
 from itlib.tilting import CovarianceEstimator, TiltBatch, TiltingConfig, explicit, iterative_tilting, single_sample
 
 F64 = torch.float64
@@ -40,7 +40,7 @@ def posterior_draws(
         torch.manual_seed(0)
         x_0 = mixture.posterior(x[None], time, schedule).sample((n,))[:, 0]
     z = (x - schedule.alpha(time) * x_0) / schedule.sigma(time)
-    eps_old = ExactDenoiser(teacher or mixture, schedule)(x[None], time).expand(n, -1)
+    eps_old = ExactNoisePredictor(teacher or mixture, schedule)(x[None], time).expand(n, -1)
     samples = mixture.sample(50, torch.Generator().manual_seed(1))
     return TiltBatch(1, x_0, reward(x_0), time.expand(n), z, x.expand(n, -1), eps_old, reward(samples), samples)
 
@@ -142,7 +142,7 @@ def test_the_mean_under_a_wrong_teacher() -> None:
     values = exact_value(law, reward, schedule)
     r_bar, gap = (
         float(values(x[None], batch.t[:1])),
-        batch.eps_old[0] - ExactDenoiser(law, schedule)(x[None], batch.t[:1])[0],
+        batch.eps_old[0] - ExactNoisePredictor(law, schedule)(x[None], batch.t[:1])[0],
     )
     assert z_scores(single_sample(batch), exact + r_bar * gap) < 5
     assert z_scores(centred(1.0)(batch), exact + (r_bar - 1.0) * gap) < 5
@@ -189,7 +189,7 @@ def test_rao_blackwell_is_the_covariance_of_the_weighted_samples(schedule: Sched
 def test_rao_blackwell_is_finite_at_the_edges_in_single_precision() -> None:
     samples = paper_mixture().sample(1000, torch.Generator().manual_seed(0)).float()
     t = torch.tensor([0.0, 1e-4, 0.5, 0.9999, 1.0])
-    x = noise(Cosine(), samples[:5], torch.randn(5, 2, generator=torch.Generator().manual_seed(1)), t)
+    x = add_noise(Cosine(), samples[:5], torch.randn(5, 2, generator=torch.Generator().manual_seed(1)), t)
     batch = TiltBatch(1, samples[:5], samples[:5, 1], t, x, x, x, samples[:, 1], samples)
     estimate = rao_blackwell(Cosine())(batch)
     exact = rao_blackwell(Cosine())(
@@ -306,7 +306,7 @@ def test_all_run_in_algorithm_2_on_values_of_the_reward(make: Callable[[Schedule
             [
                 s.losses
                 for s in iterative_tilting(
-                    ExactDenoiser(paper_mixture(), schedule), reward, schedule, config, update=explicit(make(schedule))
+                    ExactNoisePredictor(paper_mixture(), schedule), reward, schedule, config, update=explicit(make(schedule))
                 )
             ]
         )
@@ -327,7 +327,7 @@ def test_per_dataset_looks_once_at_each() -> None:
     steps = [
         s.samples
         for s in iterative_tilting(
-            ExactDenoiser(paper_mixture(), Cosine()),
+            ExactNoisePredictor(paper_mixture(), Cosine()),
             parse_reward("paper"),
             Cosine(),
             config,

@@ -7,8 +7,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from itlib.beyond.preconditioning import Gaussian, adapter, skip_network
-from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture
+from itlib.beyond.preconditioning import Gaussian, adapter, gaussian_skip_network
+from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture
 from itlib.network import Network
 from itlib.schedules import Cosine, Linear, Schedule
 
@@ -30,11 +30,13 @@ def test_a_gaussian_has_the_denoiser_of_its_moments(schedule: Schedule) -> None:
     samples, (x, t) = data(), noised()
     t = t.clamp(schedule.t_min, schedule.t_max)
     law = GaussianMixture(torch.ones(1), samples.mean(0, keepdim=True), samples.double().T.cov().unsqueeze(0))
-    torch.testing.assert_close(Gaussian(samples, schedule)(x, t), ExactDenoiser(law, schedule)(x, t), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        Gaussian(samples, schedule)(x, t), ExactNoisePredictor(law, schedule)(x, t), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_one_time_for_all_is_the_same_as_one_time_each() -> None:
-    network = adapter(skip_network(data(), Cosine(), seed=1), data(), Cosine(), seed=2)
+    network = adapter(gaussian_skip_network(data(), Cosine(), seed=1), data(), Cosine(), seed=2)
     torch.nn.init.normal_(network.correction.get_parameter("network.output.weight"))
     x, _ = noised()
     torch.testing.assert_close(network(x, torch.tensor(0.3)), network(x, torch.full((len(x),), 0.3)))
@@ -54,7 +56,9 @@ def test_both_start_as_what_they_correct() -> None:
     samples, (x, t) = data(), noised()
     base = Network(2, width=16, depth=2, embedding=8, seed=3)
     with torch.no_grad():
-        torch.testing.assert_close(skip_network(samples, Cosine())(x, t), Gaussian(samples, Cosine())(x, t), rtol=0, atol=0)
+        torch.testing.assert_close(
+            gaussian_skip_network(samples, Cosine())(x, t), Gaussian(samples, Cosine())(x, t), rtol=0, atol=0
+        )
         torch.testing.assert_close(adapter(base, samples, Cosine())(x, t), base(x, t), rtol=0, atol=0)
 
 
@@ -74,7 +78,7 @@ def test_the_correction_of_a_score_is_bounded_far_away(seed: int) -> None:
     """From a thousand to a million the correction of an adapter grows no more, that of a base network does."""
     samples = data()
     network = adapter(Gaussian(samples, Cosine()), samples, Cosine(), seed=seed)
-    plain = skip_network(samples, Cosine(), seed=seed)
+    plain = gaussian_skip_network(samples, Cosine(), seed=seed)
     for one in (network, plain):
         torch.nn.init.normal_(one.correction.get_parameter("network.output.weight"))
     direction = torch.nn.functional.normalize(torch.randn(50, 2, generator=torch.Generator().manual_seed(seed)), dim=1)
@@ -90,10 +94,10 @@ def test_the_correction_of_a_score_is_bounded_far_away(seed: int) -> None:
 
 
 def test_a_state_can_be_saved_and_loaded_into_other_data() -> None:
-    network = adapter(skip_network(data(), Cosine(), seed=1), data(seed=1), Cosine(), seed=2)
+    network = adapter(gaussian_skip_network(data(), Cosine(), seed=1), data(seed=1), Cosine(), seed=2)
     torch.nn.init.normal_(network.correction.get_parameter("network.output.weight"))
     state = safetensors.torch.load(safetensors.torch.save(network.state_dict()))
-    other = adapter(skip_network(2, Cosine()), 2, Cosine())
+    other = adapter(gaussian_skip_network(2, Cosine()), 2, Cosine())
     other.load_state_dict(state)
     x, t = noised()
     torch.testing.assert_close(other(x, t), network(x, t), rtol=0, atol=0)
@@ -111,8 +115,8 @@ def test_corrections_are_those_of_the_formula(schedule: Schedule, tilt: bool) ->
     """Point by point, with the moments of the data: whitened on the way in, scaled to what is left on the way out."""
     mixing = torch.tensor([[1.0, 0.6, 0.0], [0.0, 0.5, -0.4], [0.3, 0.0, 2.0]])
     data = torch.randn(400, 3, generator=torch.Generator().manual_seed(0)) @ mixing + torch.tensor([1.0, -2.0, 0.5])
-    base = ExactDenoiser(GaussianMixture(torch.ones(1), torch.zeros(1, 3), torch.eye(3)[None]), schedule)
-    model = adapter(base, data, schedule, seed=4) if tilt else skip_network(data, schedule, seed=4)
+    base = ExactNoisePredictor(GaussianMixture(torch.ones(1), torch.zeros(1, 3), torch.eye(3)[None]), schedule)
+    model = adapter(base, data, schedule, seed=4) if tilt else gaussian_skip_network(data, schedule, seed=4)
     kind = (64, 2, 32, 0.5, 4, True) if tilt else (64, 3, 32, 0.5, 4)
     network = Network(3, *kind)
     for (name, ours), theirs in zip(

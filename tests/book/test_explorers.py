@@ -21,7 +21,7 @@ from torch import Tensor
 from itlib import figures
 from itlib.beyond.estimators import centred, local_baseline, rao_blackwell
 from itlib.experiments.records import read_record
-from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture, NotNormalisableError, paper_mixture
+from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture, NotNormalisableError, paper_mixture
 from itlib.rewards import QuadraticReward, parse_reward
 from itlib.sampling import reverse_process, time_grid, transition
 from itlib.schedules import Cosine, Linear, Schedule
@@ -150,7 +150,7 @@ def test_algorithm_1(browser: Any) -> None:
     for steps in (1, 12):
         script = "return ddim(a, schedules.cosine, b, c, 0, null);"
         found = run(browser, script, figures.as_model(mixture), x.tolist(), steps)
-        *_, (_, last) = reverse_process(ExactDenoiser(mixture, Cosine()), Cosine(), x, steps=steps, eta=0.0)
+        *_, (_, last) = reverse_process(ExactNoisePredictor(mixture, Cosine()), Cosine(), x, steps=steps, eta=0.0)
         same(found, last)
 
 
@@ -159,7 +159,7 @@ def test_variance_of_the_chain(browser: Any, eta: float) -> None:
     """One Gaussian coordinate: each step is linear, so two states give its slope."""
     v, variance, schedule = 0.7, 1.0, Cosine()
     one = GaussianMixture(torch.ones(1), torch.zeros(1, 1), torch.full((1, 1, 1), v, dtype=torch.float64))
-    exact = ExactDenoiser(one, schedule)
+    exact = ExactNoisePredictor(one, schedule)
     times, ends = time_grid(schedule, 9), torch.tensor([[0.0], [1.0]], dtype=torch.float64)
     for t, s in zip(times[:0:-1], times[-2::-1], strict=True):
         a, b, std = transition(schedule, s, t, eta)
@@ -190,7 +190,7 @@ def test_estimators(browser: Any, seed: int) -> None:
     parts = posterior.component_distribution
     x_0 = (parts.loc.unsqueeze(2) + torch.einsum("bkde,qe->bkqd", parts.scale_tril, nodes)).flatten(1, 2)
     w = (posterior.mixture_distribution.probs.unsqueeze(-1) * weights).flatten(1)
-    every = [v.repeat_interleave(w.shape[1], 0) for v in (x, ExactDenoiser(mixture, schedule)(x, t), t)]
+    every = [v.repeat_interleave(w.shape[1], 0) for v in (x, ExactNoisePredictor(mixture, schedule)(x, t), t)]
     x_0, z = x_0.flatten(0, 1), torch.empty(0)
     alpha, sigma = (f(every[2])[:, None] for f in (schedule.alpha, schedule.sigma))
     z = (every[0] - alpha * x_0) / sigma

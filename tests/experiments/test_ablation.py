@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from itlib.beyond.recommended import RecommendedConfig
 from itlib.experiments.ablation import ADDED, MORE, REMOVED, cells, settings
 from itlib.experiments.grids import ABLATION, GRIDS
 from itlib.experiments.problems import task
 from itlib.experiments.records import read_record
 from itlib.reproduce.batch import parameters_of
-from itlib.tilting import CONFIGURATIONS
+from itlib.tilting import TiltingConfig
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "book" / "reference" / "ablation"
@@ -26,13 +27,14 @@ def test_every_cell_can_be_run(name: str) -> None:
     task(parameters["task"])
     changes = {"": {}, **REMOVED, **MORE, **ADDED}[parameters.get("change", "")]
     config = settings(parameters["config"], parameters.get("N"), changes)
-    assert (config.share is None) == (parameters["config"] == "paper" or "N" in parameters or "N" in changes)
+    assert (config.target_ess is None) == (parameters["config"] == "paper" or "N" in parameters or "N" in changes)
     assert GRIDS["ablation"].variants([]) == cells()
 
 
 def test_a_change_changes_what_it_names() -> None:
+    defaults = {"recommended": RecommendedConfig(), "paper": RecommendedConfig.like(TiltingConfig())}
     for config, changes in (("recommended", REMOVED | MORE), ("paper", ADDED)):
-        default = asdict(CONFIGURATIONS[config])
+        default = asdict(defaults[config])
         for name, knobs in changes.items():
             changed = {key: value for key, value in asdict(settings(config, None, knobs)).items() if value != default[key]}
             assert changed == {key: value for key, value in knobs.items() if key in default and value != default[key]}, name

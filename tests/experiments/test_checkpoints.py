@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 
 from itlib import tilting
+from itlib.beyond.recommended import RecommendedConfig
 from itlib.experiments import checkpoints as runs
 from itlib.experiments.checkpoints import (
     RunState,
@@ -33,7 +34,7 @@ from itlib.metrics import ScoreErrors
 from itlib.network import Network
 from itlib.rewards import parse_reward
 from itlib.schedules import Cosine, Linear
-from itlib.tilting import CONFIGURATIONS, TiltingConfig, configuration
+from itlib.tilting import TiltingConfig
 from itlib.training import TrainingConfig
 
 CONFIG = TiltingConfig(N=6, S=64, J=5, E=3, B=32, lr=1e-4)
@@ -173,7 +174,7 @@ def test_a_finished_run_is_found(
         raise AssertionError("a finished run is repeated")
 
     monkeypatch.setattr(tilting, "regression_step", never)
-    monkeypatch.setattr(runs, "train_denoiser", never)
+    monkeypatch.setattr(runs, "train_noise_predictor", never)
     (base,), (tilts,) = run(whole[0])
     assert_same(base, whole[1][-1])
     assert_same(tilts, whole[2][-1])
@@ -215,7 +216,7 @@ def test_what_is_no_checkpoint_is_one_sentence(tmp_path: Path, content: bytes) -
 def test_a_recommended_run_resumes_with_the_same_bits(tmp_path: Path) -> None:
     """Skip base, adapter and chosen steps: stopped after two tilts, and gone on with from the disk."""
     mixture, schedule = paper_mixture(), Cosine()
-    config = dataclasses.replace(CONFIGURATIONS["recommended"], S=200, J=20, lam=0.5)
+    config = RecommendedConfig(S=200, J=20, lam=0.5)
 
     def tilts(cache: Path) -> Iterator[RunState]:
         *_, base = resumable_base(mixture, schedule, TRAINING, n=500, seed=1, kind="skip", cache=cache)
@@ -255,7 +256,8 @@ def test_the_key_sees_everything_that_changes_a_number(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(runs, "_key", remembered)
     monkeypatch.setattr(runs, "iterative_tilting", lambda *_, **__: iter(()))
-    monkeypatch.setattr(runs, "train_denoiser", lambda *_, **__: iter(()))
+    monkeypatch.setattr(runs, "recommended_tilting", lambda *_, **__: iter(()))
+    monkeypatch.setattr(runs, "train_noise_predictor", lambda *_, **__: iter(()))
     mixture, shifted = paper_mixture(), paper_mixture().tilted(parse_reward("unequal"))
     network = Network(2, seed=0)
 
@@ -268,17 +270,17 @@ def test_the_key_sees_everything_that_changes_a_number(tmp_path: Path, monkeypat
         mixture: Any = mixture,
         **knobs: Any,
     ) -> str:
-        if "settle" in knobs:
-            knobs |= {"step": "paths", "student": "adapter"}
-        config = dataclasses.replace(CONFIG, **knobs)
+        if "polish_rounds" in knobs:
+            knobs |= {"learner": "chains", "student": "adapter"}
+        config = RecommendedConfig.like(CONFIG, **knobs)
         options = {"seed": seed, "trace_samples": n, "cache": tmp_path}
         list(resumable_tilting(base, mixture, parse_reward(reward), schedule, config, **options))
         return keys[-1]
 
     changed: dict[str, Any] = {"N": 7, "lam": 0.5, "S": 65, "J": 6, "eta": 0.5, "B": 31, "E": 4, "lr": 2e-4}
-    changed |= {"epoch": "pass", "optimizer": "sgd", "decay": True, "step": "implicit", "variance": "analytic"}
-    changed |= {"student": "adapter", "share": 0.9, "settle": 1}
-    assert set(changed) == {field.name for field in dataclasses.fields(TiltingConfig)}
+    changed |= {"epoch": "pass", "optimizer": "sgd", "decay": True, "learner": "implicit", "variance": "analytic"}
+    changed |= {"student": "adapter", "target_ess": 0.9, "polish_rounds": 1}
+    assert set(changed) == {field.name for field in dataclasses.fields(RecommendedConfig)}
     variants = [{}, *({name: value} for name, value in changed.items()), {"reward": "unequal"}, {"reward": "b=0,4 c=1"}]
     variants += [{"schedule": Linear()}, {"schedule": Cosine(0.01)}, {"seed": 1}, {"n": 10}, {"base": Network(2, seed=1)}]
     variants += [{"mixture": shifted}]
@@ -325,13 +327,10 @@ def test_the_cache_is_where_it_is_told_to_be(tmp_path: Path, monkeypatch: pytest
 def test_a_profile_bounds_the_work_of_a_configuration() -> None:
     full, smoke = profile("full"), profile("smoke")
     assert full.configured("paper", 50) == TiltingConfig(N=50)
-    for N, S in ((20, 1000), (200, 250)):
-        assert full.configured("recommended", N) == configuration("recommended", N)
-        assert (configuration("recommended", N).S, configuration("recommended", N).share) == (S, None)
-    assert configuration("recommended", 2).settle == 1  # at least one tilt tilts
-    assert configuration("recommended", 1).settle == 0
+    for N in (20, 200):
+        assert full.configured("recommended", N) == RecommendedConfig.equal_steps(N)
     small = smoke.configured("recommended", 20)
-    assert (small.S, small.J, small.step) == (smoke.tilting.S, smoke.tilting.J, "paths")
+    assert (small.S, small.J, small.learner) == (smoke.tilting.S, smoke.tilting.J, "chains")
     assert full.trained("paper") == {"config": TrainingConfig(), "n": 30_000}
     assert full.trained("recommended")["kind"] == "skip"
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from itlib.baselines.accounting import Account, Counts, Step
+from itlib.baselines.accounting import BaselineStep, Counts, EvaluationCounter
 from itlib.baselines.adjoint_matching import AdjointMatchingConfig, adjoint_matching
 from itlib.baselines.draft import DraftConfig, draft
 from itlib.baselines.guidance import plug_in_value
@@ -36,7 +36,7 @@ from itlib.experiments.comparison import (
 from itlib.experiments.grids import OTHER_BASES
 from itlib.experiments.problems import TASKS, Task
 from itlib.experiments.records import read_record, read_records
-from itlib.gaussian_mixture import ExactDenoiser
+from itlib.gaussian_mixture import ExactNoisePredictor
 from itlib.network import Network, Residual
 from itlib.rewards import ForwardOnly, QuadraticReward, Reward
 from itlib.schedules import Cosine
@@ -49,7 +49,7 @@ DRAWN = [name for name, method in METHODS.items() if method.draw]
 
 def setting(**changes: object) -> Setting:
     # A base that is right: of an untrained network the samples run away, and chains that do have no noise at their end.
-    base = Residual(ExactDenoiser(TASKS["paper"].base, Cosine()), Network(width=16, depth=2, embedding=8))
+    base = Residual(ExactNoisePredictor(TASKS["paper"].base, Cosine()), Network(width=16, depth=2, embedding=8))
     return replace(Setting(base, TASKS["paper"], Cosine(), "smoke"), **changes)
 
 
@@ -68,7 +68,7 @@ def forward_only() -> Task:
 def first(method: Method, one: Setting) -> Counts:
     if method.train:
         return next(fine_tune(method, one)).counts
-    account = Account()
+    account = EvaluationCounter()
     assert method.draw is not None
     drawn = method.draw(one, account)
     if drawn.denoiser is not None:
@@ -117,7 +117,7 @@ def test_the_budget_is_that_of_the_papers_algorithm() -> None:
 def test_a_method_that_draws_gives_samples_or_a_denoiser(name: str) -> None:
     draw = METHODS[name].draw
     assert draw is not None
-    drawn = draw(setting(), Account())
+    drawn = draw(setting(), EvaluationCounter())
     assert (drawn.denoiser is None) == (len(drawn.samples) > 0)
     assert len(drawn.samples) == 0 or drawn.samples.shape[1:] == (2,)
     assert drawn.ess is None or 0 < drawn.ess <= 1
@@ -141,10 +141,10 @@ def tiny() -> Network:
     return Network(width=8, depth=2, embedding=4)
 
 
-def landed(steps: Iterator[Step]) -> Tensor:
+def landed(steps: Iterator[BaselineStep]) -> Tensor:
     """The weights that a few steps end with, and the loss, which Adam does not see the scale of."""
     *_, last = steps
-    return torch.cat([p.detach().flatten() for p in last.denoiser.parameters()] + [torch.tensor([last.loss])])
+    return torch.cat([p.detach().flatten() for p in last.model.parameters()] + [torch.tensor([last.loss])])
 
 
 #: With little work, where each method lands for a strength and a reward.

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from itlib.baselines.accounting import Counts, Step
+from itlib.baselines.accounting import BaselineStep, Counts
+from itlib.beyond.recommended import RecommendedConfig, recommended_tilting
 from itlib.experiments.digits import comparison
 from itlib.experiments.digits.comparison import (
     ASKED,
@@ -30,12 +31,12 @@ from itlib.experiments.digits.comparison import (
 from itlib.experiments.digits.images import TASKS, Task, new_denoiser, strongest, symmetry_reward
 from itlib.experiments.grids import DIGITS, GRIDS
 from itlib.experiments.records import read_record, read_records
-from itlib.gaussian_mixture import ExactDenoiser, paper_mixture
+from itlib.gaussian_mixture import ExactNoisePredictor, paper_mixture
 from itlib.network import Residual
 from itlib.reproduce.batch import parameters_of
 from itlib.rewards import ForwardOnly, parse_reward
 from itlib.schedules import Cosine
-from itlib.tilting import CONFIGURATIONS, iterative_tilting
+from itlib.tilting import TiltingConfig, iterative_tilting
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "book" / "reference" / "digits"
@@ -45,13 +46,14 @@ REFERENCE = ROOT / "book" / "reference" / "digits"
 def setting(cosine: Cosine, monkeypatch: pytest.MonkeyPatch) -> Setting:
     """Few evaluations of a black box that refuses gradients, with an untrained base and short walks."""
     monkeypatch.setattr(comparison, "J", 6)
-    monkeypatch.setattr(
-        comparison,
-        "iterative_tilting",
-        lambda base, reward, schedule, config, **more: iterative_tilting(
-            base, reward, schedule, replace(config, E=4), **more
-        ),
-    )
+    for tilting in (iterative_tilting, recommended_tilting):
+        monkeypatch.setattr(
+            comparison,
+            tilting.__name__,
+            lambda base, reward, schedule, config, tilting=tilting, **more: tilting(
+                base, reward, schedule, replace(config, E=4), **more
+            ),
+        )
     black = Task(ForwardOnly(symmetry_reward), 2.0, (2.0,))
     monkeypatch.setattr(comparison, "TASKS", {"black": black, "smooth": replace(black, reward=symmetry_reward, smooth=True)})
     monkeypatch.setattr(comparison, "surrogate", lambda reward, x, seed: symmetry_reward if len(reward(x)) else None)
@@ -71,10 +73,12 @@ def test_every_method_spends_its_evaluations_and_no_gradient(name: str, setting:
 @pytest.mark.parametrize("name", METHODS)
 def test_the_strength_of_the_task_reaches_every_method(name: str, setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[float] = []
-    for function in ("iterative_tilting", "policy_gradient", "draft", "adjoint_matching"):
+    for function in ("iterative_tilting", "recommended_tilting", "policy_gradient", "draft", "adjoint_matching"):
         original = getattr(comparison, function)
 
-        def spied(*arguments: Any, original: Callable[..., Iterator[Step]] = original, **more: Any) -> Iterator[Step]:
+        def spied(
+            *arguments: Any, original: Callable[..., Iterator[BaselineStep]] = original, **more: Any
+        ) -> Iterator[BaselineStep]:
             seen.append(arguments[3].lam)
             return original(*arguments, **more)
 
@@ -89,14 +93,22 @@ def test_a_gradient_that_exists_costs_no_surrogate(setting: Setting) -> None:
 
 
 def test_the_configurations_say_where_they_depart(setting: Setting) -> None:
-    for config, name, changed in (
-        (paper(setting), "paper", {"N", "lam", "S", "J", "B", "lr"}),
-        (implicit(setting), "paper", {"lam", "S", "J", "B", "lr", "E", "decay", "step", "variance", "student", "share"}),
-        (implicit(setting, "copy"), "paper", {"lam", "S", "J", "B", "lr", "E", "decay", "step", "variance", "share"}),
-        (recommended(setting), "recommended", {"lam", "S", "J", "lr", "E"}),
+    for config, default, changed in (
+        (paper(setting), TiltingConfig(), {"N", "lam", "S", "J", "B", "lr"}),
+        (
+            implicit(setting),
+            RecommendedConfig.like(TiltingConfig()),
+            {"lam", "S", "J", "B", "lr", "E", "decay", "learner", "variance", "student", "target_ess"},
+        ),
+        (
+            implicit(setting, "copy"),
+            RecommendedConfig.like(TiltingConfig()),
+            {"lam", "S", "J", "B", "lr", "E", "decay", "learner", "variance", "target_ess"},
+        ),
+        (recommended(setting), RecommendedConfig(), {"lam", "S", "J", "lr", "E"}),
     ):
-        departs = {key for key, value in vars(config).items() if value != vars(CONFIGURATIONS[name])[key]}
-        assert departs <= changed, (name, departs)
+        departs = {key for key, value in vars(config).items() if value != vars(default)[key]}
+        assert departs <= changed, (default, departs)
     assert setting.evaluations == paper(setting).N * paper(setting).S
 
 
@@ -106,9 +118,9 @@ class Counted:
     def __init__(self, per_step: int) -> None:
         self.per_step = per_step
 
-    def __call__(self, s: Setting) -> Iterator[Step]:
+    def __call__(self, s: Setting) -> Iterator[BaselineStep]:
         for k in range(1, 1000):
-            yield Step(k, s.base, 0.0, Counts(reward=k * self.per_step), 0.0)
+            yield BaselineStep(k, s.base, 0.0, Counts(reward=k * self.per_step), 0.0)
 
 
 def test_a_method_ends_with_its_evaluations(setting: Setting) -> None:
@@ -127,7 +139,7 @@ def test_the_distance_is_zero_for_the_exact_tilt_only(cosine: Cosine, monkeypatc
     monkeypatch.setattr(comparison, "D", 2)
     monkeypatch.setattr(comparison, "J", 200)
     target = mixture.tilted(parse_reward("paper"))
-    base, tilt = ExactDenoiser(mixture, cosine), ExactDenoiser(target, cosine)
+    base, tilt = ExactNoisePredictor(mixture, cosine), ExactNoisePredictor(target, cosine)
     one = Setting(base, "paper", cosine, 0.1)
     x, exact = path_card(tilt, one, 4000, torch.Generator().manual_seed(0))
     _, same = path_card(base, one, 4000, torch.Generator().manual_seed(0))

@@ -13,10 +13,10 @@ import torch
 from itlib.experiments.error_budget import EXCHANGES, FACTORIAL, Samples, analytic_sampler, cells, ingredients, taught_by
 from itlib.experiments.problems import task
 from itlib.experiments.records import read_record
-from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture
+from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture
 from itlib.network import Network
 from itlib.reproduce.batch import grid
-from itlib.schedules import Cosine, noise
+from itlib.schedules import Cosine, add_noise
 from itlib.tilting import PAPER_UPDATE, DatasetSampler, TiltBatch, TiltingConfig, iterative_tilting, tilt_path
 
 REFERENCE = Path(__file__).parents[2] / "book" / "reference" / "budget"
@@ -30,7 +30,7 @@ def batch(n: int, cosine: Cosine, eps_old: Callable[[torch.Tensor, torch.Tensor]
     x_0 = PATH(k - 1).sample(n, generator)
     t = 0.01 + 0.98 * torch.rand(n, generator=generator, dtype=torch.float64)
     z = torch.randn(x_0.shape, generator=generator, dtype=torch.float64)
-    x_t = noise(cosine, x_0, z, t)
+    x_t = add_noise(cosine, x_0, z, t)
     return TiltBatch(k, x_0, PROBLEM.reward(x_0), t, z, x_t, eps_old(x_t, t))
 
 
@@ -44,14 +44,14 @@ def test_with_everything_exact_one_tilt_is_the_next_law_to_first_order(cosine: C
     given, k = batch(400, cosine, wrong), 3
     missed = []
     for delta in (0.1, 0.05, 0.025):
-        truth = ExactDenoiser(PATH(k - 1).tilted(PROBLEM.reward, delta), cosine)(given.x_t, given.t)
+        truth = ExactNoisePredictor(PATH(k - 1).tilted(PROBLEM.reward, delta), cosine)(given.x_t, given.t)
         missed.append(float((update(given, delta)[0] - truth).square().mean().sqrt()))
     for large, small in pairwise(missed):
         assert large / small == pytest.approx(4.0, rel=0.15)
 
 
 def test_the_exact_teacher_replaces_the_network_in_target_and_estimate(cosine: Cosine) -> None:
-    truth = ExactDenoiser(PATH(2), cosine)
+    truth = ExactNoisePredictor(PATH(2), cosine)
     taught, learned = (taught_by(PATH, cosine, PAPER_UPDATE), PAPER_UPDATE)
     given, right = batch(50, cosine, wrong), batch(50, cosine, truth)
     torch.testing.assert_close(taught(given, 0.1)[0], learned(right, 0.1)[0])
@@ -60,7 +60,7 @@ def test_the_exact_teacher_replaces_the_network_in_target_and_estimate(cosine: C
 
 def test_single_and_exact_covariance_agree_on_average(cosine: Cosine) -> None:
     """With the exact teacher and samples of p^{k-1}; tested against functions of x_t, by five standard errors."""
-    given = batch(200_000, cosine, ExactDenoiser(PATH(2), cosine))
+    given = batch(200_000, cosine, ExactNoisePredictor(PATH(2), cosine))
     single, exact = (
         ingredients(PATH, PROBLEM.reward, cosine, covariance=c, exact_teacher=True)[0](given, 0.1)[0]
         for c in ("single", "exact")
@@ -92,7 +92,7 @@ def test_samples_come_from_where_they_say(samples: Samples, cosine: Cosine) -> N
 def test_the_analytic_sampler_gives_back_the_variance(cosine: Cosine) -> None:
     """Of a Gaussian, from its exact denoiser and few steps: exact up to the noise of the draw; Algorithm 1 is too narrow."""
     law = GaussianMixture(torch.ones(1), torch.zeros(1, 2), 0.5 * torch.eye(2).unsqueeze(0))
-    x = analytic_sampler(cosine, 2, 20)(ExactDenoiser(law, cosine), 1, 20_000, torch.Generator().manual_seed(0))
+    x = analytic_sampler(cosine, 2, 20)(ExactNoisePredictor(law, cosine), 1, 20_000, torch.Generator().manual_seed(0))
     assert float(x.var()) == pytest.approx(0.5, abs=5 * 0.5 * (2 / 40_000) ** 0.5)
 
 

@@ -32,7 +32,7 @@ from itlib.experiments.digits.images import (
 from itlib.rewards import evaluate
 from itlib.sampling import sample
 from itlib.schedules import Cosine
-from itlib.training import TrainingConfig, train_denoiser
+from itlib.training import TrainingConfig, train_noise_predictor
 
 WEIGHTS = Path(__file__).parents[2] / "book" / "reference" / "digits" / "base.safetensors"
 
@@ -144,7 +144,7 @@ def test_blocks_take_part(cosine: Cosine) -> None:
     """After a few epochs each weight has moved, and the loss has fallen below the Gaussian's."""
     denoiser = new_denoiser(cosine)
     before = {name: p.clone() for name, p in denoiser.named_parameters()}
-    steps = list(train_denoiser(denoiser, digits().x, cosine, TrainingConfig(epochs=3, batch_size=128, lr=2e-3)))
+    steps = list(train_noise_predictor(denoiser, digits().x, cosine, TrainingConfig(epochs=3, batch_size=128, lr=2e-3)))
     assert steps[-1].validation_loss < steps[0].validation_loss
     assert all(not torch.equal(p, before[name]) for name, p in denoiser.named_parameters())
 

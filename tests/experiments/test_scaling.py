@@ -10,7 +10,7 @@ from scipy.stats import norm
 
 from itlib.experiments.records import read_record
 from itlib.experiments.scaling import LEVERS, SHAPES, VARIANCE, Axis, Line, axis_task, cells, jump, two_modes, wave
-from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture
+from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture
 from itlib.rewards import QuadraticReward
 from itlib.schedules import Cosine
 
@@ -96,7 +96,7 @@ def test_a_tilt_of_the_table_is_exact(cosine: Cosine) -> None:
         g = (alpha * base.x - x) / sigma**2
         expected = ((weight * g).sum(1) / weight.sum(1)).unsqueeze(1)
         torch.testing.assert_close(base.tilted(reward).score(x, t, cosine), expected)
-    assert ExactDenoiser(base, cosine)(x.float(), t.float()).dtype == torch.float32
+    assert ExactNoisePredictor(base, cosine)(x.float(), t.float()).dtype == torch.float32
 
 
 def test_the_jump_has_no_gradient() -> None:

@@ -13,7 +13,7 @@ from oracles import log_noised, plane, random_mixture, random_points, random_rew
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture, NotNormalisableError, paper_mixture
+from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture, NotNormalisableError, paper_mixture
 from itlib.rewards import NAMED_REWARDS, QuadraticReward, parse_reward
 from itlib.schedules import Cosine, Linear, Schedule
 
@@ -142,7 +142,7 @@ def test_score_is_the_gradient_of_the_noised_log_density(seed: int, K: int, d: i
     mixture, x = random_mixture(seed, K, d), random_points(seed, 7, d).requires_grad_()
     (expected,) = torch.autograd.grad(log_noised(mixture, x, schedule.alpha(at(t)), schedule.sigma(at(t))).sum(), x)
     torch.testing.assert_close(mixture.score(x.detach(), at(t), schedule), expected, rtol=1e-9, atol=1e-9)
-    denoised = ExactDenoiser(mixture, schedule)(x.detach(), at(t))
+    denoised = ExactNoisePredictor(mixture, schedule)(x.detach(), at(t))
     torch.testing.assert_close(denoised, -schedule.sigma(at(t)) * expected, rtol=1e-9, atol=1e-9)
 
 
@@ -152,7 +152,7 @@ def test_a_time_each_equals_one_time_for_all(seed: int, d: int, schedule: Schedu
     x, t = random_points(seed, 5, d), torch.linspace(0.1, 0.9, 5, dtype=F64)
     functions: list[Callable[[Tensor, Tensor], Tensor]] = [
         lambda x, t: mixture.score(x, t, schedule),
-        ExactDenoiser(mixture, schedule),
+        ExactNoisePredictor(mixture, schedule),
         lambda x, t: mixture.posterior(x, t, schedule).mean,
         lambda x, t: mixture.posterior_reward(x, t, schedule, reward),
         lambda x, t: mixture.covariance(x, t, schedule, reward),
@@ -217,7 +217,7 @@ def test_single_precision_in_and_out_costs_single_rounding(cosine: Cosine) -> No
     reward = random_reward(2, mixture)
     for f in (
         lambda x, t: mixture.score(x, t, cosine),
-        ExactDenoiser(mixture, cosine),
+        ExactNoisePredictor(mixture, cosine),
         lambda x, t: mixture.covariance(x, t, cosine, reward),
         lambda x, t: mixture.posterior_reward(x, t, cosine, reward),
     ):

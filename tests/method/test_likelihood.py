@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from oracles import log_noised, plane, random_mixture, random_points
 from torch import Tensor
 
-from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture
+from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture
 from itlib.likelihood import log_likelihood, velocity
 from itlib.network import Network, Residual
 from itlib.schedules import Cosine, Linear, Schedule
@@ -52,7 +52,7 @@ def test_velocity_is_2_13_with_its_sign_corrected(seed: int, t: float) -> None:
     # The two forms differ by 1 - alpha^2 - sigma^2 = 0, amplified by beta / sigma^2.
     tolerance = 1e-13 * float(beta / schedule.sigma(time) ** 2)
     torch.testing.assert_close(
-        velocity(ExactDenoiser(mixture, schedule), schedule, x, time), expected, rtol=1e-9, atol=tolerance
+        velocity(ExactNoisePredictor(mixture, schedule), schedule, x, time), expected, rtol=1e-9, atol=tolerance
     )
 
 
@@ -63,7 +63,7 @@ def test_velocity_carries_the_density(schedule: Schedule, seed: int, t: float, d
     mixture = random_mixture(seed, 3, d)
     x, time = random_points(seed, 5, d).requires_grad_(), torch.tensor(t, dtype=F64)
     alpha, sigma = (f(time).clone().requires_grad_() for f in (schedule.alpha, schedule.sigma))
-    v = velocity(ExactDenoiser(mixture, schedule), schedule, x, time)
+    v = velocity(ExactNoisePredictor(mixture, schedule), schedule, x, time)
     divergence = sum(torch.autograd.grad(v[:, i].sum(), x, retain_graph=True)[0][:, i] for i in range(d))
     residual = torch.zeros(5, dtype=F64)
     for i in range(5):
@@ -77,7 +77,7 @@ def test_velocity_carries_the_density(schedule: Schedule, seed: int, t: float, d
 
 def test_velocity_takes_a_time_each() -> None:
     denoiser, x, t = (
-        ExactDenoiser(random_mixture(0), Linear()),
+        ExactNoisePredictor(random_mixture(0), Linear()),
         random_points(0, 4, 2),
         torch.linspace(0.2, 0.8, 4, dtype=F64),
     )
@@ -93,7 +93,7 @@ def test_velocity_takes_a_time_each() -> None:
 def test_likelihood_is_the_exact_density(schedule: Schedule, seed: int) -> None:
     mixture = centred(seed)
     x = mixture.sample(25, torch.Generator().manual_seed(seed))
-    actual = log_likelihood(ExactDenoiser(mixture, schedule), schedule, x, rtol=1e-7, atol=1e-7)
+    actual = log_likelihood(ExactNoisePredictor(mixture, schedule), schedule, x, rtol=1e-7, atol=1e-7)
     expected = mixture.noised(schedule, schedule.t_min).log_prob(x)
     tolerance = terminal_error(mixture, schedule)
     assert tolerance < 1e-3
@@ -104,7 +104,7 @@ def test_likelihood_in_other_dimensions() -> None:
     for d in (1, 4):
         mixture = GaussianMixture(torch.ones(1), torch.zeros(1, d), 0.3 * torch.eye(d)[None])
         x = mixture.sample(10, torch.Generator().manual_seed(0))
-        actual = log_likelihood(ExactDenoiser(mixture, Cosine()), Cosine(), x, rtol=1e-7, atol=1e-7)
+        actual = log_likelihood(ExactNoisePredictor(mixture, Cosine()), Cosine(), x, rtol=1e-7, atol=1e-7)
         # The start is off by alpha^2 (0.3 - 1) / 2 per squared coordinate: 1e-6 each, up to a few tens of them.
         torch.testing.assert_close(actual, mixture.noised(Cosine(), Cosine().t_min).log_prob(x), rtol=0, atol=1e-4)
 
@@ -112,7 +112,7 @@ def test_likelihood_in_other_dimensions() -> None:
 def test_the_error_falls_with_the_tolerance() -> None:
     """Each hundredfold tightening of the solver gains at least a digit, from the default on."""
     mixture, schedule = centred(5), Cosine()
-    x, denoiser = mixture.sample(25, torch.Generator().manual_seed(0)), ExactDenoiser(mixture, schedule)
+    x, denoiser = mixture.sample(25, torch.Generator().manual_seed(0)), ExactNoisePredictor(mixture, schedule)
     exact = log_likelihood(denoiser, schedule, x, rtol=1e-10, atol=1e-10)
     errors = [
         float((log_likelihood(denoiser, schedule, x, rtol=tol, atol=tol) - exact).abs().max()) for tol in (1e-4, 1e-6, 1e-8)
@@ -125,7 +125,7 @@ def test_the_error_falls_with_the_tolerance() -> None:
 
 def test_single_precision_is_enough_for_the_default_tolerance() -> None:
     mixture, schedule = centred(5), Cosine()
-    x, denoiser = mixture.sample(25, torch.Generator().manual_seed(0)), ExactDenoiser(mixture, schedule)
+    x, denoiser = mixture.sample(25, torch.Generator().manual_seed(0)), ExactNoisePredictor(mixture, schedule)
     single = log_likelihood(denoiser, schedule, x.float())
     assert single.dtype == torch.float32
     torch.testing.assert_close(single.double(), log_likelihood(denoiser, schedule, x), rtol=0, atol=1e-3)
@@ -165,6 +165,6 @@ def test_frozen_parameters_stay_frozen(cosine: Cosine) -> None:
 
 def test_likelihood_of_an_untrained_residual_is_that_of_its_base() -> None:
     mixture, schedule = centred(5), Cosine()
-    x, base = mixture.sample(10, torch.Generator().manual_seed(0)), ExactDenoiser(mixture, schedule)
+    x, base = mixture.sample(10, torch.Generator().manual_seed(0)), ExactNoisePredictor(mixture, schedule)
     residual = Residual(base, Network(width=8, depth=2, embedding=8).double())
     torch.testing.assert_close(log_likelihood(residual, schedule, x), log_likelihood(base, schedule, x), rtol=0, atol=1e-6)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from itlib import metrics
-from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture
+from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture
 from itlib.network import Network
 from itlib.rewards import parse_reward
 from itlib.sampling import sample
@@ -33,7 +33,7 @@ def target(paper: GaussianMixture) -> GaussianMixture:
 
 @pytest.mark.parametrize("schedule", [Cosine(), Linear()], ids=repr)
 def test_the_exact_denoiser_has_no_error(paper: GaussianMixture, schedule: Schedule) -> None:
-    errors = metrics.score_errors(ExactDenoiser(paper, schedule), paper, schedule, n=2000)
+    errors = metrics.score_errors(ExactNoisePredictor(paper, schedule), paper, schedule, n=2000)
     # Single precision inputs and outputs: 6e-8 times values of a few units, and 1 / sigma <= 1000 on top.
     assert errors.eps_rmse < 1e-6
     assert errors.score_rmse < 1e-3
@@ -43,7 +43,7 @@ def test_the_exact_denoiser_has_no_error(paper: GaussianMixture, schedule: Sched
 def test_a_constant_offset_is_its_own_error(paper: GaussianMixture, schedule: Schedule) -> None:
     """E||c||^2 = |c|^2, and in the score's units |c|^2 E[1 / sigma_t^2], t uniform on [t_min, t_max]."""
     offset, n = torch.tensor([0.3, -0.4]), 5000
-    exact = ExactDenoiser(paper, schedule)
+    exact = ExactNoisePredictor(paper, schedule)
     errors = metrics.score_errors(lambda x, t: exact(x, t) + offset, paper, schedule, n=n)
     assert errors.eps_rmse == pytest.approx(0.5, abs=1e-6)
     # The exact mean and variance of the estimate, by a midpoint rule in log t.
@@ -57,13 +57,13 @@ def test_a_constant_offset_is_its_own_error(paper: GaussianMixture, schedule: Sc
 
 
 def test_score_errors_compare_on_the_same_draws(paper: GaussianMixture, target: GaussianMixture, cosine: Cosine) -> None:
-    base = ExactDenoiser(paper, cosine)
+    base = ExactNoisePredictor(paper, cosine)
     first = metrics.score_errors(base, target, cosine, n=500, seed=1)
     assert metrics.score_errors(base, target, cosine, n=500, seed=1) == first
     assert metrics.score_errors(base, target, cosine, n=500, seed=2) != first
     # `truth` replaces the comparison, not the draws.
     assert metrics.score_errors(base, target, cosine, n=500, seed=1, truth=base).eps_rmse < 1e-6
-    swapped = metrics.score_errors(ExactDenoiser(target, cosine), target, cosine, n=500, seed=1, truth=base)
+    swapped = metrics.score_errors(ExactNoisePredictor(target, cosine), target, cosine, n=500, seed=1, truth=base)
     assert swapped == pytest.approx(first, rel=1e-5)
 
 
@@ -75,7 +75,7 @@ def test_the_distance_of_the_base_from_the_papers_target_is_the_tilt(
     t = torch.linspace(schedule.t_min, schedule.t_max, 20_001, dtype=F64)
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     squared = (4 * alpha / (2 * (alpha**2 / 2 + sigma**2))) ** 2
-    errors = metrics.score_errors(ExactDenoiser(paper, schedule), target, schedule, n=n)
+    errors = metrics.score_errors(ExactNoisePredictor(paper, schedule), target, schedule, n=n)
     for actual, values in ((errors.score_rmse, squared), (errors.eps_rmse, sigma**2 * squared)):
         assert actual**2 == pytest.approx(float(values.mean()), abs=5 * float(values.std()) / math.sqrt(n))
 
@@ -179,7 +179,7 @@ def test_sliced_wasserstein_of_the_same_draws_is_zero(paper: GaussianMixture) ->
 
 def test_flow_nll_of_the_exact_denoiser_is_the_entropy(paper: GaussianMixture, cosine: Cosine) -> None:
     x = draw(paper, 300)
-    value = metrics.flow_nll(ExactDenoiser(paper, cosine), cosine, paper, x)
+    value = metrics.flow_nll(ExactNoisePredictor(paper, cosine), cosine, paper, x)
     # What remains is the noise of t_min, known exactly on these draws, and the solver's error at its default tolerance.
     smoothed = float((paper.log_prob(x) - paper.noised(cosine, cosine.t_min).log_prob(x)).mean())
     assert value == pytest.approx(paper.entropy() + smoothed, abs=0.01)
@@ -188,7 +188,7 @@ def test_flow_nll_of_the_exact_denoiser_is_the_entropy(paper: GaussianMixture, c
 def test_flow_nll_of_another_density_is_the_cross_entropy(paper: GaussianMixture, cosine: Cosine) -> None:
     half = paper.tilted(parse_reward("paper"), 0.5)
     x = draw(half, 300)
-    value = metrics.flow_nll(ExactDenoiser(paper, cosine), cosine, half, x)
+    value = metrics.flow_nll(ExactNoisePredictor(paper, cosine), cosine, half, x)
     gap = half.log_prob(x) - paper.noised(cosine, cosine.t_min).log_prob(x)
     assert value == pytest.approx(half.entropy() + float(gap.mean()), abs=0.01)
     error = float(gap.std()) / math.sqrt(300)
@@ -201,7 +201,7 @@ def test_flow_nll_of_a_learned_network_is_above_the_entropy(
     x = draw(paper, 300).float()
     value = metrics.flow_nll(trained[0], cosine, paper, x)
     assert paper.entropy() - 0.01 < value < paper.entropy() + 1.0
-    worse = metrics.flow_nll(ExactDenoiser(paper.tilted(parse_reward("paper")), cosine), cosine, paper, x)
+    worse = metrics.flow_nll(ExactNoisePredictor(paper.tilted(parse_reward("paper")), cosine), cosine, paper, x)
     assert worse > value
 
 
@@ -209,7 +209,7 @@ def test_flow_nll_of_a_learned_network_is_above_the_entropy(
 
 
 def test_score_card_of_a_perfect_model(paper: GaussianMixture, target: GaussianMixture, cosine: Cosine) -> None:
-    denoiser = ExactDenoiser(target, cosine)
+    denoiser = ExactNoisePredictor(target, cosine)
     card = metrics.score_card(
         denoiser, cosine, target, target=target, base=paper, samples=1500, flow_samples=50, steps=100, seed=3
     )
@@ -231,7 +231,7 @@ def test_score_card_of_a_perfect_model(paper: GaussianMixture, target: GaussianM
 
 def test_score_card_is_fixed_by_its_seed(paper: GaussianMixture, target: GaussianMixture, cosine: Cosine) -> None:
     def card(seed: int) -> dict[str, object]:
-        denoiser = ExactDenoiser(paper, cosine)
+        denoiser = ExactNoisePredictor(paper, cosine)
         return metrics.score_card(
             denoiser, cosine, paper, target=target, base=paper, samples=200, flow_samples=10, steps=10, seed=seed
         )
@@ -246,7 +246,7 @@ def test_score_card_is_fixed_by_its_seed(paper: GaussianMixture, target: Gaussia
 def test_a_score_card_asks_what_it_says(paper: GaussianMixture, target: GaussianMixture, cosine: Cosine) -> None:
     """Truth, target and base are three mixtures, and no knob has its default."""
     truth = paper.tilted(parse_reward("unequal"))
-    denoiser, knobs = ExactDenoiser(truth, cosine), {"steps": 30, "eta": 0.5, "variance": "analytic"}
+    denoiser, knobs = ExactNoisePredictor(truth, cosine), {"steps": 30, "eta": 0.5, "variance": "analytic"}
     card = metrics.score_card(
         denoiser, cosine, truth, target=target, base=paper, samples=700, flow_samples=40, seed=5, **knobs
     )
@@ -274,3 +274,9 @@ def test_mode_weights_do_not_start_from_the_answer() -> None:
     (one_step,) = (metrics.mode_weights(torch.tensor([[0.0], [1.0]]), mixture, iterations=1),)
     right = 0.5 * (0.5 + 1 / (1 + math.exp(-2.0)))
     assert one_step.tolist() == pytest.approx([1 - right, right])
+
+
+def test_equal_weights_are_all_effective() -> None:
+    assert metrics.effective_sample_size(torch.full((7,), -300.0)) == pytest.approx(7.0, rel=1e-12)
+    assert metrics.effective_sample_size(torch.tensor([0.0, -200.0])) == pytest.approx(1.0, rel=1e-12)
+    assert metrics.effective_sample_size(torch.tensor([1.0, 2.0, 3.0]).log()) == pytest.approx(36 / 14, rel=1e-6)

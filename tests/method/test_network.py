@@ -9,7 +9,7 @@ import torch
 from oracles import random_mixture, random_points
 from torch import Tensor, nn
 
-from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture
+from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture
 from itlib.network import FourierFeatures, FromX0, Network, Residual
 from itlib.sampling import sample
 from itlib.schedules import Cosine, Linear, Schedule
@@ -124,11 +124,11 @@ def test_refuses_an_odd_embedding(embedding: int) -> None:
 def test_from_x0_turns_the_posterior_mean_into_the_exact_denoiser(schedule: Schedule) -> None:
     mixture = random_mixture(1)
     x, t = X.double(), T.double().clamp(0.01, 0.99)
-    expected = ExactDenoiser(mixture, schedule)(x, t)
+    expected = ExactNoisePredictor(mixture, schedule)(x, t)
     torch.testing.assert_close(FromX0(ExactX0(mixture, schedule), schedule)(x, t), expected, rtol=1e-10, atol=1e-10)
     at_one_time = FromX0(ExactX0(mixture, schedule), schedule)(x, torch.tensor(0.3, dtype=torch.float64))
     torch.testing.assert_close(
-        at_one_time, ExactDenoiser(mixture, schedule)(x, torch.tensor(0.3)).double(), rtol=1e-6, atol=1e-6
+        at_one_time, ExactNoisePredictor(mixture, schedule)(x, torch.tensor(0.3)).double(), rtol=1e-6, atol=1e-6
     )
 
 
@@ -140,7 +140,7 @@ def test_from_x0_is_finite_at_time_zero_and_trains_its_network() -> None:
 
 
 @pytest.mark.parametrize(
-    "base", [Network(width=8, seed=1), ExactDenoiser(random_mixture(0), Cosine())], ids=["network", "exact"]
+    "base", [Network(width=8, seed=1), ExactNoisePredictor(random_mixture(0), Cosine())], ids=["network", "exact"]
 )
 def test_residual_starts_as_its_base(base: object) -> None:
     residual = Residual(base, Network(width=8, seed=2))
@@ -161,14 +161,14 @@ def test_residual_trains_only_the_correction() -> None:
 
 
 def test_residual_is_a_denoiser_like_any_other() -> None:
-    residual = Residual(ExactDenoiser(random_mixture(0), Cosine()), Network(width=8))
+    residual = Residual(ExactNoisePredictor(random_mixture(0), Cosine()), Network(width=8))
     expected = sample(residual.base, Cosine(), 10, steps=5, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(sample(residual, Cosine(), 10, steps=5, generator=torch.Generator().manual_seed(0)), expected)
 
 
 def test_residual_has_the_jacobian_of_its_base() -> None:
     """The probability-flow likelihood differentiates a denoiser in x, so the frozen part must not be cut off."""
-    base = ExactDenoiser(random_mixture(0), Cosine())
+    base = ExactNoisePredictor(random_mixture(0), Cosine())
     x = X.double().requires_grad_()
     residual = Residual(base, Network(width=8).double())
     (expected,) = torch.autograd.grad(base(x, T.double()).sum(), x)

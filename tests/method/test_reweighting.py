@@ -8,7 +8,8 @@ import torch
 
 from itlib.baselines.reward_weighted import reweighted
 from itlib.beyond.estimators import centred
-from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture
+from itlib.beyond.implicit import implicit, log_mean_exp
+from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture
 from itlib.network import Network
 from itlib.rewards import QuadraticReward, parse_reward
 from itlib.schedules import Cosine
@@ -17,9 +18,7 @@ from itlib.tilting import (
     TiltingConfig,
     Update,
     explicit,
-    implicit,
     iterative_tilting,
-    log_mean_exp,
     single_sample,
 )
 
@@ -39,7 +38,7 @@ def posterior_batch(mixture: GaussianMixture, reward: QuadraticReward, n: int, s
         "nij,nj->ni", roots[component], torch.randn(n, 2, generator=generator, dtype=F64)
     )
     z = (X - alpha * x_0) / sigma
-    eps_old = ExactDenoiser(mixture, schedule)(X, T).expand(n, 2)
+    eps_old = ExactNoisePredictor(mixture, schedule)(X, T).expand(n, 2)
     return TiltBatch(1, x_0, reward(x_0), T.expand(n), z, X.expand(n, 2), eps_old, reward(x_0))
 
 
@@ -55,7 +54,7 @@ def minimiser(update: Update, batch: TiltBatch, delta: float) -> torch.Tensor:
 def test_the_fixed_point_is_the_exact_tilt_for_any_step(paper: GaussianMixture, update: Update, delta: float) -> None:
     """Error of the regression at one point against the number of samples: slope -1/2, with no floor."""
     reward = parse_reward("one-mode")
-    exact = ExactDenoiser(paper.tilted(reward, delta), Cosine())(X, T)[0]
+    exact = ExactNoisePredictor(paper.tilted(reward, delta), Cosine())(X, T)[0]
     sizes, errors = [1000, 4000, 16000, 64000], []
     for n in sizes:
         gaps = [minimiser(update, posterior_batch(paper, reward, n, seed), delta) - exact for seed in range(60)]

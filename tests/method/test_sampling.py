@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from oracles import random_mixture, random_points, slope
 from torch import Tensor
 
-from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture
+from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture
 from itlib.sampling import ddpm_std, posterior_std, reverse_process, sample, time_grid, transition
 from itlib.schedules import Cosine, Linear, Schedule
 
@@ -184,7 +184,7 @@ def test_samples_follow_the_closed_form_recursion(schedule: Schedule, eta: float
     n, steps = 20_000, 25
     one = GaussianMixture(torch.ones(1), torch.tensor([[2.0, -1.0]]), torch.diag(torch.tensor([0.5, 2.0]))[None])
     x = sample(
-        ExactDenoiser(one, schedule),
+        ExactNoisePredictor(one, schedule),
         schedule,
         n,
         steps=steps,
@@ -220,7 +220,7 @@ def pair(request: pytest.FixtureRequest) -> tuple[Tensor, Tensor]:
     schedule, eta = request.param
     mixture = random_mixture(11)
     ours = sample(
-        ExactDenoiser(mixture, schedule),
+        ExactNoisePredictor(mixture, schedule),
         schedule,
         3000,
         steps=400,
@@ -274,7 +274,7 @@ def test_the_classifiers_would_notice(pair: tuple[Tensor, Tensor]) -> None:
 
 
 def test_a_generator_fixes_the_samples_and_the_global_state_plays_no_part(paper: GaussianMixture, cosine: Cosine) -> None:
-    denoiser = ExactDenoiser(paper, cosine)
+    denoiser = ExactNoisePredictor(paper, cosine)
     torch.manual_seed(0)
     state = torch.get_rng_state()
     first = sample(denoiser, cosine, 20, steps=5, generator=torch.Generator().manual_seed(1))
@@ -290,7 +290,7 @@ def test_shapes_dtypes_and_the_number_of_evaluations() -> None:
     def denoiser(x: Tensor, t: Tensor) -> Tensor:
         assert not torch.is_grad_enabled()
         calls.append(float(t))
-        return ExactDenoiser(mixture, Cosine())(x, t)
+        return ExactNoisePredictor(mixture, Cosine())(x, t)
 
     x = sample(denoiser, Cosine(), 7, 5, steps=9, dtype=F64, generator=torch.Generator().manual_seed(0))
     assert x.shape == (7, 5)
@@ -302,25 +302,25 @@ def test_shapes_dtypes_and_the_number_of_evaluations() -> None:
 @pytest.mark.parametrize("steps", [0, -3])
 def test_refuses_no_steps(paper: GaussianMixture, cosine: Cosine, steps: int) -> None:
     with pytest.raises(ValueError, match="at least one reverse step"):
-        sample(ExactDenoiser(paper, cosine), cosine, 3, steps=steps)
+        sample(ExactNoisePredictor(paper, cosine), cosine, 3, steps=steps)
 
 
 @pytest.mark.parametrize("n", [0, -1])
 def test_refuses_no_samples(paper: GaussianMixture, cosine: Cosine, n: int) -> None:
     with pytest.raises(ValueError, match="at least one sample"):
-        sample(ExactDenoiser(paper, cosine), cosine, n)
+        sample(ExactNoisePredictor(paper, cosine), cosine, n)
 
 
 @pytest.mark.parametrize(("eta", "steps"), [(-0.01, 5), (1.2, 5), (2.0, 200)])
 def test_refuses_eta(paper: GaussianMixture, cosine: Cosine, eta: float, steps: int) -> None:
     with pytest.raises(ValueError, match="eta"):
-        sample(ExactDenoiser(paper, cosine), cosine, 3, steps=steps, eta=eta)
+        sample(ExactNoisePredictor(paper, cosine), cosine, 3, steps=steps, eta=eta)
 
 
 @pytest.mark.parametrize(("eta", "steps"), [(1.01, 200), (1.5, 1), (math.nan, 5)])
 def test_refuses_every_eta_outside_the_unit_interval(paper: GaussianMixture, cosine: Cosine, eta: float, steps: int) -> None:
     with pytest.raises(ValueError, match="eta"):
-        sample(ExactDenoiser(paper, cosine), cosine, 3, steps=steps, eta=eta)
+        sample(ExactNoisePredictor(paper, cosine), cosine, 3, steps=steps, eta=eta)
 
 
 # ---- the variance that Algorithm 1 loses ---------------------------------------------------------------------------
@@ -339,7 +339,7 @@ def test_analytic_steps_are_the_true_transitions_of_a_gaussian(schedule: Schedul
     std = math.hypot(std, posterior_std(schedule, s, t, std, mean_square))
     slope = a + b * sigma_t / total  # x_s = slope x_t + ..., so x_s has the variance slope^2 total + std^2
     assert slope**2 * total + std**2 == pytest.approx(alpha_s**2 * v + sigma_s**2, rel=1e-12)
-    assert float(ExactDenoiser(gaussian, schedule)(torch.tensor([[1.0]], dtype=F64), torch.tensor(t, dtype=F64))) == (
+    assert float(ExactNoisePredictor(gaussian, schedule)(torch.tensor([[1.0]], dtype=F64), torch.tensor(t, dtype=F64))) == (
         pytest.approx(sigma_t * (1.0 - alpha_t * mu) / total)
     )
 
@@ -351,7 +351,13 @@ def test_analytic_sampling_keeps_the_variance_of_a_gaussian(steps: int) -> None:
     for variance in ("ddpm", "analytic"):
         generator = torch.Generator().manual_seed(0)
         x = sample(
-            ExactDenoiser(gaussian, Cosine()), Cosine(), n, steps=steps, variance=variance, generator=generator, dtype=F64
+            ExactNoisePredictor(gaussian, Cosine()),
+            Cosine(),
+            n,
+            steps=steps,
+            variance=variance,
+            generator=generator,
+            dtype=F64,
         )
         found[variance] = float(x.var())
     # The standard error of a Gaussian's variance from 2 n numbers; the expectation inside is over the batch too.
@@ -368,7 +374,7 @@ def test_analytic_variance_is_steady_with_few_samples(paper: GaussianMixture, co
     moved = GaussianMixture(paper.weights, paper.means + 3.0, paper.covariances)
     large, few = (
         sample(
-            ExactDenoiser(moved, cosine),
+            ExactNoisePredictor(moved, cosine),
             cosine,
             n,
             steps=5,
@@ -384,4 +390,4 @@ def test_analytic_variance_is_steady_with_few_samples(paper: GaussianMixture, co
 
 def test_an_unknown_variance_is_named(paper: GaussianMixture) -> None:
     with pytest.raises(ValueError, match="'ddpm' or 'analytic', got 'fixed'"):
-        sample(ExactDenoiser(paper, Cosine()), Cosine(), 1, steps=2, variance="fixed")
+        sample(ExactNoisePredictor(paper, Cosine()), Cosine(), 1, steps=2, variance="fixed")

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from itlib.schedules import Cosine, Linear, Schedule, column, noise
+from itlib.schedules import Cosine, Linear, Schedule, add_noise, column
 
 SCHEDULES = [Cosine(), Cosine(s=0.05), Linear()]
 EPS64, EPS32 = torch.finfo(torch.float64).eps, torch.finfo(torch.float32).eps
@@ -106,13 +106,13 @@ def test_noise_mixes_row_by_row(schedule: Schedule) -> None:
         2, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64
     )  # B = d: traps mixing axes
     t = torch.linspace(0, 1, 5, dtype=torch.float64)
-    x_t = noise(schedule, x_0, x_1, t)
+    x_t = add_noise(schedule, x_0, x_1, t)
     for i in range(5):
         expected = float(schedule.alpha(t[i])) * x_0[i] + float(schedule.sigma(t[i])) * x_1[i]
         torch.testing.assert_close(x_t[i], expected, rtol=0, atol=4 * EPS64)
     torch.testing.assert_close(x_t[0], x_0[0], rtol=4 * EPS64, atol=4 * EPS64)
     torch.testing.assert_close(x_t[4], x_1[4], rtol=4 * EPS64, atol=4 * EPS64)
-    torch.testing.assert_close(noise(schedule, x_0, x_1, t[2])[2], x_t[2])
+    torch.testing.assert_close(add_noise(schedule, x_0, x_1, t[2])[2], x_t[2])
 
 
 def test_column() -> None:

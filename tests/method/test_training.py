@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture
+from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture
 from itlib.network import FromX0, Network
-from itlib.schedules import Cosine, noise
-from itlib.training import TrainingConfig, TrainingStep, regression_step, train_denoiser
+from itlib.schedules import Cosine, add_noise
+from itlib.training import TrainingConfig, TrainingStep, regression_step, train_noise_predictor
 
 SMALL = TrainingConfig(epochs=3, batch_size=32)
 
@@ -32,7 +32,7 @@ def draws(
     g = torch.Generator().manual_seed(123)
     x_0, x_1 = mixture.sample(n, g).float(), torch.randn(n, mixture.d, generator=g)
     t = low + (high - low) * torch.rand(n, generator=g)
-    return noise(schedule, x_0, x_1, t), t, x_1
+    return add_noise(schedule, x_0, x_1, t), t, x_1
 
 
 # ---- one step ---------------------------------------------------------------------------------------------------------
@@ -81,7 +81,7 @@ def test_the_exact_denoiser_is_the_floor_of_the_loss(
     x_t, t, x_1 = draws(paper, cosine, 40_000)
     with torch.no_grad():
         f = network(x_t, t).double()
-    exact = ExactDenoiser(paper, cosine)(x_t, t).double()
+    exact = ExactNoisePredictor(paper, cosine)(x_t, t).double()
     excess = (f - x_1).square().sum(-1) - (exact - x_1).square().sum(-1)
     distance = (f - exact).square().sum(-1)
     error = float((excess - distance).std()) / 200
@@ -104,12 +104,12 @@ def test_training_leads_back_to_the_exact_denoiser(paper: GaussianMixture, cosin
             self.a_b = nn.Parameter(torch.tensor([0.7, 0.2, -0.2]))
 
         def forward(self, x: Tensor, t: Tensor) -> Tensor:
-            return self.a_b[0] * ExactDenoiser(paper, cosine)(x, t) + self.a_b[1:]
+            return self.a_b[0] * ExactNoisePredictor(paper, cosine)(x, t) + self.a_b[1:]
 
     network, optimum = Affine(), torch.tensor([1.0, 0.0, 0.0])
     start = network.a_b.detach().clone()
     x_0 = paper.sample(8000, torch.Generator().manual_seed(0))
-    list(train_denoiser(network, x_0, cosine, TrainingConfig(epochs=10, batch_size=200, lr=1e-2)))
+    list(train_noise_predictor(network, x_0, cosine, TrainingConfig(epochs=10, batch_size=200, lr=1e-2)))
     assert float((network.a_b.detach() - optimum).norm()) < 0.1 * float((start - optimum).norm())
 
 
@@ -119,9 +119,9 @@ def test_both_predictions_learn_the_same_denoiser(
     """In the middle of the time range, away from the divisions by sigma and alpha of (2.6)."""
     x0_network = Network(width=64, depth=3, embedding=32)
     config = TrainingConfig(epochs=15, batch_size=128, lr=2e-3, predict="x0")
-    list(train_denoiser(x0_network, paper.sample(4000, torch.Generator().manual_seed(0)), cosine, config))
+    list(train_noise_predictor(x0_network, paper.sample(4000, torch.Generator().manual_seed(0)), cosine, config))
     x_t, t, _ = draws(paper, cosine, 5000, 0.2, 0.9)
-    exact = ExactDenoiser(paper, cosine)(x_t, t)
+    exact = ExactNoisePredictor(paper, cosine)(x_t, t)
     variance = (exact - exact.mean(0)).square().sum(-1).mean()
     with torch.no_grad():
         predictions = trained[0](x_t, t), FromX0(x0_network, cosine)(x_t, t)
@@ -141,9 +141,9 @@ def test_the_x0_loss_is_2_9(cosine: Cosine) -> None:
             return 0 * self.w * x
 
     x_0 = torch.tensor([[3.0, 4.0]]).repeat(1000, 1)
-    (x0_step,) = train_denoiser(Zero(), x_0, cosine, TrainingConfig(epochs=1, predict="x0", batch_size=100))
+    (x0_step,) = train_noise_predictor(Zero(), x_0, cosine, TrainingConfig(epochs=1, predict="x0", batch_size=100))
     assert (x0_step.train_loss, x0_step.validation_loss) == pytest.approx((25.0, 25.0))
-    (x1_step,) = train_denoiser(Zero(), x_0, cosine, TrainingConfig(epochs=1, batch_size=100))
+    (x1_step,) = train_noise_predictor(Zero(), x_0, cosine, TrainingConfig(epochs=1, batch_size=100))
     assert x1_step.train_loss == pytest.approx(2.0, abs=5 * 2 / 900**0.5)  # chi-square of 2 degrees: variance 4
     assert x1_step.validation_loss == pytest.approx(2.0, abs=5 * 2 / 400**0.5)
 
@@ -155,7 +155,7 @@ def test_early_stopping_waits_for_its_patience_and_returns_the_best_weights(cosi
     network = Network(width=32, depth=2, embedding=8)
     config = TrainingConfig(epochs=300, batch_size=8, lr=2e-2, patience=4, validation_fraction=0.3, averaging=0.0)
     steps, weights = [], []
-    for step in train_denoiser(network, data(40), cosine, config):
+    for step in train_noise_predictor(network, data(40), cosine, config):
         steps.append(step)
         weights.append(copy.deepcopy(network.state_dict()))
     losses = [s.validation_loss for s in steps]
@@ -169,13 +169,13 @@ def test_early_stopping_waits_for_its_patience_and_returns_the_best_weights(cosi
 
 def test_without_a_better_epoch_to_wait_for_all_epochs_are_run(cosine: Cosine) -> None:
     config = TrainingConfig(epochs=6, batch_size=8, lr=2e-2, patience=6, validation_fraction=0.3)
-    assert len(list(train_denoiser(small(), data(40), cosine, config))) == 6
+    assert len(list(train_noise_predictor(small(), data(40), cosine, config))) == 6
 
 
 def test_validation_draws_are_made_once(cosine: Cosine) -> None:
     """With a learning rate that moves nothing, the validation loss is constant and the training loss is not."""
     config = TrainingConfig(epochs=4, batch_size=32, lr=1e-30)
-    steps = list(train_denoiser(small(), data(), cosine, config))
+    steps = list(train_noise_predictor(small(), data(), cosine, config))
     assert len({s.validation_loss for s in steps}) == 1
     assert len({s.train_loss for s in steps}) == 4
 
@@ -191,7 +191,7 @@ def test_what_is_returned_is_the_moving_average_of_the_weights(cosine: Cosine, m
 
     monkeypatch.setattr("itlib.training.regression_step", step)
     config = TrainingConfig(epochs=1, batch_size=4, lr=1e-2, validation_fraction=0.2, averaging=0.3)
-    list(train_denoiser(network, data(100), cosine, config))
+    list(train_noise_predictor(network, data(100), cosine, config))
     expected = seen[0]
     for n, weights in enumerate(seen[1:], 1):
         decay = min(0.3, (1 + n) / (10 + n))
@@ -209,7 +209,7 @@ def test_the_seed_fixes_everything_and_the_global_state_plays_no_part(cosine: Co
     for seed, global_seed in ((1, 10), (1, 11), (2, 10)):
         torch.manual_seed(global_seed)
         network = small()
-        runs.append((list(train_denoiser(network, data(), cosine, SMALL, seed=seed)), network.state_dict()))
+        runs.append((list(train_noise_predictor(network, data(), cosine, SMALL, seed=seed)), network.state_dict()))
     assert runs[0][0] == runs[1][0]
     assert all(torch.equal(runs[0][1][name], runs[1][1][name]) for name in runs[0][1])
     assert runs[0][0] != runs[2][0]
@@ -218,7 +218,7 @@ def test_the_seed_fixes_everything_and_the_global_state_plays_no_part(cosine: Co
 def test_the_data_are_left_alone_and_converted(cosine: Cosine) -> None:
     x = data().double()
     before = x.clone()
-    list(train_denoiser(small(), x, cosine, SMALL))
+    list(train_noise_predictor(small(), x, cosine, SMALL))
     assert torch.equal(x, before)
 
 
@@ -254,19 +254,19 @@ def test_config_refuses(arguments: dict[str, object]) -> None:
 )
 def test_training_refuses(cosine: Cosine, x: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        next(train_denoiser(small(), x, cosine, SMALL))
+        next(train_noise_predictor(small(), x, cosine, SMALL))
 
 
 def test_a_diverging_loss_is_an_error(cosine: Cosine) -> None:
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
-        list(train_denoiser(small(), data(), cosine, TrainingConfig(epochs=5, lr=1e30)))
+        list(train_noise_predictor(small(), data(), cosine, TrainingConfig(epochs=5, lr=1e30)))
 
 
 def test_the_loop_is_the_one_that_is_written_here(cosine: Cosine) -> None:
     """Split, order, times, noises, Adam, its cosine decay and the average of the weights, number by number."""
     config, x = TrainingConfig(epochs=4, batch_size=30, lr=3e-3, validation_fraction=0.2, averaging=0.9), data(100)
     network, mine = small(), small()
-    steps = list(train_denoiser(network, x, cosine, config, seed=7))
+    steps = list(train_noise_predictor(network, x, cosine, config, seed=7))
     generator = torch.Generator().manual_seed(7)
     order = torch.randperm(100, generator=generator)
     held_out, rest = x[order[:20]].repeat(4, 1), x[order[20:]]
@@ -316,5 +316,5 @@ def test_dropout_is_left_out_where_the_model_is_scored(cosine: Cosine) -> None:
             return nn.functional.dropout(super().forward(x, t), 0.5, self.training)
 
     config = TrainingConfig(epochs=2, batch_size=50, lr=1e-12, averaging=0.0)
-    first, second = train_denoiser(Dropped(width=8, depth=2, embedding=4), data(), cosine, config)
+    first, second = train_noise_predictor(Dropped(width=8, depth=2, embedding=4), data(), cosine, config)
     assert second.validation_loss == pytest.approx(first.validation_loss, rel=1e-6)

@@ -15,8 +15,8 @@ from itlib.network import Network
 from itlib.pretrained import PREDICTIONS, FromModel, Tabulated, merge_lora, trainable, with_lora
 from itlib.rewards import ForwardOnly
 from itlib.sampling import reverse_process, sample, time_grid
-from itlib.schedules import Cosine, noise
-from itlib.tilting import TiltingConfig, iterative_tilting
+from itlib.schedules import Cosine, add_noise
+from itlib.tilting import TiltingConfig, TiltState, iterative_tilting
 
 T, SHAPE = 100, (3, 4, 4)
 D = 48
@@ -124,7 +124,7 @@ def test_each_prediction_gives_the_noise_back(prediction: str) -> None:
     generator = torch.Generator().manual_seed(0)
     x_0, z = (torch.randn(6, *SHAPE, generator=generator) for _ in range(2))
     t = torch.linspace(0.1, 1.0, 6)
-    x_t = noise(schedule, x_0.flatten(1), z.flatten(1), t)
+    x_t = add_noise(schedule, x_0.flatten(1), z.flatten(1), t)
     denoiser = FromModel(Truth(x_0, z, schedule, prediction), schedule, SHAPE, prediction)
     torch.testing.assert_close(denoiser(x_t, t), z.flatten(1), rtol=1e-4, atol=1e-4)
 
@@ -145,19 +145,18 @@ def test_a_foreign_model_is_tilted_and_resumed(tmp_path: Path) -> None:
     before = copy.deepcopy(base.state_dict())
     config = TiltingConfig(N=3, lam=60.0, S=64, J=10, B=32, E=30, lr=1e-3)
     *_, last = iterative_tilting(base, ForwardOnly(brightness), schedule, config, d=D)
-    draws = [
-        sample(m, schedule, 256, D, steps=10, generator=torch.Generator().manual_seed(5)) for m in (base, last.denoiser)
-    ]
+    draws = [sample(m, schedule, 256, D, steps=10, generator=torch.Generator().manual_seed(5)) for m in (base, last.model)]
     rise = brightness(draws[1]) - brightness(draws[0])
     assert float(rise.mean()) > 5 * float(rise.std()) / 16  # five standard errors
     assert all(torch.equal(value, before[name]) for name, value in base.state_dict().items())
 
     first = next(iterative_tilting(base, brightness, schedule, config, d=D))
-    save_state(tmp_path / "run.safetensors", RunState(1, 3, first.denoiser, strengths=[first.strength]))
+    save_state(tmp_path / "run.safetensors", RunState(1, 3, first.model, strengths=[first.strength]))
     found = load_state(tmp_path / "run.safetensors", FromModel(unet(1), schedule, SHAPE, "v_prediction"))
-    *_, resumed = iterative_tilting(found.denoiser, brightness, schedule, config, d=D, strengths=found.strengths)
-    for name, value in last.denoiser.state_dict().items():
-        torch.testing.assert_close(resumed.denoiser.state_dict()[name], value, rtol=0, atol=0)
+    state = TiltState(found.denoiser, tuple(found.strengths))
+    *_, resumed = iterative_tilting(base, brightness, schedule, config, d=D, state=state)
+    for name, value in last.model.state_dict().items():
+        torch.testing.assert_close(resumed.model.state_dict()[name], value, rtol=0, atol=0)
 
 
 def networks() -> list[nn.Module]:
@@ -203,7 +202,7 @@ def test_tilts_move_the_adapters_only() -> None:
     config = TiltingConfig(N=1, S=32, J=4, B=16, E=5, lr=1e-2)
     (step,) = iterative_tilting(student, brightness, Cosine(), config, d=D)
     for name, value in student.state_dict().items():
-        assert torch.equal(step.denoiser.state_dict()[name], value) == ("lora_" not in name), name
+        assert torch.equal(step.model.state_dict()[name], value) == ("lora_" not in name), name
 
 
 def test_a_network_without_layers_gets_no_adapters() -> None:

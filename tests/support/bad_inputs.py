@@ -20,17 +20,18 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from itlib.beyond.recommended import RecommendedConfig
 from itlib.experiments.checkpoints import load_state, profile
 from itlib.experiments.problems import task
 from itlib.experiments.records import read_record
-from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture, paper_mixture
+from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture, paper_mixture
 from itlib.likelihood import log_likelihood
 from itlib.network import Network
 from itlib.rewards import QuadraticReward, evaluate, parse_reward
 from itlib.sampling import sample
-from itlib.schedules import Cosine, noise
-from itlib.tilting import TiltingConfig, configuration, iterative_tilting
-from itlib.training import TrainingConfig, train_denoiser
+from itlib.schedules import Cosine, add_noise
+from itlib.tilting import TiltingConfig, iterative_tilting
+from itlib.training import TrainingConfig, train_noise_predictor
 
 HERE = Path(__file__).parent
 NAN, INF = math.nan, math.inf
@@ -134,7 +135,7 @@ def tracking(x: Tensor) -> Tensor:
 
 
 ONE = [[[1.0, 0.0], [0.0, 1.0]]]
-POINTS, EXACT, PAPER = torch.zeros(3, 2), ExactDenoiser(paper_mixture(), Cosine()), parse_reward("paper")
+POINTS, EXACT, PAPER = torch.zeros(3, 2), ExactNoisePredictor(paper_mixture(), Cosine()), parse_reward("paper")
 T = torch.tensor
 ROWS = [
     Row(
@@ -276,11 +277,11 @@ ROWS = [
     Row(
         "times",
         "-0.1",
-        lambda: noise(Cosine(), POINTS, POINTS, T([0.5, -0.1, 0.5])),
+        lambda: add_noise(Cosine(), POINTS, POINTS, T([0.5, -0.1, 0.5])),
         "between 0 (data) and 1 (noise), got -0.1",
     ),
     Row("times", "1.5", lambda: paper_mixture().noised(Cosine(), 1.5), "between 0 (data) and 1 (noise), got 1.5"),
-    Row("times", "NaN", lambda: noise(Cosine(), POINTS, POINTS, T(NAN)), "between 0 (data) and 1 (noise), got nan"),
+    Row("times", "NaN", lambda: add_noise(Cosine(), POINTS, POINTS, T(NAN)), "between 0 (data) and 1 (noise), got nan"),
     Row(
         "times",
         "0, for the posterior of X_0",
@@ -324,19 +325,19 @@ ROWS = [
     Row(
         "training",
         "no samples",
-        lambda: next(train_denoiser(Network(2), torch.empty(0, 2), Cosine())),
+        lambda: next(train_noise_predictor(Network(2), torch.empty(0, 2), Cosine())),
         "0 samples cannot be split",
     ),
     Row(
         "training",
         "NaN samples",
-        lambda: next(train_denoiser(Network(2), POINTS * NAN, Cosine())),
+        lambda: next(train_noise_predictor(Network(2), POINTS * NAN, Cosine())),
         "must be finite numbers of shape (n, d)",
     ),
     Row(
         "training",
         "samples of another dimension",
-        lambda: next(train_denoiser(Network(2), torch.zeros(99, 3), Cosine())),
+        lambda: next(train_noise_predictor(Network(2), torch.zeros(99, 3), Cosine())),
         "shape (B, 2), got (89, 3)",
     ),
     Row(
@@ -355,7 +356,7 @@ ROWS = [
         "tilting",
         "a reward of the scale 1e30",
         tilts(EXACT, lambda x: 1e30 * x[:, 0], J=50),
-        "(coverage): raise N, scale the reward or lower lr",
+        "(coverage): raise N, scale the reward, or lower the learning rate",
     ),
     *(
         Row("TiltingConfig", f"{name} = {value!r}", lambda n=name, v=value: TiltingConfig(**{n: v}), says)
@@ -370,9 +371,16 @@ ROWS = [
             ("lr", INF, "lr must be positive and lam finite, got lr=inf"),
             ("lr", -1.0, "lr must be positive and lam finite, got lr=-1.0"),
             ("eta", 1.1, "eta must lie in [0, 1], got 1.1"),
-            ("share", 1.0, "share must lie between 0 and 1, both excluded, got 1.0"),
-            ("decay", "no", "decay is False or True, got 'no'"),
             ("optimizer", "lion", "optimizer is 'adam' or 'sgd', got 'lion'"),
+        )
+    ),
+    *(
+        Row("RecommendedConfig", f"{name} = {value!r}", lambda n=name, v=value: RecommendedConfig(**{n: v}), says)
+        for name, value, says in (
+            ("target_ess", 1.0, "target_ess must lie between 0 and 1, both excluded, got 1.0"),
+            ("decay", "no", "decay is False or True, got 'no'"),
+            ("learner", "paths", "learner is 'chains' or 'implicit' or 'explicit', got 'paths'"),
+            ("polish_rounds", 1.5, "polish_rounds is a whole number"),
         )
     ),
     *(
@@ -385,7 +393,6 @@ ROWS = [
             ("predict", "x2", "predict must be 'x0' or 'x1', got 'x2'"),
         )
     ),
-    Row("names", "configuration 'best'", lambda: configuration("best"), "choose from paper, recommended"),
     Row("names", "profile 'huge'", lambda: profile("huge"), "choose from full, smoke"),
     Row("names", "task 'ten'", lambda: task("ten"), "there is no task 'ten': choose from"),
     Row("checkpoint", "cut in half", checkpoint(weights(2, {"done": 1})[:9000]), "truncated or not a checkpoint: delete it"),

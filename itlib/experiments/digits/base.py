@@ -22,7 +22,7 @@ from itlib.network import Network, Residual
 from itlib.sampling import sample
 from itlib.schedules import Cosine, Schedule
 from itlib.tilting import derive_seed
-from itlib.training import train_denoiser
+from itlib.training import train_noise_predictor
 
 #: Steps of the sampler, everywhere.
 J = 50
@@ -67,11 +67,11 @@ def run(parameters: Parameters, folder: Path) -> Record[Parameters]:
         return x, image_card(x) | {"parameters": sum(p.numel() for p in model.parameters())}
 
     clock = time.process_time()
-    losses = [step.validation_loss for step in train_denoiser(denoiser, digits().x, schedule, settings)]
+    losses = [step.validation_loss for step in train_noise_predictor(denoiser, digits().x, schedule, settings)]
     seconds = {"sampling": 0.0, "training": time.process_time() - clock}
     x, found = card(denoiser)
     plain = Network(D, width=240, embedding=64)
-    for _ in train_denoiser(plain, digits().x, schedule, settings):
+    for _ in train_noise_predictor(plain, digits().x, schedule, settings):
         pass
     _, other = card(plain)
     data = {key: value for key, value in image_card(digits().x).items() if "judge" in key or key == "agree"}

@@ -30,18 +30,20 @@ from typing import Literal
 import torch
 from torch import nn
 
-from itlib.baselines.accounting import Account, Step
+from itlib.baselines.accounting import BaselineStep, EvaluationCounter
 from itlib.baselines.adjoint_matching import AdjointMatchingConfig, adjoint_matching
 from itlib.baselines.draft import DraftConfig, draft
 from itlib.baselines.policy_gradient import PolicyGradientConfig, policy_gradient
 from itlib.baselines.reward_weighted import reweighted
 from itlib.baselines.tilt_matching import EXPLICIT
+from itlib.beyond.recommended import RecommendedConfig, recommended_tilting
 from itlib.experiments.digits.images import TASKS, D, surrogate
+from itlib.metrics import effective_sample_size
 from itlib.pretrained import with_lora
 from itlib.rewards import Reward
 from itlib.sampling import path_log_weights, sample
 from itlib.schedules import Schedule
-from itlib.tilting import CONFIGURATIONS, TiltingConfig, Update, derive_seed, iterative_tilting
+from itlib.tilting import PAPER_UPDATE, TiltingConfig, Update, derive_seed, iterative_tilting
 
 #: Evaluations of the reward of every method, and for a first look.
 EVALUATIONS = {"full": 5120, "smoke": 320}
@@ -85,43 +87,47 @@ class Setting:
 def paper(s: Setting) -> TiltingConfig:
     """The paper's configuration with half of its fewest tilts, 512 samples each, and 50 steps instead of 200."""
     S = s.evaluations // 10
-    return replace(CONFIGURATIONS["paper"], N=10, lam=s.lam, S=S, J=J, B=min(64, S), lr=s.lr)
+    return TiltingConfig(N=10, lam=s.lam, S=S, J=J, B=min(64, S), lr=s.lr)
 
 
-def implicit(s: Setting, student: Literal["copy", "adapter"] = "adapter") -> TiltingConfig:
+def implicit(s: Setting, student: Literal["copy", "adapter"] = "adapter") -> RecommendedConfig:
     """The implicit step with steps from the rewards, a decaying rate and a sampler that keeps its variance.
 
     How many tilts there are follows from the rewards; the run ends when the evaluations are spent.
     """
     S = s.evaluations // 10
-    return replace(
-        CONFIGURATIONS["paper"], lam=s.lam, S=S, J=J, B=min(128, S), E=150, lr=s.lr, decay=True, step="implicit",
-        variance="analytic", student=student, share=0.9,
-    )  # fmt: skip
+    paper = TiltingConfig(lam=s.lam, S=S, J=J, B=min(128, S), E=150, lr=s.lr)
+    changes = {"decay": True, "learner": "implicit", "variance": "analytic", "student": student, "target_ess": 0.9}
+    return RecommendedConfig.like(paper, **changes)
 
 
-def recommended(s: Setting, student: Literal["copy", "adapter"] = "adapter") -> TiltingConfig:
+def recommended(s: Setting, student: Literal["copy", "adapter"] = "adapter") -> RecommendedConfig:
     """The recommended configuration with what the budget allows: a tenth of the evaluations and three passes a tilt."""
     S = s.evaluations // 10
-    return replace(CONFIGURATIONS["recommended"], lam=s.lam, S=S, J=J, E=3, lr=s.lr, student=student)
+    return RecommendedConfig(lam=s.lam, S=S, J=J, E=3, lr=s.lr, student=student)
 
 
 def _tilting(
-    config: Callable[[Setting], TiltingConfig], update: Update | None = None, lora: bool = False
-) -> Callable[[Setting], Iterator[Step]]:
-    def run(s: Setting) -> Iterator[Step]:
-        account, base = Account(), copy.deepcopy(s.base)
-        account.denoiser(base)
+    config: Callable[[Setting], TiltingConfig], update: Update = PAPER_UPDATE, lora: bool = False
+) -> Callable[[Setting], Iterator[BaselineStep]]:
+    def run(s: Setting) -> Iterator[BaselineStep]:
+        account, base = EvaluationCounter(), copy.deepcopy(s.base)
+        account.count_model(base)
         base = with_lora(base, seed=derive_seed(s.seed, "lora")) if lora else base
-        reward = account.reward(s.reward)
-        for step in iterative_tilting(base, reward, s.schedule, config(s), d=D, seed=s.seed, update=update):
-            yield account.step(step.k, step.denoiser, float(step.losses.mean()))
+        reward = account.count_reward(s.reward)
+        settings = config(s)
+        if isinstance(settings, RecommendedConfig):
+            steps = recommended_tilting(base, reward, s.schedule, settings, d=D, seed=s.seed)
+        else:
+            steps = iterative_tilting(base, reward, s.schedule, settings, d=D, seed=s.seed, update=update)
+        for step in steps:
+            yield account.step(step.k, step.model, float(step.losses.mean()))
 
     return run
 
 
-def _policy(config: PolicyGradientConfig) -> Callable[[Setting], Iterator[Step]]:
-    def run(s: Setting) -> Iterator[Step]:
+def _policy(config: PolicyGradientConfig) -> Callable[[Setting], Iterator[BaselineStep]]:
+    def run(s: Setting) -> Iterator[BaselineStep]:
         B = min(config.B, s.evaluations)
         asked = replace(config, iterations=s.evaluations // B, B=B, lam=s.lam, lr=s.lr, J=J)
         return policy_gradient(s.base, s.reward, s.schedule, asked, d=D, seed=s.seed)
@@ -138,8 +144,10 @@ def differentiable(s: Setting) -> tuple[Reward, int]:
     return surrogate(s.reward, x, seed=s.seed), s.evaluations
 
 
-def _with_gradient(run: Callable[[Setting, Reward, int], Iterator[Step]]) -> Callable[[Setting], Iterator[Step]]:
-    def counted(s: Setting) -> Iterator[Step]:
+def _with_gradient(
+    run: Callable[[Setting, Reward, int], Iterator[BaselineStep]],
+) -> Callable[[Setting], Iterator[BaselineStep]]:
+    def counted(s: Setting) -> Iterator[BaselineStep]:
         reward, spent = differentiable(s)
         for step in run(s, reward, max(1, s.evaluations // 64)):
             yield replace(step, counts=replace(step.counts, reward=step.counts.reward + spent))
@@ -147,12 +155,12 @@ def _with_gradient(run: Callable[[Setting, Reward, int], Iterator[Step]]) -> Cal
     return counted
 
 
-def _draft(s: Setting, reward: Reward, iterations: int) -> Iterator[Step]:
+def _draft(s: Setting, reward: Reward, iterations: int) -> Iterator[BaselineStep]:
     config = DraftConfig(iterations=iterations, lam=s.lam, kl=1.0, J=J, lr=s.lr)
     return draft(s.base, reward, s.schedule, config, d=D, seed=s.seed)
 
 
-def _adjoint(s: Setting, reward: Reward, iterations: int) -> Iterator[Step]:
+def _adjoint(s: Setting, reward: Reward, iterations: int) -> Iterator[BaselineStep]:
     config = AdjointMatchingConfig(iterations=iterations, lam=s.lam, J=J, lr=s.lr)
     return adjoint_matching(s.base, reward, s.schedule, config, d=D, seed=s.seed)
 
@@ -170,7 +178,7 @@ class Method:
 
     title: str
     lr: float
-    train: Callable[[Setting], Iterator[Step]]
+    train: Callable[[Setting], Iterator[BaselineStep]]
     gradient: bool = False
 
 
@@ -193,7 +201,7 @@ METHODS: Mapping[str, Method] = {
 }
 
 
-def fine_tune(method: Method, setting: Setting) -> Iterator[Step]:
+def fine_tune(method: Method, setting: Setting) -> Iterator[BaselineStep]:
     """Run a method until its evaluations are spent, one step per item.
 
     Raises:
@@ -224,13 +232,12 @@ def path_card(
         x, log_w = path_log_weights(denoiser, setting.base, setting.schedule, n, D, steps=J, generator=generator)
     r = setting.reward(x)
     log_w, tilt = log_w.double(), setting.lam * r.double()
-    ess = torch.exp(2 * torch.logsumexp(log_w + tilt, 0) - torch.logsumexp(2 * (log_w + tilt), 0))
     return x, {
         "mean_reward": float(r.mean()),
         "path_kl": float(-log_w.mean()),
         "distance": float((-log_w - tilt).mean()),
         "distance_se": float((-log_w - tilt).std()) / n**0.5,
-        "ess": float(ess) / n,
+        "ess": effective_sample_size(log_w + tilt) / n,
     }
 
 

@@ -33,13 +33,14 @@ from typing import ClassVar, Literal
 import torch
 from torch import nn
 
-from itlib.baselines.accounting import Account, Step
+from itlib.baselines.accounting import BaselineStep, EvaluationCounter
 from itlib.baselines.adjoint_matching import AdjointMatchingConfig, adjoint_matching
 from itlib.baselines.draft import DraftConfig, draft
 from itlib.baselines.monte_carlo import best_of_n
 from itlib.baselines.policy_gradient import PolicyGradientConfig, policy_gradient
 from itlib.baselines.reward_weighted import reweighted
 from itlib.baselines.tilt_matching import EXPLICIT
+from itlib.beyond.recommended import RecommendedConfig, recommended_tilting
 from itlib.experiments import experiment, methods
 from itlib.experiments.digits import base
 from itlib.experiments.digits.images import PROBLEMS, D, ImageProblem, digits, image_card, surrogate, tilt_identity
@@ -50,7 +51,7 @@ from itlib.pretrained import with_lora
 from itlib.rewards import Reward
 from itlib.sampling import path_log_weights, sample
 from itlib.schedules import Cosine, Schedule
-from itlib.tilting import CONFIGURATIONS, TiltingConfig, Update, derive_seed, iterative_tilting
+from itlib.tilting import PAPER_UPDATE, TiltingConfig, Update, derive_seed, iterative_tilting
 from itlib.training import regression_step
 
 #: Evaluations of the reward of every method, and for a first look.
@@ -68,43 +69,47 @@ Method = methods.Method[ImageProblem]
 def paper(s: Setting) -> TiltingConfig:
     """The paper's configuration with half of its fewest tilts, 512 samples each, and 50 steps instead of 200."""
     S = s.budget // 10
-    return replace(CONFIGURATIONS["paper"], N=10, lam=s.problem.lam, S=S, J=J, B=min(64, S), lr=s.lr)
+    return TiltingConfig(N=10, lam=s.problem.lam, S=S, J=J, B=min(64, S), lr=s.lr)
 
 
-def implicit(s: Setting, student: Literal["copy", "adapter"] = "adapter") -> TiltingConfig:
+def implicit(s: Setting, student: Literal["copy", "adapter"] = "adapter") -> RecommendedConfig:
     """The implicit step with steps from the rewards, a decaying rate and a sampler that keeps its variance.
 
     How many tilts there are follows from the rewards; the run ends when the evaluations are spent.
     """
     S = s.budget // 10
-    return replace(
-        CONFIGURATIONS["paper"], lam=s.problem.lam, S=S, J=J, B=min(128, S), E=150, lr=s.lr, decay=True, step="implicit",
-        variance="analytic", student=student, share=0.9,
-    )  # fmt: skip
+    paper = TiltingConfig(lam=s.problem.lam, S=S, J=J, B=min(128, S), E=150, lr=s.lr)
+    changes = {"decay": True, "learner": "implicit", "variance": "analytic", "student": student, "target_ess": 0.9}
+    return RecommendedConfig.like(paper, **changes)
 
 
-def recommended(s: Setting, student: Literal["copy", "adapter"] = "adapter") -> TiltingConfig:
+def recommended(s: Setting, student: Literal["copy", "adapter"] = "adapter") -> RecommendedConfig:
     """The recommended configuration with what the budget allows: a tenth of the evaluations and three passes a tilt."""
     S = s.budget // 10
-    return replace(CONFIGURATIONS["recommended"], lam=s.problem.lam, S=S, J=J, E=3, lr=s.lr, student=student)
+    return RecommendedConfig(lam=s.problem.lam, S=S, J=J, E=3, lr=s.lr, student=student)
 
 
 def _tilting(
-    config: Callable[[Setting], TiltingConfig], update: Update | None = None, lora: bool = False
-) -> Callable[[Setting], Iterator[Step]]:
-    def run(s: Setting) -> Iterator[Step]:
-        account, base = Account(), copy.deepcopy(s.base)
-        account.denoiser(base)
+    config: Callable[[Setting], TiltingConfig], update: Update = PAPER_UPDATE, lora: bool = False
+) -> Callable[[Setting], Iterator[BaselineStep]]:
+    def run(s: Setting) -> Iterator[BaselineStep]:
+        account, base = EvaluationCounter(), copy.deepcopy(s.base)
+        account.count_model(base)
         base = with_lora(base, seed=derive_seed(s.seed, "lora")) if lora else base
-        reward = account.reward(s.problem.reward)
-        for step in iterative_tilting(base, reward, s.schedule, config(s), d=D, seed=s.seed, update=update):
-            yield account.step(step.k, step.denoiser, float(step.losses.mean()))
+        reward = account.count_reward(s.problem.reward)
+        settings = config(s)
+        if isinstance(settings, RecommendedConfig):
+            steps = recommended_tilting(base, reward, s.schedule, settings, d=D, seed=s.seed)
+        else:
+            steps = iterative_tilting(base, reward, s.schedule, settings, d=D, seed=s.seed, update=update)
+        for step in steps:
+            yield account.step(step.k, step.model, float(step.losses.mean()))
 
     return run
 
 
-def _policy(config: PolicyGradientConfig) -> Callable[[Setting], Iterator[Step]]:
-    def run(s: Setting) -> Iterator[Step]:
+def _policy(config: PolicyGradientConfig) -> Callable[[Setting], Iterator[BaselineStep]]:
+    def run(s: Setting) -> Iterator[BaselineStep]:
         B = min(config.B, s.budget)
         asked = replace(config, iterations=s.budget // B, B=B, lam=s.problem.lam, lr=s.lr, J=J)
         return policy_gradient(s.base, s.problem.reward, s.schedule, asked, d=D, seed=s.seed)
@@ -121,8 +126,10 @@ def differentiable(s: Setting) -> tuple[Reward, int]:
     return surrogate(s.problem.reward, x, seed=s.seed), s.budget
 
 
-def _with_gradient(run: Callable[[Setting, Reward, int], Iterator[Step]]) -> Callable[[Setting], Iterator[Step]]:
-    def counted(s: Setting) -> Iterator[Step]:
+def _with_gradient(
+    run: Callable[[Setting, Reward, int], Iterator[BaselineStep]],
+) -> Callable[[Setting], Iterator[BaselineStep]]:
+    def counted(s: Setting) -> Iterator[BaselineStep]:
         reward, spent = differentiable(s)
         for step in run(s, reward, max(1, s.budget // 64)):
             yield replace(step, counts=replace(step.counts, reward=step.counts.reward + spent))
@@ -130,19 +137,19 @@ def _with_gradient(run: Callable[[Setting, Reward, int], Iterator[Step]]) -> Cal
     return counted
 
 
-def _draft(s: Setting, reward: Reward, iterations: int) -> Iterator[Step]:
+def _draft(s: Setting, reward: Reward, iterations: int) -> Iterator[BaselineStep]:
     config = DraftConfig(iterations=iterations, lam=s.problem.lam, kl=1.0, J=J, lr=s.lr)
     return draft(s.base, reward, s.schedule, config, d=D, seed=s.seed)
 
 
-def _adjoint(s: Setting, reward: Reward, iterations: int) -> Iterator[Step]:
+def _adjoint(s: Setting, reward: Reward, iterations: int) -> Iterator[BaselineStep]:
     config = AdjointMatchingConfig(iterations=iterations, lam=s.problem.lam, J=J, lr=s.lr)
     return adjoint_matching(s.base, reward, s.schedule, config, d=D, seed=s.seed)
 
 
-def _best_of_n(s: Setting, account: Account) -> Drawn:
+def _best_of_n(s: Setting, account: EvaluationCounter) -> Drawn:
     n, base = s.budget // CANDIDATES, s.base
-    reward, generator = account.reward(s.problem.reward), s.generator("best")
+    reward, generator = account.count_reward(s.problem.reward), s.generator("best")
     return Drawn(best_of_n(base, reward, s.schedule, n, candidates=CANDIDATES, d=D, J=J, generator=generator))
 
 
@@ -252,7 +259,7 @@ def run(parameters: Parameters, folder: Path) -> Record[Parameters]:
     setting = p.setting(denoiser, schedule)
     if chosen.draw:
         clock = time.process_time()
-        x = chosen.draw(setting, Account()).samples
+        x = chosen.draw(setting, EvaluationCounter()).samples
         assert x is not None
         seconds = {"sampling": time.process_time() - clock, "training": 0.0}
         metrics: dict[str, Metric] = {"mean_reward": float(setting.problem.reward(x).mean()), "reward": setting.budget}
@@ -265,10 +272,10 @@ def run(parameters: Parameters, folder: Path) -> Record[Parameters]:
             columns = {key: [row[key] for row in curve] for key in curve[0]}
     except FloatingPointError as error:
         return Record(p, {}, curve=columns, failure=str(error))
-    x, card = path_card(step.denoiser, setting, 1000 if p.full else 50, setting.generator("judge"))
-    metrics = {**spent(step), **footprint(step.denoiser), **card, **image_card(x)}
+    x, card = path_card(step.model, setting, 1000 if p.full else 50, setting.generator("judge"))
+    metrics = {**spent(step), **footprint(step.model), **card, **image_card(x)}
     if p.method in IDENTITY and p.seed == 0 and p.full:
-        metrics |= identity(step.denoiser, setting)
+        metrics |= identity(step.model, setting)
     seconds = {"sampling": 0.0, "training": curve[-1]["seconds"]}
     return Record(p, metrics, curve=columns, samples=_kept(p, x), seconds=seconds)
 
@@ -278,14 +285,14 @@ def _kept(p: Parameters, x: torch.Tensor) -> list[list[float]]:
     return base.rounded(x[:16]) if p.seed == 0 else []
 
 
-def spent(step: Step) -> dict[str, float]:
+def spent(step: BaselineStep) -> dict[str, float]:
     """Evaluations of the reward, and those of its gradient; the denoiser's would count the looks as well."""
     return {"reward": step.counts.reward, "reward_gradient": step.counts.reward_gradient}
 
 
-def look(step: Step, setting: Setting, seconds: float) -> dict[str, float]:
+def look(step: BaselineStep, setting: Setting, seconds: float) -> dict[str, float]:
     """One row of the curve, from draws of its own."""
-    _, card = path_card(step.denoiser, setting, 200 if setting.full else 20, setting.generator("look"))
+    _, card = path_card(step.model, setting, 200 if setting.full else 20, setting.generator("look"))
     return spent(step) | {"seconds": seconds} | {k: card[k] for k in ("mean_reward", "path_kl", "distance")}
 
 

@@ -14,11 +14,12 @@ from typing import ClassVar
 
 import torch
 
-from itlib.baselines.monte_carlo import effective_sample_size, systematic
+from itlib.baselines.monte_carlo import systematic
 from itlib.experiments import experiment
 from itlib.experiments.digits import base
 from itlib.experiments.digits.images import PROBLEMS, D, image_card, judged
 from itlib.experiments.experiment import Experiment, Metric, Record, choose
+from itlib.metrics import effective_sample_size
 from itlib.sampling import sample
 from itlib.schedules import Cosine
 from itlib.tilting import derive_seed

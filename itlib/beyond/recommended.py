@@ -1,0 +1,224 @@
+r"""The recommended configuration, and every step on the way to it from Algorithm 2.
+
+It keeps the loop of small tilts and changes what the chapters beyond the paper found to matter: a frozen base under a
+bounded correction (:mod:`itlib.beyond.preconditioning`), a sampler that keeps its variance (:mod:`itlib.sampling`), steps
+chosen from the rewards (:mod:`itlib.beyond.step_sizes`), a learning rate that falls to zero in every tilt, and in place of
+the regression a loss on whole chains (:mod:`itlib.beyond.chains`), with which each tilt corrects the errors of those before.
+
+Each change is a knob of :class:`RecommendedConfig`, which can be set back to what the paper does, so that the gain of each
+can be measured.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from itlib.beyond.chains import ChainLearner, Corrected, correct
+from itlib.beyond.implicit import implicit
+from itlib.beyond.preconditioning import adapter
+from itlib.beyond.step_sizes import ChosenSteps, Polished, bounded_gap, evenly
+from itlib.network import NoisePredictor, device_of
+from itlib.rewards import Reward
+from itlib.sampling import Variance
+from itlib.schedules import Schedule
+from itlib.tilting import (
+    PAPER_UPDATE,
+    EqualSteps,
+    Learner,
+    Regression,
+    StepSizes,
+    TiltingConfig,
+    TiltState,
+    TiltStep,
+    algorithm_1,
+    derive_seed,
+    resumed,
+    run_tilts,
+    trainable_copy,
+)
+from itlib.training import check_choices, check_numbers
+
+
+@dataclass(frozen=True)
+class RecommendedConfig(TiltingConfig):
+    """The knobs of Algorithm 2 with other defaults, and six more; the defaults are what is recommended.
+
+    Args:
+        N: number of equal tilts, if target_ess is None.
+        lam: tilt strength lambda.
+        S: samples, or chains, per tilt.
+        J: reverse steps of the sampler.
+        eta: DDIM multiplier, 1 is DDPM.
+        B: minibatch size, in samples or chains.
+        E: epochs per tilt.
+        epoch: "minibatch" (one minibatch an epoch) or "pass" (all S samples an epoch).
+        lr: learning rate.
+        optimizer: "adam" or "sgd".
+        decay: whether the learning rate falls to zero along a cosine in every tilt.
+        learner: "chains" (:class:`~itlib.beyond.chains.ChainLearner`), or the regression of Algorithm 2 with its "explicit"
+            or an "implicit" step.
+        variance: of the sampler's steps, "ddpm" or "analytic".
+        student: "copy", all weights of the base that are not frozen, or "adapter", a small correction of the frozen base.
+        target_ess: steps are chosen from the rewards so that about this share of the samples stays effective; None takes N
+            equal steps.
+        polish_rounds: tilts at the end that tilt no further and only correct what is left. Needs "chains".
+
+    Raises:
+        ValueError: for a value out of range, naming it.
+        ValueError: for chains with fewer than two in a minibatch, or with eta below 1.
+    """
+
+    S: int = 4000
+    J: int = 100
+    B: int = 16
+    E: int = 1
+    epoch: Literal["minibatch", "pass"] = "pass"
+    lr: float = 6e-3
+    decay: bool = True
+    learner: Literal["chains", "implicit", "explicit"] = "chains"
+    variance: Variance = "analytic"
+    student: Literal["copy", "adapter"] = "adapter"
+    target_ess: float | None = 0.9
+    polish_rounds: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choices(
+            self,
+            decay=(False, True),
+            learner=("chains", "implicit", "explicit"),
+            variance=("ddpm", "analytic"),
+            student=("copy", "adapter"),
+        )
+        if self.target_ess is not None:
+            check_numbers(self, whole=(), real=("target_ess",))
+            if not 0.0 < self.target_ess < 1.0:
+                raise ValueError(f"target_ess must lie between 0 and 1, both excluded, got {self.target_ess}")
+        if self.learner == "chains" and (self.B < 2 or self.eta < 1.0):
+            raise ValueError("chains are compared with each other and must forget their start: B is at least 2, and eta 1")
+        fewer = self.N if self.target_ess is None else math.inf
+        if type(self.polish_rounds) is not int or not 0 <= self.polish_rounds < fewer:
+            raise ValueError(f"polish_rounds is a whole number from 0, less than N={self.N}, got {self.polish_rounds!r}")
+        if self.polish_rounds and self.learner != "chains":
+            raise ValueError(f"only chains can be polished: set polish_rounds to 0 for the learner {self.learner!r}")
+
+    @classmethod
+    def equal_steps(cls, N: int, **changes: Any) -> RecommendedConfig:
+        """N equal tilts in all, of at most 1000 chains each and 50,000 together.
+
+        Args:
+            N: number of tilts, polishing rounds included.
+            changes: further knobs.
+        """
+        S = max(cls.B, min(1000, 50_000 // max(N, 1)))
+        rounds = min(cls.polish_rounds, max(N - 1, 0))
+        return cls(**{"N": N, "target_ess": None, "S": S, "polish_rounds": rounds} | changes)
+
+    @classmethod
+    def like(cls, config: TiltingConfig, **changes: Any) -> RecommendedConfig:
+        """Algorithm 2 with the knobs of a configuration, and changes.
+
+        Args:
+            config: the knobs of Algorithm 2.
+            changes: knobs that differ.
+        """
+        paper: dict[str, Any] = {field.name: getattr(config, field.name) for field in fields(TiltingConfig)}
+        paper |= {"decay": False, "learner": "explicit", "variance": "ddpm", "student": "copy"}
+        return cls(**paper | {"target_ess": None, "polish_rounds": 0} | changes)
+
+    @property
+    def steps(self) -> StepSizes:
+        """How far each tilt goes."""
+        steps: StepSizes = EqualSteps(self.N - self.polish_rounds, self.lam)
+        if self.target_ess is not None:
+            steps = ChosenSteps(evenly(bounded_gap(-0.5 * math.log(self.target_ess))), self.lam)
+        return Polished(steps, self.polish_rounds, self.lam) if self.polish_rounds else steps
+
+
+def cosine(step: int, steps: int) -> float:
+    """A factor of the learning rate that falls from 1 to 0."""
+    return 0.5 * (1.0 + math.cos(math.pi * step / steps))
+
+
+def new_model(
+    base: NoisePredictor, data: Tensor | int, schedule: Schedule, config: RecommendedConfig, *, d: int, seed: int
+) -> nn.Module:
+    """What the tilts train, before the first: a network that predicts what the base does.
+
+    Args:
+        base: the pretrained model.
+        data: its samples, (n, d), for the coordinates of an adapter; or d, if its state will be loaded.
+        schedule: the pair alpha, sigma.
+        config: says which kind of student.
+        d: dimension of the data.
+        seed: fixes initial weights.
+    """
+    weights = derive_seed(seed, "weights")
+    if config.student == "adapter":
+        return adapter(base, data, schedule, seed=weights).to(device_of(base))
+    return correct(base, d, weights) if config.learner == "chains" else trainable_copy(base, d, weights)
+
+
+def recommended_tilting(
+    base: NoisePredictor,
+    reward: Reward,
+    schedule: Schedule,
+    config: RecommendedConfig | None = None,
+    *,
+    d: int = 2,
+    seed: int = 0,
+    state: TiltState | None = None,
+) -> Iterator[TiltStep]:
+    """Fine-tune a model toward exp(lam r) p as recommended, one tilt per item.
+
+    Before the first tilt samples of the base are drawn, in one batch each: 10,000 for the noise of the chains' steps
+    (10^6 / d for d above 100, or S if that is more), and 1000 (or 2 d) for the coordinates of the adapter. An adapter keeps
+    a d x d matrix: for images of many pixels choose ``student="copy"``, on LoRA if memory is short.
+
+    Args:
+        base: the pretrained model; not changed.
+        reward: forward evaluations only; called once per tilt on (S, d), returns (S,).
+        schedule: the pair alpha, sigma.
+        config: the knobs.
+        d: dimension of the data.
+        seed: fixes every random draw.
+        state: of an interrupted run of the same base, configuration and seed.
+
+    Yields:
+        A :class:`~itlib.tilting.TiltStep` per tilt.
+
+    Raises:
+        ValueError: if the state has no model that can learn in this configuration.
+        ValueError: if the state's strengths are not those of this configuration.
+        ValueError: if the reward returns NaN or a wrong shape.
+        FloatingPointError: if samples, loss or weights stop being finite, or a chosen step vanishes, naming the tilt and the
+            likely cause.
+    """
+    config = config or RecommendedConfig()
+    clock = time.process_time()
+    sampler = algorithm_1(schedule, config, d, config.variance)
+    strengths: tuple[float, ...] = ()
+    if state is not None:
+        model, strengths = resumed(state)
+    else:
+        coordinates = torch.Generator().manual_seed(derive_seed(seed, "coordinates"))
+        data = sampler(base, 1, max(1000, 2 * d), coordinates) if config.student == "adapter" else d
+        model = new_model(base, data, schedule, config, d=d, seed=seed)
+    rate = cosine if config.decay else None
+    learner: Learner
+    if config.learner == "chains":
+        if not isinstance(model, Corrected):
+            raise ValueError("to resume on chains, pass the model that the last tilt left, which knows its base")
+        learner = ChainLearner(model, schedule, config, d=d, seed=seed, variance=config.variance, rate=rate)
+    else:
+        update = implicit if config.learner == "implicit" else PAPER_UPDATE
+        learner = Regression(model, schedule, config, d=d, update=update, sampler=sampler, rate=rate)
+    spent = time.process_time() - clock
+    yield from run_tilts(learner, reward, config.steps, seed=seed, strengths=strengths, preparation=spent)
