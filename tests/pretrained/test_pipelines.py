@@ -1,0 +1,132 @@
+"""Schedulers of diffusers, read in one call: every state of their own loop, and every setting that moves a sample."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    PNDMScheduler,
+)
+from foreign_models import SHAPE, STABLE_DIFFUSION, noise_of, unet
+from torch import Tensor
+
+from itlib.pretrained import from_diffusers
+from itlib.sampling import reverse_process, sample
+
+SD = STABLE_DIFFUSION
+ZERO = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+SCHEDULERS: dict[str, Any] = {
+    "ddim": DDIMScheduler(**SD, clip_sample=False, steps_offset=1),
+    "ddim x0": DDIMScheduler(**SD, clip_sample=False, prediction_type="sample", timestep_spacing="trailing"),
+    "ddim v, no signal at the end": DDIMScheduler(**SD, clip_sample=False, **ZERO),
+    "ddim, cosine, clipped": DDIMScheduler(beta_schedule="squaredcos_cap_v2", timestep_spacing="trailing"),
+    "ddpm, clipped": DDPMScheduler(),
+    "ddpm, thresholded": DDPMScheduler(thresholding=True, sample_max_value=1.5, clip_sample=False),
+    "euler": EulerDiscreteScheduler(**SD),
+    "euler, karras": EulerDiscreteScheduler(**SD, use_karras_sigmas=True),
+    "euler v": EulerDiscreteScheduler(**SD, timestep_spacing="trailing", prediction_type="v_prediction"),
+    "ancestral": EulerAncestralDiscreteScheduler(**SD),
+    "edm": EDMEulerScheduler(),
+    "edm v": EDMEulerScheduler(prediction_type="v_prediction"),
+    "flow": FlowMatchEulerDiscreteScheduler(),
+    "flow, shifted": FlowMatchEulerDiscreteScheduler(shift=3.0),
+}
+
+
+@torch.no_grad()
+def their_samples(scheduler: Any, model: Any, x: Tensor, steps: int, **options: Any) -> Tensor:
+    """The loop of diffusers' pipelines."""
+    scheduler.set_timesteps(steps)
+    flow = isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
+    # Pipelines begin with noise of their own scale; here it is the one that x has at the first noise level.
+    scale = (1 + scheduler.sigmas[0] ** 2) ** 0.5 if hasattr(scheduler, "sigmas") and not flow else 1.0
+    y = x.reshape(-1, *SHAPE) * scale
+    for tau in scheduler.timesteps:
+        scaled = scheduler.scale_model_input(y, tau) if hasattr(scheduler, "scale_model_input") else y
+        y = scheduler.step(model(scaled, tau).sample, tau, y, **options).prev_sample
+    return y.flatten(1)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("steps", [20, 25])
+def test_one_call_samples_as_diffusers_does(name: str, steps: int) -> None:
+    scheduler, model, x = SCHEDULERS[name], unet(), noise_of(3)
+    found = from_diffusers(model, scheduler, steps=steps, alpha_min=1e-6, check=0)
+    noisy = isinstance(scheduler, DDPMScheduler | EulerAncestralDiscreteScheduler)
+    options: dict[str, Any] = {"generator": torch.Generator().manual_seed(1)} if noisy else {}
+    if isinstance(scheduler, DDIMScheduler):
+        options = {"use_clipped_model_output": True}
+    theirs = their_samples(scheduler, model, x, steps, **options)
+    x = x if noisy else x.double()
+    ours = walk(found, x, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(ours.float(), theirs, rtol=1e-4, atol=1e-4)
+
+
+def walk(found: Any, x: Tensor, generator: torch.Generator) -> Tensor:
+    *_, (_, state) = reverse_process(
+        found.predictor, found.schedule, x, steps=found.steps, eta=found.eta, generator=generator
+    )
+    return state
+
+
+def test_settings_of_stable_diffusion_are_named_with_what_they_move() -> None:
+    """Its DDIM ends one noise level early, and a number of steps that does not divide 1000 is no grid."""
+    model, x = unet(), torch.randn(2, 48, generator=torch.Generator().manual_seed(0))
+    settings = {**SD, "clip_sample": False, "steps_offset": 1}
+    found = from_diffusers(model, DDIMScheduler(**settings, set_alpha_to_one=False), steps=20)
+    early, late = (their_samples(DDIMScheduler(**settings, set_alpha_to_one=one), model, x, 20) for one in (False, True))
+    assert list(found.gaps) == ["set_alpha_to_one=False"]
+    assert found.gaps["set_alpha_to_one=False"] == pytest.approx(float((early - late).abs().max()), rel=1e-3)
+    assert found.gap < 1e-4
+    assert "set_alpha_to_one=False moves a sample by up to 0.0" in str(found)
+
+    uneven = from_diffusers(model, DDIMScheduler(**settings, timestep_spacing="trailing"), steps=30)
+    assert list(uneven.gaps) == ["timestep_spacing='trailing' with 30 steps"]
+    assert uneven.gap < 1e-4
+
+
+def test_clipping_and_wider_noise_are_named() -> None:
+    clipped = from_diffusers(unet(), DDIMScheduler(), steps=10)
+    assert list(clipped.gaps) == ["use_clipped_model_output=False"]
+    wide = from_diffusers(unet(), DDPMScheduler(variance_type="fixed_large"), steps=10)
+    assert list(wide.gaps) == ["variance_type='fixed_large'"]
+    assert max(clipped.gap, wide.gap) < 1e-4
+
+
+def test_a_start_that_is_cut_is_named() -> None:
+    found = from_diffusers(unet(), FlowMatchEulerDiscreteScheduler(), steps=20)
+    assert list(found.gaps) == ["The start at alpha_min"]
+    assert 1e-4 < found.gaps["The start at alpha_min"] < 0.02
+    assert found.gap < 1e-4
+
+
+def test_solvers_of_another_order_are_told_apart() -> None:
+    found = from_diffusers(unet(), DPMSolverMultistepScheduler(**SD), steps=10)
+    assert any("solver of another kind" in name for name in found.gaps)
+    with pytest.raises(ValueError, match=r"asks the model 11 times in 10 steps.*DDIMScheduler.from_config"):
+        from_diffusers(unet(), PNDMScheduler(**SD, skip_prk_steps=True), steps=10)
+
+
+def test_a_pipeline_is_read_whole_and_a_model_alone_is_not_enough() -> None:
+    model, scheduler = unet(), SCHEDULERS["ddim"]
+    found = from_diffusers(SimpleNamespace(unet=model, scheduler=scheduler), steps=10, check=0)
+    assert found.predictor.model is model
+    assert found.predictor.d == 48
+    drawn = sample(found.predictor, found.schedule, 2, 48, steps=10)
+    assert bool(torch.isfinite(drawn).all())
+    with pytest.raises(ValueError, match="pass the scheduler of this model"):
+        from_diffusers(model)
+    with pytest.raises(ValueError, match="pass shape="):
+        from_diffusers(torch.nn.Linear(1, 1), scheduler)
+    with pytest.raises(ValueError, match="has no table of noise levels"):
+        from_diffusers(model, SimpleNamespace(config={"num_train_timesteps": 10}, set_timesteps=lambda n: None))
