@@ -1,4 +1,4 @@
-r"""A model of images, or of anything else, as a noise predictor :math:`\hat x_1(x,t)` of flat samples (B, d) and times in [0, 1].
+r"""A model of images, or of anything else, as a noise predictor :math:`\hat x_1(x,t)` of flat samples, (B, d), t in [0, 1].
 
 Because :math:`x=\alpha X_0+\sigma X_1` holds for conditional means too, whatever a model predicts is linear in the noise: of
 a state scaled by c it says :math:`F(c\,x)`, and :math:`\hat x_1=p\,x+q\,F` with (c, p, q) for the prediction of
@@ -91,7 +91,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 class FromModel(nn.Module):
-    """A model as a noise predictor of flat samples. It runs in evaluation mode, in the dtype of its weights; the rest in that of x.
+    """A model as a noise predictor of flat samples, run in evaluation mode and in the dtype of its weights.
 
     Args:
         model: maps states of the shape below, B of them, and timesteps, (B,), to predictions of that shape, or to an object
