@@ -21,7 +21,7 @@ from torch.func import functional_call, stack_module_state
 from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
-import itlib.network
+import itlib._kernels
 from itlib.network import FourierFeatures, Network
 from itlib.sampling import sample, transitions
 from itlib.schedules import Cosine, Schedule
@@ -138,11 +138,11 @@ def ladder(network: Network) -> tuple[dict[str, Callable[[], Tensor]], dict[str,
         "embedding once a step": Variant(network, inplace=False, fuse=False),
         "and SiLU in place": Variant(network, fuse=False),
     }
-    if itlib.network._FUSED:
+    if itlib._kernels._FUSED:
         modules["and SiLU inside the product"] = network
     works: dict[str, Callable[[], Tensor]] = {name: _draw_slowly(module) for name, module in modules.items()}
     others: dict[str, nn.Module] = {"and coefficients at once (itlib)": network}
-    if itlib.network._FUSED:
+    if itlib._kernels._FUSED:
         others |= {"weights packed beforehand": Packed(network, 1000), "bfloat16": Half(network)}
     modules |= others
     works |= {name: _draw(module) for name, module in others.items()}
@@ -284,7 +284,7 @@ def training_variants(network: Network, turns: int = 7, rows: int = 64) -> dict[
     add("itlib", fused=True)
     add("Adam parameter by parameter", foreach=False)
     add("Adam over lists of parameters", foreach=True)
-    if itlib.network._FUSED:
+    if itlib._kernels._FUSED:
         add("products by oneDNN", OneDNN, fused=True)
         add("and no autograd", step=step_by_hand, fused=True)
     try:
