@@ -21,7 +21,7 @@ UV_TORCH := $(if $(UV_FIND_LINKS),,--torch-backend=auto)
 # Without bytecode every kernel would compile torch again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: book pdf site.zip test test-faults browser lab bench lint audit lock reference clean help
+.PHONY: book pdf site.zip check test test-faults browser lab bench lint mend audit lock reference clean help
 
 help:  ## Show this list
 	@grep -hE '^[a-z.-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z.-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -46,8 +46,14 @@ pdf: book  ## The whole book in one file, printed by Chromium
 site.zip: pdf  ## Site and PDF in one archive, for readers who build nothing
 	@$(BIN)/python book/publish.py zip
 
+check: lint  ## Style, types and the tests of the method: what to run while you work
+	@$(BIN)/python -m pytest -n 2 tests/method tests/test_architecture.py
+
 test: $(VENV)/.ready  ## Run all tests, a small batch and a build of the book among them
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n $(WORKERS)
+
+# Two workers by default: each runs processes of its own.
+WORKERS ?= 2
 
 # Root needs no sudo, and a container often has none.
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
@@ -79,6 +85,9 @@ audit: $(VENV)/.ready  ## Look for known vulnerabilities in the lock, and for li
 
 lint: $(VENV)/.ready  ## Check style, types and that the notebooks' pairs agree
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/python tests/support/pairs.py
+
+mend: $(VENV)/.ready  ## Mend what a program can: style, format and the notebooks' pairs
+	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format --quiet . && $(BIN)/python tests/support/pairs.py --mend
 
 reference: $(VENV)/.ready  ## Compute the committed reference grids again: about five hours on 2 cores
 	@$(BIN)/python -m itlib.reproduce --seeds 0 1 2 3 4 5 6 7 8 9 --records-only --out book/reference/paper

@@ -51,6 +51,18 @@ def test_the_library_imports_what_the_project_lists() -> None:
             assert first <= {IMPORT_NAMES.get(one, one) for one in alone}, name
 
 
+def test_a_wheel_holds_every_module_and_every_file_of_data() -> None:
+    """Packages are found by their ``__init__``, and data by the patterns of pyproject.toml."""
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    files = [path for path in (ROOT / "itlib").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    assert len(files) > 40
+    for path in files:
+        folder = path.parent
+        assert (folder / "__init__.py").is_file(), folder
+        patterns = data.get(".".join(folder.relative_to(ROOT).parts), [])
+        assert path.suffix == ".py" or any(path.match(pattern) for pattern in patterns), path
+
+
 def test_what_is_missing_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     schedule, mixture, points = Cosine(), paper_mixture(), torch.zeros(3, 2)
     monkeypatch.setitem(sys.modules, "ot", None)

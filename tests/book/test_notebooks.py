@@ -48,6 +48,10 @@ def test_a_pair_that_disagrees_is_found(tmp_path: Path) -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert result.stdout.startswith("s2_1_base_model.ipynb is missing")
+    path.write_text(nbformat.writes(notebook))
+    assert pairs.mend(tmp_path) == ["s2_1_base_model.ipynb is written anew"]
+    assert path.read_text() == original
+    assert pairs.mend(tmp_path) == problems(tmp_path) == []
 
 
 def test_each_parameter_says_what_it_is() -> None:
