@@ -13,9 +13,9 @@ import pytest
 import torch
 import yaml
 from licences import is_fine, licence, problems
-from test_architecture import MODULES, imported, room
+from test_architecture import MODULES, code, imported, room
 
-from itlib.gaussian_mixture import ExactDenoiser, paper_mixture
+from itlib.gaussian_mixture import ExactNoisePredictor, paper_mixture
 from itlib.likelihood import log_likelihood
 from itlib.metrics import sliced_wasserstein
 from itlib.schedules import Cosine
@@ -70,7 +70,7 @@ def test_what_is_missing_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch
         sliced_wasserstein(points, mixture)
     monkeypatch.setitem(sys.modules, "torchdiffeq", None)
     with pytest.raises(ModuleNotFoundError, match=r"need torchdiffeq: pip install 'itlib\[metrics\]'"):
-        log_likelihood(ExactDenoiser(mixture, schedule), schedule, points)
+        log_likelihood(ExactNoisePredictor(mixture, schedule), schedule, points)
     assert {"pot", "torchdiffeq"} <= names_of(EXTRAS["metrics"])
 
 
@@ -128,7 +128,8 @@ UNWANTED = re.compile(
 def test_no_notebook_and_no_page_unpickles_or_fetches() -> None:
     sources = [path for folder in ("notebooks", "book", "itlib", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
     assert len(sources) > 40
-    assert not {str(path): found for path in sources if (found := UNWANTED.findall(path.read_text("utf-8")))}
+    texts = {str(path): "\n".join(text for _, text in code(path)) for path in sources}
+    assert not {path: found for path, text in texts.items() if (found := UNWANTED.findall(text))}
     assert UNWANTED.findall("torch.load(x); safetensors.torch.save(y); pickle.loads(z)") == ["torch.load", "pickle"]
 
 
