@@ -15,15 +15,14 @@ import safetensors.torch
 import torch
 
 from itlib import figures
-from itlib.experiments.records import read_records
+from itlib.experiments import ablation, paper
+from itlib.experiments.records import load_records
 from itlib.gaussian_mixture import paper_mixture
 from itlib.rewards import parse_reward
 from itlib.schedules import Cosine
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "book" / "reference"
-#: Table 1 of the paper, as printed: negative log-likelihood and MSE of the mean.
-PAPER = {20: ("6.48", "1.67"), 50: ("6.94", "2.20"), 100: ("7.23", "2.16"), 200: ("6.34", "1.59")}
 MARKS = "<!-- results: written by book/showcase.py -->\n", "<!-- end of results -->\n"
 
 
@@ -125,25 +124,26 @@ def preview() -> bytes:
 
 def table() -> str:
     """The result table of README and landing page."""
-    records = read_records(REFERENCE / "paper", "N*.json")
-    rows = pd.DataFrame([{"N": r["parameters"]["N"], "seed": r["parameters"]["seed"], **r["metrics"]} for r in records])
+    rows = pd.DataFrame([r.row() for r in load_records(REFERENCE / "paper", paper.Parameters)])
     lines = [
         "| $N$ | NLL vs base (paper's) | NLL vs target | MSE of mean vs base (paper's) | vs target | error of $\\hat x_1$ |",
         "|--:|--:|--:|--:|--:|--:|",
     ]
     for n, group in rows.groupby("N"):
-        nll, mse = PAPER[n]
+        theirs = paper.TABLE_1[n]
 
         def spread(key: str, digits: int, group: pd.DataFrame = group) -> str:
             return f"{group[key].mean():.{digits}f} ± {group[key].std():.{digits}f}"
 
         lines.append(
-            f"| {n} | {spread('nll_base', 2)} ({nll}) | {spread('nll_target', 2)} | {spread('mean_mse_base', 2)} ({mse}) | "
+            f"| {n} | {spread('nll_base', 2)} ({theirs.nll:.2f}) | {spread('nll_target', 2)} | {spread('mean_mse_base', 2)} "
+            f"({theirs.mse:.2f}) | "
             f"{spread('mean_mse_target', 2)} | {spread('eps_rmse', 3)} |"
         )
-    for name in ("N020", "chosen"):
-        records = read_records(REFERENCE / "ablation", f"paper_main_{name}_seed*.json")
-        ours = pd.DataFrame([r["metrics"] for r in records])
+    records = load_records(REFERENCE / "ablation", ablation.Parameters)
+    for name in ("main_N020", "main_chosen"):
+        chosen = [r for r in records if (r.parameters.problem, ablation.cell_of(r.parameters)) == ("paper", name)]
+        ours = pd.DataFrame([r.metrics for r in chosen])
         least, most = int(ours["tilts"].min()), int(ours["tilts"].max())
         label = f"{least}, recommended" if least == most else f"{least} to {most}, recommended"
         mean, std = (getattr(ours.select_dtypes("number"), how)() for how in ("mean", "std"))

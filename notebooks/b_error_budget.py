@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   itlib:
-#     reads: [book/reference/budget, book/reference/paper]
+#     reads: [book/reference/error_budget, book/reference/paper]
 #   jupytext:
 #     cell_metadata_filter: tags,mystnb,-all
 #     formats: py:percent,ipynb
@@ -28,7 +28,7 @@
 
 # %% tags=["parameters", "remove-cell"]
 profile = "full"  # "smoke" uses fewer points; the records are the same in both profiles
-reference = "../book/reference/budget"  # the committed runs
+reference = "../book/reference/error_budget"  # the committed runs
 paper_runs = "../book/reference/paper"  # those of the paper's grid
 
 # %% tags=["remove-cell"]
@@ -45,9 +45,10 @@ from scipy.stats import norm, spearmanr
 from scipy.stats import t as student_t
 
 from itlib import figures
-from itlib.experiments.error_budget import FACTORIAL, FEW, cells, ingredients
-from itlib.experiments.problems import task
-from itlib.experiments.records import read_record, read_records
+from itlib.experiments import base, paper
+from itlib.experiments.error_budget import FACTORIAL, FEW, Parameters, cells, ingredients
+from itlib.experiments.problems import problem as problem_named
+from itlib.experiments.records import load_records
 from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture
 from itlib.network import Network
 from itlib.schedules import Cosine, add_noise
@@ -57,20 +58,16 @@ torch.set_num_threads(1)
 full = profile == "full"
 schedule = Cosine()
 
-rows = []
-for path in sorted(Path(reference).glob("*_N*_seed*.json")):
-    stem, _, seed = path.stem.rpartition("_seed")
-    record = read_record(path)
-    rows.append(
-        {"stem": stem, "name": stem.split("_", 2)[2], "seed": int(seed), "curve": pd.DataFrame(record["curve"])}
-        | {key: record["parameters"][key] for key in ("task", "N", "S", "E")}
-        | record["metrics"]
-    )
-runs = pd.DataFrame(rows)
+records = load_records(Path(reference), Parameters)
+runs = pd.DataFrame([r.row() | {"name": r.parameters.exchange, "curve": pd.DataFrame(r.curve)} for r in records]).rename(
+    columns={"problem": "task"}
+)
 # A seed counts once all its cells are there.
-seeds = sorted(seed for seed, group in runs.groupby("seed") if set(group["stem"]) == set(cells()))
+seeds = sorted(set(runs["seed"]))
+seeds = [s for s in seeds if set(cells([s]).values()) <= {r.parameters for r in records}]
+of_paper = load_records(Path(paper_runs), paper.Parameters)
 runs = runs[runs["seed"].isin(seeds)].set_index(["task", "N", "name", "seed"]).sort_index()
-floor = {s: read_record(Path(reference) / f"base_seed{s}.json")["metrics"]["eps_rmse_at_target"] for s in seeds}
+floor = {r.parameters.seed: r["eps_rmse_at_target"] for r in load_records(Path(reference), base.Parameters)}
 assert seeds
 
 
@@ -111,7 +108,7 @@ def share(more, less):
 # The last two are not exact, only more. {py:func}`~itlib.experiments.error_budget.ingredients` makes the first four. Here is one tilt with all of them learned but the covariance, in miniature:
 
 # %%
-problem = task("paper")
+problem = problem_named("paper")
 path = tilt_path(problem.base, problem.reward, 1.0, 20)
 update, sampler = ingredients(path, problem.reward, schedule, covariance="exact")
 settings = TiltingConfig(S=100, J=10, E=5)
@@ -120,7 +117,7 @@ step = next(iterative_tilting(Network(2, width=32), problem.reward, schedule, se
 # %% tags=["hide-input"]
 display(
     Markdown(
-        f"Everything below reads committed records: {len(cells())} runs for {'each of ' if len(seeds) > 1 else ''}**{len(seeds)} seed{'s' * (len(seeds) > 1)}**, "
+        f"Everything below reads committed records: {len(cells([0]))} runs for {'each of ' if len(seeds) > 1 else ''}**{len(seeds)} seed{'s' * (len(seeds) > 1)}**, "
         "from the base network of the seed (`make reference` makes them again). "
         + (
             "Figures are means ± standard errors over seeds."
@@ -145,7 +142,7 @@ z = torch.randn(n, 2, generator=generator, dtype=torch.float64)
 
 def remainder(which, N):
     """Error of N first-order steps with exact covariances, at noised samples of the target."""
-    problem = task(which)
+    problem = problem_named(which)
     path = tilt_path(problem.base, problem.reward, 1.0, N)
     x_t = add_noise(schedule, path(N).sample(n, torch.Generator().manual_seed(1)), z, t)
     score = problem.base.score(x_t, t, schedule) - path(N).score(x_t, t, schedule)
@@ -237,7 +234,7 @@ main = {key: float(value.mean()) for key, value in parts["paper", 20].items()}
 assert main["interaction"] > main["samples"] + main["covariance"]
 ten_seeds = {}
 for N in (20, 100):
-    squared = np.array([r["metrics"]["eps_rmse"] ** 2 for r in read_records(Path(paper_runs), f"N{N:03d}_seed*.json")])
+    squared = np.array([r["eps_rmse"] ** 2 for r in of_paper if r.parameters.N == N])
     rest = sum(float(parts["paper", N][key].mean()) for key in ("left", "samples", "covariance"))
     ten_seeds[N] = 1 - rest / squared.mean(), rest * squared.std(ddof=1) / math.sqrt(len(squared)) / squared.mean() ** 2
     assert ten_seeds[N][0] > 0.5
@@ -303,7 +300,7 @@ LADDER = {
 with figures.house_style() as plt:
     fig, ax = plt.subplots(figsize=(7.2, 4.6))
     y, ticks = 0, {}
-    grid_20 = [r["metrics"]["eps_rmse"] for r in read_records(Path(paper_runs), "N020_seed*.json")]
+    grid_20 = [r["eps_rmse"] for r in of_paper if r.parameters.N == 20]
     ax.plot(grid_20, np.zeros(len(grid_20)), "|", color=figures.COLORS["band"], markersize=12)
     for (start, names), color, marker in zip(
         LADDER.items(),
@@ -372,14 +369,10 @@ display(
 # Where does a seed end, then? The first error that goes around is the base network's. So a seed whose base is worse at noised samples of the target should end worse. The ten seeds of the paper's grid can tell:
 
 # %% tags=["hide-input"]
-bases = {
-    r["parameters"]["seed"]: r["metrics"]["eps_rmse_at_target"] for r in read_records(Path(paper_runs), "base_seed*.json")
-}
+bases = {r.parameters.seed: r["eps_rmse_at_target"] for r in load_records(Path(paper_runs), base.Parameters)}
 rows = []
 for N in (20, 50, 100, 200):
-    ends = {
-        r["parameters"]["seed"]: r["metrics"]["eps_rmse"] for r in read_records(Path(paper_runs), f"N{N:03d}_seed*.json")
-    }
+    ends = {r.parameters.seed: r["eps_rmse"] for r in of_paper if r.parameters.N == N}
     rank = spearmanr([bases[s] for s in ends], [*ends.values()])
     rows.append({"$N$": N, "rank correlation": f"{rank.statistic:.2f}", "p-value": f"{rank.pvalue:.2f}"})
 display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)))
@@ -433,7 +426,7 @@ figures.show(
 )
 chosen, exact_weights = [], {}
 for which, N in SETTINGS:
-    path = tilt_path(task(which).base, task(which).reward, 1.0, N)
+    path = tilt_path(problem_named(which).base, problem_named(which).reward, 1.0, N)
     looks = along("learned", "k", N, which)[:, 0]
     means = np.array([float(path(int(k)).mean[1]) for k in looks])
     exact_weights[which] = [round(float(path(int(k)).weights[1]), 4) for k in looks]
@@ -479,7 +472,7 @@ figures.explorer("budget", {"cells": chosen, "quantities": quantities, "exact": 
 # %%
 def implied(row, weights=False, mean=False, width=False):
     """Error of the exact denoiser of the paper's target with some of a run's faults, at noised samples of the target."""
-    target = task("paper").target
+    target = problem_named("paper").target
     faulty = GaussianMixture(
         torch.tensor(row["mode_weights"]) if weights else target.weights,
         target.means + torch.tensor([0.0, row["mean_1"] - float(target.mean[1])]) * mean,
@@ -536,7 +529,7 @@ display(
 # %% tags=["hide-input"]
 shares = [path(k).expected_reward(problem.reward) / 20 for k in range(20)]
 chance = math.sqrt(sum(share**2 for share in shares) * 0.25 / 1000)
-spread = np.std([r["metrics"]["mode_weights"][1] for r in read_records(Path(paper_runs), "N020_seed*.json")], ddof=1)
+spread = np.std([r["mode_weights"][1] for r in of_paper if r.parameters.N == 20], ddof=1)
 assert spread > 2 * chance
 display(
     Markdown(
@@ -653,21 +646,20 @@ display(
 # So a tilt that lags lowers both, variance that shrinks lowers the first, and weights that drift raise the second.
 
 # %% tags=["hide-input"]
-PAPER = pd.DataFrame(
-    {"N": [20, 50, 100, 200], "nll_base": [6.48, 6.94, 7.23, 6.34], "mean_mse_base": [1.67, 2.20, 2.16, 1.59]}
-).set_index("N")
+PAPER = pd.DataFrame({N: {"nll_base": row.nll, "mean_mse_base": row.mse} for N, row in paper.TABLE_1.items()}).T
+PAPER.index.name = "N"
 ten = pd.DataFrame(
     [
-        {"N": r["parameters"]["N"], "seed": r["parameters"]["seed"]}
-        | {key: r["metrics"][key] for key in ("nll_base", "mean_mse_base", "eps_rmse")}
-        | {"weight": r["metrics"]["mode_weights"][1]}
-        | {"drift": 4 * (r["metrics"]["mode_weights"][1] - r["metrics"]["mode_weights"][0]) ** 2}
-        | {"variances": float(np.array(r["metrics"]["mode_weights"]) @ np.array(r["metrics"]["component_variances"]).sum(1))}
-        for r in read_records(Path(paper_runs), "N*_seed*.json")
+        {"N": r.parameters.N, "seed": r.parameters.seed}
+        | {key: r[key] for key in ("nll_base", "mean_mse_base", "eps_rmse")}
+        | {"weight": r["mode_weights"][1]}
+        | {"drift": 4 * (r["mode_weights"][1] - r["mode_weights"][0]) ** 2}
+        | {"variances": float(np.array(r["mode_weights"]) @ np.array(r["component_variances"]).sum(1))}
+        for r in of_paper
     ]
 )
 ten["lag"] = 2 * ten["mean_mse_base"] - ten["drift"]
-problem = task("paper")
+problem = problem_named("paper")
 perfect = {"nll_base": math.log(2 * math.pi) + 1 + 4, "mean_mse_base": 2.0}
 exact = problem.target.sample(200_000, torch.Generator().manual_seed(0))
 assert abs(perfect["nll_base"] + float(problem.base.log_prob(exact).mean())) < 0.02

@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   itlib:
-#     reads: [book/reference/ablation, book/reference/budget]
+#     reads: [book/reference/ablation, book/reference/error_budget]
 #   jupytext:
 #     cell_metadata_filter: tags,mystnb,-all
 #     formats: py:percent,ipynb
@@ -26,7 +26,7 @@
 # %% tags=["parameters", "remove-cell"]
 profile = "full"  # "smoke" uses fewer points; the records are the same in both profiles
 reference = "../book/reference/ablation"  # the committed runs
-budget = "../book/reference/budget"  # runs with exact ingredients
+budget = "../book/reference/error_budget"  # runs with exact ingredients
 
 # %% tags=["remove-cell"]
 import math
@@ -38,8 +38,10 @@ import torch
 from IPython.display import Markdown, display
 
 from itlib import figures
-from itlib.experiments.problems import task
-from itlib.experiments.records import read_record
+from itlib.experiments import ablation, error_budget
+from itlib.experiments.base import Parameters as Base
+from itlib.experiments.problems import problem as problem_named
+from itlib.experiments.records import load_records
 from itlib.sampling import posterior_std, time_grid, transition
 from itlib.schedules import Cosine
 
@@ -47,20 +49,12 @@ torch.set_num_threads(1)
 full = profile == "full"
 schedule = Cosine()
 
-rows = []
-for path in sorted(Path(reference).glob("*_seed*.json")):
-    stem, _, seed = path.stem.rpartition("_seed")
-    which, cell = stem.split("_", 1)
-    record = read_record(path)
-    rows.append(
-        {"task": which, "cell": cell, "base": record["parameters"]["base"], "seed": int(seed)}
-        | {"curve": record["curve"]}
-        | {
-            key: record["metrics"][key]
-            for key in ("eps_rmse", "floor", "base_seconds", "mean_0", "mean_1", "flow_nll", "entropy")
-        }
-    )
-runs = pd.DataFrame(rows)
+runs = pd.DataFrame(
+    [
+        r.row() | {"curve": r.curve, "base_seconds": r.seconds["base"]}
+        for r in load_records(Path(reference), ablation.Parameters)
+    ]
+).rename(columns={"problem": "task"})
 
 
 def floors(which, base):
@@ -93,7 +87,7 @@ KINDS = {
 # %% tags=["remove-input"]
 table = []
 for which in ("paper", "unequal", "one-mode", "quadratic"):
-    problem = task(which)
+    problem = problem_named(which)
     log_z = problem.base.log_normaliser
     finite = bool((torch.linalg.eigvalsh(torch.linalg.inv(problem.base.covariances) - 2 * problem.reward.A) > 0).all())
     number = 30_000 * math.exp(2 * log_z(problem.reward) - log_z(problem.reward, 2.0)) if finite else 0.0
@@ -164,12 +158,11 @@ display(
 
 # %% tags=["remove-input"]
 exact_rows = []
-for path in sorted(Path(budget).glob("paper_N*_both_seed*.json")):
-    record, seed = read_record(path), path.stem.rpartition("_seed")[2]
-    floor = read_record(Path(budget) / f"base_seed{seed}.json")["metrics"]["eps_rmse_at_target"]
-    exact_rows.append(
-        {"N": record["parameters"]["N"], "seed": int(seed), "error": record["metrics"]["eps_rmse"], "floor": floor}
-    )
+floor_of = {r.parameters.seed: r["eps_rmse_at_target"] for r in load_records(Path(budget), Base)}
+for r in load_records(Path(budget), error_budget.Parameters):
+    if (r.parameters.problem, r.parameters.exchange) == ("paper", "both"):
+        seed = r.parameters.seed
+        exact_rows.append({"N": r.parameters.N, "seed": seed, "error": r["eps_rmse"], "floor": floor_of[seed]})
 ended = pd.DataFrame(exact_rows)
 ended["ratio"] = ended["error"] / ended["floor"]
 assert ended["ratio"].between(0.75, 1.0).all()  # what the text says
@@ -232,7 +225,7 @@ display(Markdown(pd.DataFrame(table).to_markdown(index=False, disable_numparse=T
 # The task `tails` is made to break it. A tenth of each mode has three times the variance, and the reward $r(x) = 2 x_2$ makes the target of it:
 
 # %% tags=["remove-input"]
-problem = task("tails")
+problem = problem_named("tails")
 wide = problem.target.weights[2:].sum()
 display(
     Markdown(

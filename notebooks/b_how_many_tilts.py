@@ -37,7 +37,7 @@ from torch.distributions import Normal
 
 from itlib import figures
 from itlib.beyond.step_sizes import bounded_gap, constant_ess, evenly
-from itlib.experiments.problems import TASKS, Task
+from itlib.experiments.problems import PROBLEMS, Toy
 from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture, paper_mixture
 from itlib.network import Network, Residual
 from itlib.rewards import QuadraticReward, parse_reward
@@ -96,7 +96,7 @@ def equal(N):
     return np.full(N, 1 / N)
 
 
-table = {name: tabulate(task) for name, task in TASKS.items()}
+table = {name: tabulate(task) for name, task in PROBLEMS.items()}
 
 
 # %%
@@ -111,7 +111,7 @@ def remainder(task, steps):
 for coefficients, total, *_ in table.values():  # the integral, exactly, is the difference of the scores
     antiderivative = chebyshev.chebint(coefficients)
     assert rms(np.diff(chebyshev.chebval([-1, 1], antiderivative), axis=-1)[:, 0] / 2 - total) < 1e-9
-for name, task in TASKS.items():  # one step of 0.3, then 0.7, without the polynomial
+for name, task in PROBLEMS.items():  # one step of 0.3, then 0.7, without the polynomial
     *_, x, t = table[name]
     score = task.base.score(x, t, schedule) + 0.3 * task.base.covariance(x, t, schedule, task.reward)
     score = score + 0.7 * task.base.tilted(task.reward, 0.3).covariance(x, t, schedule, task.reward)
@@ -189,8 +189,8 @@ def walk(task, rule, seed, S=1000):
 # %%
 correlation = 0.35 * torch.tensor([[0.0, 1.0], [1.0, 0.0]])
 covariances = torch.stack([0.5 * torch.eye(2) + correlation, 0.5 * torch.eye(2) - correlation])
-twin = Task(GaussianMixture(torch.ones(2), paper_mixture().means, covariances), parse_reward("paper"))
-tasks = TASKS | {"twin": twin}
+twin = Toy(GaussianMixture(torch.ones(2), paper_mixture().means, covariances), parse_reward("paper"))
+tasks = PROBLEMS | {"twin": twin}
 
 # %% tags=["hide-input"]
 table["twin"] = tabulate(twin)
@@ -321,7 +321,7 @@ figures.show(
 
 # %% tags=["hide-input"]
 rows = []
-for name in TASKS:
+for name in PROBLEMS:
     L = np.trapezoid(np.sqrt(variance[name][:, 1]), strengths)
     counts = [len(steps) for steps in walks[name]]
     rows.append(
@@ -354,7 +354,7 @@ def best(task, N):
 
 
 shares = (0.5, 0.8, 0.9, 0.95, 0.98) if full else (0.5, 0.9)
-settings = [(name, rule, q, seed) for name in TASKS for rule in rules for q in shares for seed in seeds]
+settings = [(name, rule, q, seed) for name in PROBLEMS for rule in rules for q in shares for seed in seeds]
 found = pd.DataFrame(settings, columns=["task", "rule", "share", "seed"])
 every = [walk(tasks[name], rules[rule](q), seed) for name, rule, q, seed in settings]
 found["tilts"] = [len(steps) for steps in every]
@@ -363,7 +363,7 @@ found["error"] = [remainder(name, steps) for name, steps in zip(found["task"], e
 Ns = np.arange(1, 61)
 fixed = {name: np.array([remainder(name, equal(N)) for N in Ns]) for name in tasks}
 few = [2, 3, 5, 8, 12, 18, 25]
-optimal = {name: np.array([remainder(name, best(name, N)) for N in few]) for name in TASKS if name != "paper"}
+optimal = {name: np.array([remainder(name, best(name, N)) for N in few]) for name in PROBLEMS if name != "paper"}
 with figures.house_style() as plt:
     fig, axes = plt.subplots(2, 3, figsize=(7.2, 4.6), sharex=True)
     for ax, name in zip(axes.flat, ("unequal", "one-mode", "quadratic", "eight", "nine", "paper"), strict=True):
@@ -504,7 +504,7 @@ def noise_of_one_draw(task, s, seed, M=3000 if full else 300):
 
 
 coarse = strengths[::5]
-V = {name: np.array([[noise_of_one_draw(TASKS[name], s, seed) for s in coarse] for seed in seeds]) for name in TASKS}
+V = {name: np.array([[noise_of_one_draw(PROBLEMS[name], s, seed) for s in coarse] for seed in seeds]) for name in PROBLEMS}
 
 
 def total_noise(V, steps):
@@ -513,7 +513,7 @@ def total_noise(V, steps):
 
 
 rows = []
-for name in TASKS:
+for name in PROBLEMS:
     row = {"task": name}
     for i, label in enumerate(("$r$ as it is", "$r$ centred")):
         ratio = np.array(
@@ -541,7 +541,7 @@ W = 600 if full else 30  # minibatches of 64 in all; and ten samples for each
 
 def learn(name, steps, seed):
     """Algorithm 2 with exact samples and these steps: how far sigma times the score moves, at the points of the table, (2n,)."""
-    task, (*_, x, t), N = TASKS[name], table[name], len(steps)
+    task, (*_, x, t), N = PROBLEMS[name], table[name], len(steps)
     base = ExactNoisePredictor(task.base, schedule)
     model, strength = Residual(base, Network(2, width=64, depth=3, seed=seed)), 0.0
     for k, delta in enumerate(steps):
@@ -699,7 +699,7 @@ display(
 # - Make the reward of *one-mode* three times as large. What does the rule do?
 
 # %% tags=["hide-cell"]
-strong = Task(paper_mixture(), QuadraticReward(3 * TASKS["one-mode"].reward.b))
+strong = Toy(paper_mixture(), QuadraticReward(3 * PROBLEMS["one-mode"].reward.b))
 more = [len(walk(strong, rules["gap"](share), seed)) for seed in seeds]
 display(Markdown(f"It takes {span(more)} tilts instead of {span(counts['one-mode'])}. Nobody had to tell it."))
 assert min(more) > 2 * max(counts["one-mode"])

@@ -41,9 +41,10 @@ from IPython.display import Markdown, display
 from itlib import figures
 from itlib.beyond.chains import chain_steps, draw_chains
 from itlib.beyond.recommended import RecommendedConfig
-from itlib.experiments.ablation import ADDED, HARDER, REMOVED
-from itlib.experiments.problems import task
-from itlib.experiments.records import read_record, read_records
+from itlib.experiments import paper
+from itlib.experiments.ablation import ADDED, HARDER, REMOVED, Parameters, cell_of
+from itlib.experiments.problems import problem as problem_named
+from itlib.experiments.records import load_records
 from itlib.gaussian_mixture import ExactNoisePredictor
 from itlib.schedules import Cosine
 from itlib.tilting import TiltingConfig
@@ -55,10 +56,10 @@ schedule = Cosine()
 
 def of_components(record):
     """Largest error of a weight, and largest relative error of a variance, among components of weight above 0.05."""
-    target = task(record["parameters"]["task"]).target
+    target = problem_named(record.parameters.problem).target
     large = target.weights > 0.05
-    weights = torch.tensor(record["metrics"]["mode_weights"])
-    found = torch.tensor(record["metrics"]["component_variances"], dtype=torch.float64)
+    weights = torch.tensor(record["mode_weights"])
+    found = torch.tensor(record["component_variances"], dtype=torch.float64)
     exact = torch.stack([c.diagonal() for c in target.covariances])
     return {
         "weight_error": float((weights - target.weights).abs()[large].max()),
@@ -67,21 +68,21 @@ def of_components(record):
 
 
 rows = []
-for path in sorted(Path(reference).glob("*_seed*.json")):
-    stem, _, seed = path.stem.rpartition("_seed")
-    name, record = stem.split("_", 1), read_record(path)
-    metrics = {k: v for k, v in record["metrics"].items() if not isinstance(v, list)}
+for record in load_records(Path(reference), Parameters):
+    metrics = {k: v for k, v in record.metrics.items() if not isinstance(v, list)}
+    known = record.parameters
     rows.append(
-        {"task": name[0], "cell": name[1], "seed": int(seed), "trace": record["trace"]}
+        {"task": known.problem, "cell": cell_of(known), "seed": known.seed, "trace": record.trace}
         | metrics
         | of_components(record)
         | {
             "ratio": metrics["eps_rmse"] / metrics["floor"] if metrics["floor"] > 1e-6 else np.nan,
             "nll_gap": abs(metrics["flow_nll"] - metrics["entropy"]),
-            "seconds": record["seconds"]["sampling"] + record["seconds"]["training"],
+            "seconds": record.seconds["sampling"] + record.seconds["training"],
         }
     )
 runs = pd.DataFrame(rows).set_index(["task", "cell", "seed"]).sort_index()
+of_paper = load_records(Path(paper_runs), paper.Parameters)
 
 
 def found(which, cell, key="eps_rmse"):
@@ -132,9 +133,11 @@ def chains(problem, K, n, seed=0):
 
 n, counts = (4000, (12, 25, 50, 100, 200)) if full else (500, (12, 25, 50))
 names = ("paper", *HARDER)
-spread = {name: [float(chains(task(name), K, n)[1].double().var()) for K in counts] for name in names}
+spread = {name: [float(chains(problem_named(name), K, n)[1].double().var()) for K in counts] for name in names}
 alone = {
-    name: float(task(name).reward(task(name).target.sample(20_000, torch.Generator().manual_seed(0))).var())
+    name: float(
+        problem_named(name).reward(problem_named(name).target.sample(20_000, torch.Generator().manual_seed(0))).var()
+    )
     for name in names
 }
 
@@ -253,9 +256,7 @@ display(
 )
 
 # %% tags=["hide-input"]
-paper_grid = {
-    N: [r["metrics"]["eps_rmse"] for r in read_records(Path(paper_runs), f"N{N:03d}_seed*.json")] for N in (20, 50, 100, 200)
-}
+paper_grid = {N: [r["eps_rmse"] for r in of_paper if r.parameters.N == N] for N in (20, 50, 100, 200)}
 with figures.house_style() as plt:
     fig, axes = plt.subplots(1, 2, figsize=(8.2, 3.6), sharey=True, width_ratios=(1.2, 1))
     ax = axes[0]
@@ -483,13 +484,13 @@ def cost(label, frame, seconds):
     }
 
 
-fifty = read_records(Path(paper_runs), "N050_seed*.json")
+fifty = [r for r in of_paper if r.parameters.N == 50]
 knobs = TiltingConfig()
 paper_cost = pd.DataFrame(
     {"rewards": [50 * knobs.S], "network": [50 * knobs.S * knobs.J], "sample_steps": [50 * knobs.E * knobs.B]}
 )
 table = [
-    cost("Algorithm 2, $N = 50$", paper_cost, [r["seconds"]["sampling"] + r["seconds"]["training"] for r in fifty]),
+    cost("Algorithm 2, $N = 50$", paper_cost, [r.seconds["sampling"] + r.seconds["training"] for r in fifty]),
     cost("the same base, recommended", runs.loc[("paper", "no-skip")], found("paper", "no-skip", "seconds")),
     cost("recommended", runs.loc[("paper", "main_chosen")], found("paper", "main_chosen", "seconds")),
 ]

@@ -42,7 +42,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from itlib import figures
 from itlib.baselines.adjoint_matching import AdjointMatchingConfig, adjoint_matching
 from itlib.baselines.draft import DraftConfig, draft
-from itlib.experiments.records import read_records
+from itlib.experiments.records import load_records
 from itlib.experiments.scaling import (
     DIMENSIONS,
     DISTANCES,
@@ -51,6 +51,7 @@ from itlib.experiments.scaling import (
     TILTS,
     VARIANCE,
     Line,
+    Parameters,
     axis_task,
     jump,
     two_modes,
@@ -66,13 +67,8 @@ from itlib.tilting import TiltBatch, TiltingConfig, iterative_tilting, single_sa
 torch.set_num_threads(1)
 full = profile == "full"
 schedule = Cosine()
-records = read_records(Path(reference))
-runs = pd.DataFrame(
-    [
-        r["parameters"] | r["metrics"] | {"record": i} | {f"s_{k}": v for k, v in r["seconds"].items()}
-        for i, r in enumerate(records)
-    ]
-)
+records = load_records(Path(reference), Parameters)
+runs = pd.DataFrame([r.row() | {"record": i} | {f"s_{k}": v for k, v in r.seconds.items()} for i, r in enumerate(records)])
 runs["orthogonal"] = np.sqrt((runs["eps_rmse"] ** 2 - runs["eps_along_b"] ** 2).clip(lower=0))
 runs["per_tilt"] = (runs["s_sampling"] + runs["s_training"]) / runs["N"]
 plain = (runs["S"] == 1000) & (runs["width"] == 256) & ~runs["centre"]
@@ -263,7 +259,7 @@ with figures.house_style() as plt:
         start = line.bins(torch.from_numpy(edges)).numpy() / cell
         for ax, N in zip(row, TILTS, strict=True):
             own = runs[(runs["reward"] == name) & (runs["N"] == N) & (runs["lr"] == 1e-3)]
-            counts = np.array([records[i]["curve"]["count"] for i in own["record"]])
+            counts = np.array([records[i].curve["count"] for i in own["record"]])
             density = counts / counts.sum(1, keepdims=True) / cell
             ax.fill_between(
                 mid, density.min(0), density.max(0), color=figures.COLORS["learned"], alpha=0.35, linewidth=0, step="mid"

@@ -43,19 +43,22 @@ from IPython.display import HTML, Markdown, display
 from PIL import Image
 
 from itlib import figures
-from itlib.experiments.digits.comparison import (
+from itlib.experiments.digits.base import Parameters as Base
+from itlib.experiments.digits.base import trained
+from itlib.experiments.digits.images import DIGIT, PROBLEMS, D, digits, image_card, judged
+from itlib.experiments.digits.methods import (
     ASKED,
     CANDIDATES,
     EVALUATIONS,
     METHODS,
     J,
-    Setting,
+    Parameters,
     implicit,
     paper,
     path_card,
 )
-from itlib.experiments.digits.images import DIGIT, TASKS, D, digits, image_card, judged, trained_denoiser
-from itlib.experiments.records import read_records
+from itlib.experiments.digits.truth import Parameters as Truth
+from itlib.experiments.records import load_records
 from itlib.sampling import reverse_process, sample
 from itlib.schedules import Cosine
 from itlib.tilting import iterative_tilting
@@ -63,27 +66,38 @@ from itlib.tilting import iterative_tilting
 torch.set_num_threads(1)
 full, schedule = profile == "full", Cosine()
 folder = Path(reference)
-base = trained_denoiser(folder / "base.safetensors", schedule)
-records = read_records(folder)
-of = {name: [r for r in records if r["parameters"]["task"] == name] for name in ("base", *TASKS)}
-TITLES = {name: method.title for name, method in METHODS.items()} | {"best": f"best of {CANDIDATES}"}
-HERE = [name for name in TASKS if of[name]]  # rewards that have been run
+base = trained(folder, schedule)
+of = {name: [r for r in load_records(folder, Truth) if r.parameters.problem == name] for name in PROBLEMS}
+runs = {(r.parameters.problem, r.parameters.method, r.parameters.seed): r for r in load_records(folder, Parameters)}
+TITLES = {name: method.title for name, method in METHODS.items()}
+TRAINED = {name: method for name, method in METHODS.items() if method.train}
+HERE = [name for name in PROBLEMS if of[name]]  # rewards that have been run
 
 
 def sweep(record):
     """The rows of the sweep: one per strength, by importance weights of the base's samples."""
-    rows = pd.DataFrame(record["curve"])
-    return rows[rows["lam"].notna()].set_index("lam")
+    return pd.DataFrame(record.curve).set_index("lam")
 
 
 def truth(record, key):
     """What the weights say at the strength that was chosen."""
-    return float(sweep(record).loc[record["parameters"]["lam"], key])
+    return float(sweep(record).loc[PROBLEMS[record.parameters.problem].lam, key])
+
+
+def of_method(task, name):
+    """Its records, in the order of the seeds."""
+    return [runs[task, name, r.parameters.seed] for r in of[task]]
 
 
 def metric(task, name, key):
-    """One metric of a method, an array over seeds; missing where a run failed."""
-    return np.array([r["metrics"].get(f"{name} {key}") for r in of[task]], float)
+    """One metric of a method, or of "base" or "truth", an array over seeds; missing where a run failed."""
+    cards = [r[name] for r in of[task]] if name in ("base", "truth") else [r.metrics for r in of_method(task, name)]
+    return np.array([card.get(key) for card in cards], float)
+
+
+def seconds(task, name):
+    """Processor seconds of a method, over seeds."""
+    return np.array([sum(r.seconds.values()) for r in of_method(task, name)])
 
 
 def distance(task, name):
@@ -148,8 +162,8 @@ display(
     Markdown(
         f"Two classifiers that learned from different halves of the data, a forest and a support vector machine, give the same label to {m['agree']:.0%} of the model's samples. "
         + "".join(
-            f"A plain perceptron like the paper's, with as many weights ({r['perceptron parameters']:,}; ours has {r['parameters']:,}) and the same training, manages {r['perceptron agree']:.0%}. "
-            for r in (b["metrics"] for b in of["base"])
+            f"A plain perceptron like the paper's, with as many weights ({r['perceptron']['parameters']:,}; ours has {r['base']['parameters']:,}) and the same training, manages {r['perceptron']['agree']:.0%}. "
+            for r in load_records(folder, Base)
         )
         + f"A sample is {m['nearest']:.2f} from the nearest digit of the data on average, a digit is {float(near.mean()):.2f} from the nearest other one; {m['copies']:.1%} of the samples are "
         "closer to a digit than ninety-nine in a hundred digits are to each other. "
@@ -174,7 +188,7 @@ display(
 # %% tags=["hide-input"]
 rows = []
 for name in HERE:
-    task = TASKS[name]
+    task = PROBLEMS[name]
     for lam in task.sweep:
         each = [sweep(r).loc[lam] for r in of[name]]
         rows.append(
@@ -198,7 +212,7 @@ display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=Tr
 # The paper's configuration, with fewer tilts, samples and steps (below). This run happens as the page is made.
 
 # %%
-setting = Setting(base, "class", schedule, METHODS["paper"].lr, EVALUATIONS["full" if full else "smoke"], seed=0)
+setting = Parameters(method="paper", profile=profile).setting(base, schedule)
 noises = torch.randn(24, D, generator=torch.Generator().manual_seed(3))
 frames, reward_now, share_now, kl_now = [], [], [], []
 
@@ -378,18 +392,18 @@ display(
 # %% tags=["remove-input"]
 def untouched(task):
     """The distance of the base itself, over seeds."""
-    return np.array([truth(r, "log_z") - r["parameters"]["lam"] * r["metrics"]["base mean_reward"] for r in of[task]])
+    return np.array([truth(r, "log_z") for r in of[task]]) - PROBLEMS[task].lam * metric(task, "base", "mean_reward")
 
 
 def effort(task):
     """Rows of the comparison on one task."""
-    lam = TASKS[task].lam
+    lam = PROBLEMS[task].lam
     rows = [
         {
             "method": "the base",
             "distance, nats": pm(untouched(task)),
             "KL to the base": "0",
-            "mean reward": pm([r["metrics"]["base mean_reward"] for r in of[task]]),
+            "mean reward": pm(metric(task, "base", "mean_reward")),
             "seconds": "",
         },
         {
@@ -402,11 +416,11 @@ def effort(task):
     ]
     for name in ASKED[task]:
         row = {
-            "method": TITLES[name] + (" ∇" if name in METHODS and METHODS[name].gradient else ""),
+            "method": TITLES[name] + (" ∇" if METHODS[name].gradient else ""),
             "distance, nats": pm(distance(task, name)),
             "KL to the base": pm(metric(task, name, "path_kl")),
             "mean reward": pm(metric(task, name, "mean_reward")),
-            "seconds": pm(metric(task, name, "seconds"), ".0f"),
+            "seconds": pm(seconds(task, name), ".0f"),
         }
         if name == "best":
             bound = math.log(CANDIDATES) - (CANDIDATES - 1) / CANDIDATES
@@ -418,7 +432,7 @@ def effort(task):
 
 
 n_seeds = {task: len(of[task]) for task in HERE}
-its, ours = (config(Setting(base, "class", schedule, 1e-4)) for config in (paper, implicit))
+its, ours = (config(Parameters().setting(base, schedule)) for config in (paper, implicit))
 display(
     Markdown(
         f"Every method may evaluate the reward {EVALUATIONS['full']:,} times. The two that need a gradient (∇) get that of a network which is fitted to as many values of the reward at samples of the "
@@ -436,7 +450,7 @@ display(Markdown(effort("class").to_markdown(index=False, disable_numparse=True)
 
 # %% tags=["remove-input"]
 ranked = sorted(
-    (n for n in METHODS if np.isfinite(distance("class", n)).any()), key=lambda n: np.nanmean(distance("class", n))
+    (n for n in TRAINED if np.isfinite(distance("class", n)).any()), key=lambda n: np.nanmean(distance("class", n))
 )
 free = [n for n in ranked if not METHODS[n].gradient]
 start = untouched("class").mean()
@@ -461,9 +475,9 @@ display(
 # own samples, or away from it where the mean is negative, as here: {doc}`s3_2_algorithm`.
 
 # %% tags=["remove-input"]
-TILTS = [n for n in METHODS if n.startswith(("paper", "centred", "implicit", "recommended"))]
+TILTS = [n for n in TRAINED if n.startswith(("paper", "centred", "implicit", "recommended"))]
 exact_reward = [truth(r, "mean_reward") for r in of["class"]]
-mean = {n: np.nanmean(distance("class", n)) for n in METHODS}
+mean = {n: np.nanmean(distance("class", n)) for n in TRAINED}
 
 
 def both(name):
@@ -490,7 +504,7 @@ display(
         + (
             "The last is the closest of all tilts: the loss sees every nat, and adapters inside the network can say what a small correction beside it cannot."
             if mean["recommended-lora"] == min(mean[n] for n in TILTS)
-            else f"With {implicit(Setting(base, 'class', schedule, 1e-4)).S} chains a tilt in 64 dimensions that is not the closest: so few chains are fitted too well."
+            else f"With {implicit(Parameters().setting(base, schedule)).S} chains a tilt in 64 dimensions that is not the closest: so few chains are fitted too well."
         )
     )
 )
@@ -507,15 +521,12 @@ def frontier(ax, task):
     for i, name in enumerate(SHOWN):
         if name not in ASKED[task]:
             continue
-        curves = []
-        for r in of[task]:
-            table = pd.DataFrame(r["curve"])
-            curves.append(table[table["method"] == ASKED[task].index(name)][["path_kl", "mean_reward"]].dropna().to_numpy())
+        curves = [pd.DataFrame(r.curve, columns=["path_kl", "mean_reward"]).to_numpy() for r in of_method(task, name)]
         length = min(map(len, curves))
         if not length:
             continue
         mean = np.mean([c[:length] for c in curves], 0)
-        start = [0.0, np.mean([r["metrics"]["base mean_reward"] for r in of[task]])]
+        start = [0.0, np.mean(metric(task, "base", "mean_reward"))]
         mean = np.vstack([start, mean])
         color = figures.SERIES[i % len(figures.SERIES)]
         ax.plot(
@@ -559,8 +570,8 @@ figures.show(
 for task in HERE[1:]:
     display(
         Markdown(
-            f"**{task.capitalize()}**, {n_seeds[task]} seed{'s' if n_seeds[task] > 1 else ''}, $\\lambda = {TASKS[task].lam:g}$"
-            + (": here ∇ is the reward's own gradient." if TASKS[task].smooth else ".")
+            f"**{task.capitalize()}**, {n_seeds[task]} seed{'s' if n_seeds[task] > 1 else ''}, $\\lambda = {PROBLEMS[task].lam:g}$"
+            + (": here ∇ is the reward's own gradient." if PROBLEMS[task].smooth else ".")
         )
     )
     display(Markdown(effort(task).to_markdown(index=False, disable_numparse=True)))
@@ -571,7 +582,7 @@ for task in HERE[1:]:
 # %% tags=["remove-input"]
 lines = []
 for task in (t for t in ("symmetry", "class") if t in HERE):
-    have = [n for n in ASKED[task] if n in METHODS]
+    have = [n for n in ASKED[task] if n in TRAINED]
     with_g = min(
         (n for n in have if METHODS[n].gradient), key=lambda n: np.nan_to_num(np.nanmean(distance(task, n)), nan=np.inf)
     )
@@ -580,7 +591,7 @@ for task in (t for t in ("symmetry", "class") if t in HERE):
     )
     a, b = np.nanmean(distance(task, with_g)), np.nanmean(distance(task, without))
     lines.append(
-        f"- *{task}* ({'its own gradient' if TASKS[task].smooth else 'the gradient of a fitted network'}): {TITLES[with_g]} ends {pm(distance(task, with_g))} nats from the exact tilt, the best that trains without a "
+        f"- *{task}* ({'its own gradient' if PROBLEMS[task].smooth else 'the gradient of a fitted network'}): {TITLES[with_g]} ends {pm(distance(task, with_g))} nats from the exact tilt, the best that trains without a "
         f"gradient, {TITLES[without]}, {pm(distance(task, without))}."
         + (
             " The gradient is worth having."
@@ -606,7 +617,7 @@ for name in [n for n in TILTS if n != "centred"]:
             "weights that learn": f"{np.nanmean(metric('class', name, 'trained')):,.0f}",
             "gradients and Adam, kB": f"{np.nanmean(metric('class', name, 'optimizer_bytes')) / 1e3:,.0f}",
             "kept for the way back, kB": f"{np.nanmean(metric('class', name, 'activation_bytes')) / 1e3:,.0f}",
-            "seconds": pm(metric("class", name, "seconds"), ".1f"),
+            "seconds": pm(seconds("class", name), ".1f"),
             "distance, nats": pm(distance("class", name)),
         }
     )
@@ -616,7 +627,7 @@ display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=Tr
 ratio = np.nanmean(metric("class", "paper", "optimizer_bytes")) / np.nanmean(
     metric("class", "paper-lora", "optimizer_bytes")
 )
-slower = np.nanmean(metric("class", "paper-lora", "seconds")) / np.nanmean(metric("class", "paper", "seconds"))
+slower = np.mean(seconds("class", "paper-lora")) / np.mean(seconds("class", "paper"))
 saved = np.nanmean(metric("class", "implicit", "activation_bytes")) / np.nanmean(
     metric("class", "paper", "activation_bytes")
 )
@@ -625,7 +636,7 @@ display(
         f"Adapters divide the optimiser's memory by {ratio:.0f}. They do not make a step faster: a run of the paper's configuration takes {slower:.1f} times the seconds. What autograd keeps for the way back is not "
         f"less either, because the way back leads through the base. The small correction stands beside the base, not inside, and keeps {saved:.0%} of it. "
         "On a model whose optimiser state does not fit, the first column of bytes decides. What is *recommended* holds the base a second time, to know what its student adds, and asks it at every step of a chain: "
-        f"with LoRA that is {np.nanmean(metric('class', 'recommended-lora', 'seconds')) / np.nanmean(metric('class', 'implicit-lora', 'seconds')):.0f} times the seconds of the implicit step."
+        f"with LoRA that is {np.mean(seconds('class', 'recommended-lora')) / np.mean(seconds('class', 'implicit-lora')):.0f} times the seconds of the implicit step."
     )
 )
 
@@ -666,10 +677,10 @@ display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=Tr
 low = min((n for n in ASKED["class"]), key=lambda n: np.nanmean(metric("class", n, "agree")))
 display(
     Markdown(
-        f"Is the forest fooled? Forest and judge agree on {np.mean([r['metrics']['base agree'] for r in of['class']]):.0%} of the base's samples. Of all methods they agree least for *{TITLES[low]}*, on {np.nanmean(metric('class', low, 'agree')):.0%}. "
+        f"Is the forest fooled? Forest and judge agree on {np.mean(metric('class', 'base', 'agree')):.0%} of the base's samples. Of all methods they agree least for *{TITLES[low]}*, on {np.nanmean(metric('class', low, 'agree')):.0%}. "
         + (
             "Nowhere do votes for three rise without the judge."
-            if np.nanmean(metric("class", low, "agree")) > np.mean([r["metrics"]["base agree"] for r in of["class"]]) - 0.03
+            if np.nanmean(metric("class", low, "agree")) > np.mean(metric("class", "base", "agree")) - 0.03
             else "There votes rise for what the judge takes for something else, or the samples are less clear: the picture below helps to tell."
         )
     )
@@ -681,7 +692,7 @@ display(
 
 # %% tags=["remove-input"]
 rows = []
-for name in METHODS:
+for name in TRAINED:
     slope = metric("class", name, "identity_slope")
     if np.isfinite(slope).any():
         rows.append(
@@ -701,12 +712,12 @@ display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=Tr
 # ### Samples of everyone
 
 # %% tags=["hide-input"]
-first = next(r for r in of["class"] if r["parameters"]["seed"] == 0)
-drawn = np.array(first["samples"]).reshape(-1, 16, D)  # the weighted samples of the base, then each method's
+first = next(r for r in of["class"] if r.parameters.seed == 0)
+drawn = [np.array(r.samples) for r in (first, *(runs["class", n, 0] for n in ASKED["class"]))]
 names = ["exact tilt", *(TITLES[n] for n in ASKED["class"])]
 strip(
-    list(drawn),
-    names[: len(drawn)],
+    drawn,
+    names,
     "gallery",
     "Rows of sixteen digits, one row for the exact tilt by weights and one for each method. Most rows are mostly threes.",
     width=7.6,
@@ -723,7 +734,7 @@ strip(
 
 # %% tags=["remove-input"]
 few = [f"{task}: {n}" for task, n in n_seeds.items() if n < 3]
-failed = sum(r.get("failure") is not None for task in HERE for r in of[task])
+failed = sum(r.failure is not None for r in runs.values())
 display(
     Markdown(
         f"- The base is one network, trained once: its own luck is in every figure. Seeds differ in fine-tuning and in judging only ({', '.join(f'{task}: {n}' for task, n in n_seeds.items())})."

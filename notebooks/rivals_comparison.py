@@ -41,19 +41,19 @@ from matplotlib.colors import LogNorm
 
 from itlib import figures
 from itlib.baselines.guidance import guided, plug_in_value
-from itlib.experiments.comparison import BEST, FEWER, MAIN, METHODS, OTHER, RATES, REFERENCES, WORK
-from itlib.experiments.problems import TASKS
-from itlib.experiments.records import read_records
+from itlib.experiments.problems import PROBLEMS
+from itlib.experiments.records import load_records
+from itlib.experiments.rivals import BEST, FEWER, MAIN, METHODS, OTHER, RATES, REFERENCES, WORK, Parameters
 from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture
 from itlib.metrics import sliced_wasserstein
 from itlib.sampling import sample
 from itlib.schedules import Cosine
 
 RUN_AWAY = 20.0  # a distance beyond ten times that of the base: the samples are nowhere near
-records = [r for r in read_records(Path(rivals)) if r["task"] == "rival"]
-runs = pd.DataFrame([r["parameters"] | r["metrics"] | {"record": i} for i, r in enumerate(records)])
-runs["seconds"] = [sum(r["seconds"].values()) for r in records]
-runs["failed"] = ["failure" in r for r in records]
+records = load_records(Path(rivals), Parameters)
+runs = pd.DataFrame([r.row() | {"record": i} for i, r in enumerate(records)]).rename(columns={"problem": "task"})
+runs["seconds"] = [sum(r.seconds.values()) for r in records]
+runs["failed"] = [r.failure is not None for r in records]
 runs["N"] = runs["N"].fillna(20).astype(int)  # methods that do not tilt have no N
 whole = runs[runs["N"] == 20]
 n_seeds = runs.groupby(["task", "method", "N"])["seed"].nunique().min()
@@ -102,9 +102,12 @@ display(
 # %% tags=["hide-input"]
 tried = pd.DataFrame(
     [
-        {"method": TITLES[p["method"]], "rate": p["lr"], "distance": np.inf if "failure" in r else r["metrics"]["sliced_w2"]}
-        for r in read_records(Path(tuning), "paper_*.json")
-        if (p := r["parameters"])
+        {
+            "method": TITLES[r.parameters.method],
+            "rate": r.parameters.lr,
+            "distance": np.inf if r.failure else r["sliced_w2"],
+        }
+        for r in load_records(Path(tuning), Parameters)
     ]
 ).pivot(index="method", columns="rate", values="distance")
 tried = tried.reindex([m.title for m in METHODS.values() if m.train])
@@ -142,12 +145,8 @@ plane = torch.from_numpy(np.stack(np.meshgrid(xs, ys), -1).reshape(-1, 2))
 
 def gallery(task):
     """Samples of every method, seed 0, over contours of the exact target."""
-    density = xs, ys, TASKS[task].target.log_prob(plane).reshape(len(ys), len(xs)).numpy()
-    found = {
-        r["parameters"]["method"]: np.array(r["samples"])
-        for r in records
-        if "samples" in r and r["parameters"]["task"] == task
-    }
+    density = xs, ys, PROBLEMS[task].target.log_prob(plane).reshape(len(ys), len(xs)).numpy()
+    found = {r.parameters.method: np.array(r.samples) for r in records if r.samples and r.parameters.problem == task}
     shown = [name for name in METHODS if name in set(whole[whole["task"] == task]["method"])]
     rows = -(-len(shown) // 4)
     with figures.house_style() as plt:
@@ -216,7 +215,7 @@ def against(quantity, label, task):
                     continue
                 color, marker = LINES[name]
                 if method.train:
-                    curves = [records[i]["curve"] for i in own["record"]]
+                    curves = [records[i].curve for i in own["record"]]
                     length = min(len(c["sliced_w2"]) for c in curves)
                     cost = np.median([quantity(c)[:length] for c in curves], 0)
                     distance = np.median([c["sliced_w2"][:length] for c in curves], 0)
@@ -292,7 +291,7 @@ def spread(values):
 
 def table(task):
     own = whole[whole["task"] == task].copy()
-    own["reward gap"] = own["mean_reward"] - TASKS[task].target.expected_reward(TASKS[task].reward)
+    own["reward gap"] = own["mean_reward"] - PROBLEMS[task].target.expected_reward(PROBLEMS[task].reward)
     rows = []
     for name in METHODS:
         group = own[own["method"] == name]
@@ -309,9 +308,9 @@ def table(task):
 
 
 for task in MAIN:
-    exact = TASKS[task].target.sample(5000, torch.Generator().manual_seed(1))
-    floor = sliced_wasserstein(exact, TASKS[task].target)
-    untouched = sliced_wasserstein(TASKS[task].base.sample(5000, torch.Generator().manual_seed(1)), TASKS[task].target)
+    exact = PROBLEMS[task].target.sample(5000, torch.Generator().manual_seed(1))
+    floor = sliced_wasserstein(exact, PROBLEMS[task].target)
+    untouched = sliced_wasserstein(PROBLEMS[task].base.sample(5000, torch.Generator().manual_seed(1)), PROBLEMS[task].target)
     display(
         Markdown(
             f"**{TASK_TITLES[task].capitalize()} task.** 5,000 exact samples score a distance of {floor:.2f}, exact samples of the base "
@@ -373,7 +372,9 @@ with figures.house_style() as plt:
             color = figures.COLORS["base"] if METHODS[name].gradient else figures.COLORS["learned"]
             ax.plot(values, [row] * len(values), "o", color=color, markersize=4, alpha=0.6)
             ax.plot(values.mean(), row, "|", color=figures.INK, markersize=10)
-        exact = sliced_wasserstein(TASKS[task].target.sample(5000, torch.Generator().manual_seed(1)), TASKS[task].target)
+        exact = sliced_wasserstein(
+            PROBLEMS[task].target.sample(5000, torch.Generator().manual_seed(1)), PROBLEMS[task].target
+        )
         ax.axvline(exact, color=figures.COLORS["target"], linewidth=0.8, linestyle="--")
         ax.set(xscale="log", xlim=(0.02, 3), title=TASK_TITLES[task])
         ax.grid(axis="y", color=figures.COLORS["band"], alpha=0.25, linewidth=0.5)
@@ -458,15 +459,15 @@ display(
 
 # %% tags=["hide-input"]
 def verdicts(run, record):
-    task = TASKS[run["task"]]
-    if "failure" in record:
+    task = PROBLEMS[run["task"]]
+    if record.failure:
         return ["diverged"]
     found, target = [], task.target
-    share = torch.tensor(record["metrics"]["mode_weights"])
+    share = torch.tensor(record["mode_weights"])
     ratio = torch.tensor(
         [
             min((v if v is not None else np.nan) / float(exact) for v, exact in zip(own, c.diagonal(), strict=True))
-            for own, c in zip(record["metrics"]["component_variances"], target.covariances, strict=True)
+            for own, c in zip(record["component_variances"], target.covariances, strict=True)
         ]
     )
     if bool((ratio[share > 0.05] < 0.5).any()):
@@ -509,9 +510,9 @@ for name, method in METHODS.items():
     own = whole[(whole["method"] == name) & whole["task"].isin(MAIN)]
     paper = own[own["task"] == "paper"]
     counts = [
-        (r["curve"]["reward"][-1] + r["curve"]["reward_gradient"][-1]) if "curve" in r else r["metrics"]["reward"] + r["metrics"]["reward_gradient"]
+        (r.curve["reward"][-1] + r.curve["reward_gradient"][-1]) if r.curve else r["reward"] + r["reward_gradient"]
         for r in (records[i] for i in paper["record"])
-    ]  # fmt: skip
+    ]
     worst = own["sliced_w2"].fillna(np.inf).groupby(own["task"]).mean().max()
     rows.append(
         {
@@ -537,7 +538,7 @@ display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=Tr
 # paper's task, where the reward is linear and the covariances are equal, the plug-in value has the right gradient.
 
 # %% tags=["hide-cell"]
-schedule, one = Cosine(), TASKS["paper"]
+schedule, one = Cosine(), PROBLEMS["paper"]
 oracle = ExactNoisePredictor(one.base, schedule)
 steered = guided(oracle, plug_in_value(oracle, one.reward, schedule), schedule)
 x = sample(steered, schedule, 2000, steps=50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -46,8 +46,8 @@ from itlib.baselines.policy_gradient import PolicyGradientConfig, policy_gradien
 from itlib.baselines.reward_weighted import reweighted
 from itlib.beyond.estimators import centred
 from itlib.beyond.implicit import implicit
-from itlib.experiments.comparison import METHODS, Setting
-from itlib.experiments.problems import Task
+from itlib.experiments.problems import Toy
+from itlib.experiments.rivals import METHODS, WORK, Setting
 from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture, NotNormalisableError, paper_mixture
 from itlib.network import Network
 from itlib.rewards import ForwardOnly, QuadraticReward, parse_reward
@@ -95,7 +95,7 @@ class Forward(QuadraticReward):
 
 
 network = Network(2, width=8, depth=1, embedding=4)
-tiny = Setting(network, Task(base, Forward(reward.b)), schedule, profile="smoke")
+tiny = Setting(network, Toy(base, Forward(reward.b)), schedule, WORK["smoke"], full=False)
 
 
 needs_gradient = {}
@@ -112,7 +112,7 @@ for name, method in METHODS.items():
 
 # %% [markdown]
 # *Is the tilted density its optimum*, if nothing but the method is to blame? That is what the sections below find out. Each ends with both answers,
-# and asserts that the table behind the comparison, `METHODS` of `itlib.experiments.comparison`, gives the same.
+# and asserts that the table behind the comparison, `METHODS` of `itlib.experiments.rivals`, gives the same.
 
 # %% tags=["remove-cell"]
 torch.set_default_dtype(torch.float64)  # after the networks, which are single

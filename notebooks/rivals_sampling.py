@@ -40,8 +40,8 @@ from itlib import figures
 from itlib.baselines.accounting import EvaluationCounter
 from itlib.baselines.guidance import classifier_free, exact_value, exactly_guided, guided, plug_in_value
 from itlib.baselines.monte_carlo import SMCConfig, best_of_n, effective_sample_size, importance, sequential_monte_carlo
-from itlib.experiments.comparison import METHODS, Setting
-from itlib.experiments.problems import Task
+from itlib.experiments.problems import Toy
+from itlib.experiments.rivals import METHODS, WORK, Setting
 from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture, paper_mixture
 from itlib.network import Network
 from itlib.rewards import ForwardOnly, QuadraticReward, parse_reward
@@ -87,7 +87,7 @@ class Forward(QuadraticReward):
 
 
 network = Network(2, width=8, depth=1, embedding=4)
-tiny = Setting(network, Task(base, Forward(reward.b)), schedule, profile="smoke")
+tiny = Setting(network, Toy(base, Forward(reward.b)), schedule, WORK["smoke"], full=False)
 
 
 needs_gradient = {}

@@ -1,5 +1,7 @@
 # ---
 # jupyter:
+#   itlib:
+#     experiment: base
 #   jupytext:
 #     cell_metadata_filter: tags,mystnb,-all
 #     formats: py:percent,ipynb
@@ -24,9 +26,9 @@
 
 # %% tags=["parameters"]
 seed = 0  # fixes data, initial weights and training
-task = "paper"  # whose base distribution: a name of itlib.experiments.problems
+problem = "paper"  # whose base distribution: a name of itlib.experiments.problems
 profile = "full"  # "full" is Section 4.2 of the paper, "smoke" a first look in seconds
-config = "paper"  # named configuration of the method
+method = "paper"  # "paper" is the network of Section 4.2, "recommended" a small one that corrects a Gaussian
 record = ""  # path of the JSON record to leave; empty for none
 
 # %% tags=["remove-cell"]
@@ -39,13 +41,13 @@ from IPython.display import Markdown, display
 from tqdm import tqdm
 
 from itlib import figures
-from itlib.experiments.checkpoints import profile as profile_named
-from itlib.experiments.checkpoints import resumable_base
-from itlib.experiments.problems import task as task_named
-from itlib.experiments.records import write_record
+from itlib.experiments.base import Parameters, judge, recorded, train
+from itlib.experiments.paper import BASE_ROW
+from itlib.experiments.problems import problem as problem_named
+from itlib.experiments.records import save_record
 from itlib.gaussian_mixture import ExactNoisePredictor
-from itlib.metrics import score_card, score_errors
-from itlib.schedules import Cosine, add_noise
+from itlib.metrics import score_errors
+from itlib.schedules import Cosine
 
 torch.set_num_threads(1)  # the same numbers on every machine with the same processor, whatever runs beside this
 
@@ -66,10 +68,10 @@ torch.set_num_threads(1)  # the same numbers on every machine with the same proc
 # neither learning rate nor batch size, and says nothing of averaging the weights; ours are in the table.
 
 # %%
-schedule, mixture = Cosine(), task_named(task).base
-work = profile_named(profile)
-asked = work.trained(config)
-for base in tqdm(resumable_base(mixture, schedule, seed=seed, **asked), total=work.training.epochs):
+asked = Parameters(problem=problem, seed=seed, profile=profile, method=method)
+schedule, mixture, target = Cosine(), problem_named(problem).base, problem_named(problem).target
+work = asked.work
+for base in tqdm(train(asked, schedule), total=work.training.epochs):
     pass
 
 # %% tags=["hide-input"]
@@ -81,7 +83,7 @@ choices = {
     "patience": work.training.patience,
     "held out for validation": f"{work.training.validation_fraction:.0%}",
     "batch size (ours)": work.training.batch_size,
-    "Adam's learning rate (ours), decaying to 0 along a cosine": asked["config"].lr,
+    "Adam's learning rate (ours), decaying to 0 along a cosine": work.trained(method)["config"].lr,
     "moving average of the weights (ours), decay a step": work.training.averaging,
 }
 display(Markdown(pd.Series(choices, name="value").to_markdown()))
@@ -91,12 +93,8 @@ display(Markdown(pd.Series(choices, name="value").to_markdown()))
 # *exact* denoiser, computed in closed form, so what counts is the gap above it.
 
 # %% tags=["hide-input"]
-generator = torch.Generator().manual_seed(1)
-x_0 = mixture.sample(200_000, generator)
-t = torch.rand(len(x_0), generator=generator, dtype=torch.float64)
-x_1 = torch.randn(x_0.shape, generator=generator, dtype=torch.float64)
-floor = float((ExactNoisePredictor(mixture, schedule)(add_noise(schedule, x_0, x_1, t), t) - x_1).square().sum(-1).mean())
-
+card = judge(asked, base, schedule)
+floor = card["loss_exact"]
 with figures.house_style() as plt:
     fig, ax = plt.subplots(figsize=(7.2, 3.2))
     figures.losses(ax, np.array(base.losses), np.array(base.trace), int(np.argmin(base.trace)))
@@ -119,28 +117,15 @@ figures.show(fig, "loss", "Training and validation loss per epoch, falling towar
 # denoiser of the base.
 
 # %%
-target = task_named(task).target
 shift = (target.means - mixture.means)[0].norm() / mixture.covariances[0, 0, 0].sqrt()
 truth = ExactNoisePredictor(mixture, schedule)
-card = score_card(
-    base.denoiser,
-    schedule,
-    mixture,
-    target=target,
-    base=mixture,
-    samples=work.samples,
-    flow_samples=work.flow_samples,
-    seed=seed,
-)
-draws = {"base": work.samples, "target": 4 * work.samples}  # the card's own number, and more where the tail decides
-at_target = score_errors(base.denoiser, target, schedule, n=draws["target"], seed=seed, truth=truth)
-card |= {"eps_rmse_at_target": at_target.eps_rmse, "score_rmse_at_target": at_target.score_rmse}
+draws = {"base": work.samples, "target": 4 * work.samples}  # of the card, with more where the tail decides
 
 # %% tags=["hide-input"]
 table = pd.DataFrame(
     {
         "at noised base samples": [card["eps_rmse"], card["score_rmse"]],
-        "at noised target samples": [at_target.eps_rmse, at_target.score_rmse],
+        "at noised target samples": [card["eps_rmse_at_target"], card["score_rmse_at_target"]],
     },
     index=["error of $\\hat x_1$ (RMSE)", "error of the score (RMSE)"],
 )
@@ -198,21 +183,20 @@ figures.show(fig, "error-map", "Error of the base denoiser over the plane: small
 # either is computed. The entropy of the base is what a perfect model scores.
 
 # %% tags=["hide-input"]
-PAPER_BASE = {"nll": 3.278, "mse": 4.3e-3}  # Section 4.2
 entropy = mixture.entropy()
 rows = {
     "entropy of the base: a perfect model": entropy,
     "our samples, scored by the exact base density": card["nll_base"],
     "exact samples, scored by our probability flow": card["flow_nll"],
-    "the paper's base model": PAPER_BASE["nll"],
+    "the paper's base model": BASE_ROW.nll,
 }
 display(Markdown(pd.Series(rows, name="NLL (nats)").to_markdown(floatfmt=".3f")))
-means = {"ours, averaged over coordinates": card["mean_mse_base"], "the paper's": PAPER_BASE["mse"]}
+means = {"ours, averaged over coordinates": card["mean_mse_base"], "the paper's": BASE_ROW.mse}
 display(Markdown(pd.Series(means, name="squared error of the mean").to_markdown(floatfmt=".1e")))
 
 display(
     Markdown(
-        f"The paper's NLL lies {PAPER_BASE['nll'] - entropy:.2f} nats above the entropy; ours {card['flow_nll'] - entropy:+.3f} by "
+        f"The paper's NLL lies {BASE_ROW.nll - entropy:.2f} nats above the entropy; ours {card['flow_nll'] - entropy:+.3f} by "
         "probability flow. The quality of such a network does not explain that gap, and we could not find out what the paper's "
         "figure measures. A discrete variational bound with few steps is one lead."
     )
@@ -227,11 +211,4 @@ display(
 
 # %% tags=["remove-cell"]
 if record:
-    write_record(
-        Path(record),
-        "base",
-        {"task": task, "seed": seed, "profile": profile, "config": config},
-        card | {"loss_exact": floor, "epochs": base.done, "entropy": entropy},
-        base.trace,
-        base.seconds,
-    )
+    save_record(Path(record), recorded(asked, base, card))

@@ -40,8 +40,8 @@ from IPython.display import Markdown, display
 from itlib import figures
 from itlib.experiments.checkpoints import profile as profile_named
 from itlib.experiments.checkpoints import resumable_base
-from itlib.experiments.grids import CHOICES
-from itlib.experiments.records import read_records
+from itlib.experiments.paper import BASE_ROW, OPEN, TABLE_1, Parameters
+from itlib.experiments.records import load_records
 from itlib.gaussian_mixture import ExactNoisePredictor, paper_mixture
 from itlib.rewards import parse_reward
 from itlib.schedules import Cosine, add_noise
@@ -53,9 +53,7 @@ full = profile == "full"
 schedule, base, reward = Cosine(), paper_mixture(), parse_reward("paper")
 target = base.tilted(reward)
 
-#: Table 1 of the paper: negative log-likelihood and MSE of the mean; and the same for its base model.
-PAPER = {20: (6.48, 1.67), 50: (6.94, 2.20), 100: (7.23, 2.16), 200: (6.34, 1.59)}
-PAPER_BASE = (3.278, 4.3e-3)
+PAPER = {N: (row.nll, row.mse) for N, row in TABLE_1.items()}
 
 # %% [markdown]
 # ## The list
@@ -74,9 +72,9 @@ names = {
     "sgd1e-1": "SGD, 1e-1",
     "pass": "epoch is a pass",
 }
-assert set(names) == {""} | set(CHOICES)  # every variant of the grid has a name here
+assert set(names) == {""} | set(OPEN)  # every variant of the grid has a name here
 listed = [
-    ("learning rate", f"{default.lr:.0e}", ", ".join(f"{v['lr']:.0e}" for k, v in CHOICES.items() if k[:2] == "lr")),
+    ("learning rate", f"{default.lr:.0e}", ", ".join(f"{v['lr']:.0e}" for k, v in OPEN.items() if k[:2] == "lr")),
     ("optimiser", default.optimizer.title(), "SGD at two rates"),
     ("an epoch", f"one {default.epoch} of {default.B}", f"a pass: all of the {default.S} samples"),
     ("where time is cut off, $t_{\\min}$", f"{schedule.t_min:g}", "a sweep, below"),
@@ -93,11 +91,13 @@ def frame(records):
     """One row per run."""
     rows = []
     for r in records:
-        parameters, metrics = r["parameters"], r["metrics"]
-        changed = {k: parameters[k] for k in ("lr", "optimizer", "epoch") if parameters[k] != getattr(default, k)}
-        variant = next((k for k, v in CHOICES.items() if v == changed), "" if not changed else None)
+        parameters, metrics = r.parameters, r.metrics
+        changed = {
+            k: getattr(parameters, k) for k in ("lr", "optimizer", "epoch") if getattr(parameters, k) != getattr(default, k)
+        }
+        variant = next((k for k, v in OPEN.items() if v == changed), "" if not changed else None)
         rows.append(
-            {"variant": variant, "N": parameters["N"], "seed": parameters["seed"], "training": r["seconds"]["training"]}
+            {"variant": variant, "N": parameters.N, "seed": parameters.seed, "training": r.seconds["training"]}
             | {k: metrics[k] for k in ("eps_rmse", "nll_target", "nll_base", "mean_mse_target", "mean_mse_base")}
             | {f"variance_{c}": np.mean([v[i] for v in metrics["component_variances"]]) for i, c in enumerate("xy")}
             | {"weight_left": metrics["mode_weights"][0]}
@@ -105,7 +105,7 @@ def frame(records):
     return pd.DataFrame(rows)
 
 
-runs = frame([r for f in (paper_grid, choices) for r in read_records(Path(f)) if r["task"] == "tilting"])
+runs = frame([r for f in (paper_grid, choices) for r in load_records(Path(f), Parameters)])
 assert runs["variant"].notna().all()
 Ns = sorted(runs.loc[runs["variant"] != "", "N"].unique())
 every, runs = runs, runs[runs["N"].isin(Ns)]
@@ -300,7 +300,7 @@ for who, group in every[every["variant"] == ""].groupby("N"):
             "ours, $v_x + v_y$": f"{(group['variance_x'] + group['variance_y']).mean():.2f}",
         }
     )
-paper_base = PAPER_BASE[0] - 2 * PAPER_BASE[1]
+paper_base = BASE_ROW.nll - 2 * BASE_ROW.mse
 rows.append(
     {
         "": "base",

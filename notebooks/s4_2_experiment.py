@@ -1,5 +1,7 @@
 # ---
 # jupyter:
+#   itlib:
+#     experiment: paper
 #   jupytext:
 #     cell_metadata_filter: tags,mystnb,-all
 #     formats: py:percent,ipynb
@@ -37,30 +39,25 @@ epoch = None  # "minibatch": one minibatch an epoch, as Algorithm 2 prints it; "
 lr = None  # learning rate (1e-4); not in the paper
 optimizer = None  # "adam" or "sgd" (adam); not in the paper
 profile = "full"  # "full" is Section 4.2, "smoke" a first look in seconds
-config = "paper"  # "paper" is Algorithm 2 as below; "recommended" what the book ends with, on a base of its own
+method = "paper"  # "paper" is Algorithm 2 as below; "recommended" what the book ends with, on a base of its own
 device = "cpu"  # where the network lives; "cuda" if there is a GPU
 record = ""  # path of the JSON record to leave; empty for none
 
 # %% tags=["remove-cell"]
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import safetensors.torch
 import torch
 from IPython.display import Markdown, display
 from tqdm import tqdm
 
 from itlib import figures
-from itlib.experiments.checkpoints import profile as profile_named
-from itlib.experiments.checkpoints import resumable_base, resumable_tilting
-from itlib.experiments.files import write_atomically
-from itlib.experiments.records import write_record
+from itlib.experiments import base as base_of
+from itlib.experiments.paper import Parameters, drawn, judge, recorded, tilts
+from itlib.experiments.records import save_record
 from itlib.gaussian_mixture import paper_mixture
-from itlib.metrics import score_card
-from itlib.rewards import parse_reward
-from itlib.sampling import sample
 from itlib.schedules import Cosine
 
 torch.set_num_threads(1)  # the same numbers on every machine with the same processor, whatever runs beside this
@@ -76,9 +73,12 @@ torch.set_num_threads(1)  # the same numbers on every machine with the same proc
 # so the target is known exactly: here is what tilting does to each component.
 
 # %%
+asked = Parameters(
+    N=N, seed=seed, lam=lam, reward=reward, S=S, J=J, eta=eta, B=B, E=E, epoch=epoch, lr=lr, optimizer=optimizer,
+    profile=profile, method=method, device=device,
+)  # fmt: skip
 schedule, base_mixture = Cosine(), paper_mixture()
-r = parse_reward(reward)
-target = base_mixture.tilted(r, lam)
+r, target = asked.tilt, asked.target
 
 # %% tags=["hide-input"]
 rows = [
@@ -118,25 +118,17 @@ display(Markdown(pd.Series(facts, name="value").to_markdown(floatfmt=".3f")))
 #
 # The reward enters as a number per sample. Nothing is differentiated but the network.
 #
-# `resumable_tilting` runs `itlib.tilting.iterative_tilting`, saves a checkpoint after each tilt, and measures the score
+# `tilts` runs `itlib.tilting.iterative_tilting`, saves a checkpoint after each tilt, and measures the score
 # error against the exact $p^k$. If this notebook is stopped and started again, it goes on from the last finished tilt.
 
 # %%
-work = profile_named(profile)
-knobs = {"S": S, "J": J, "eta": eta, "B": B, "E": E, "epoch": epoch, "lr": lr, "optimizer": optimizer}
-given = {name: value for name, value in knobs.items() if value is not None}
-tilts = replace(work.configured(config, N), lam=lam, **given)
-
-for base in tqdm(resumable_base(base_mixture, schedule, seed=seed, **work.trained(config)), "epochs of the base"):
+for base in tqdm(base_of.train(asked.base, schedule), "epochs of the base"):
     pass
-network = base.denoiser.to(device)
-for run in tqdm(
-    resumable_tilting(network, base_mixture, r, schedule, tilts, seed=seed, trace_samples=work.samples), "tilts", N
-):
+for run in tqdm(tilts(asked, base.denoiser.to(device), schedule), "tilts", N):
     pass
 
 # %% tags=["hide-input"]
-display(Markdown(pd.Series(asdict(tilts) | {"profile": profile, "seed": seed}, name="value").to_markdown()))
+display(Markdown(pd.Series(asdict(asked.tilting) | {"profile": profile, "seed": seed}, name="value").to_markdown()))
 
 # %% [markdown]
 # ## What comes out
@@ -153,21 +145,12 @@ def density(mixture):
     return xs, ys, mixture.log_prob(plane).reshape(len(ys), len(xs)).numpy()
 
 
-final = sample(
-    run.denoiser,
-    schedule,
-    tilts.S,
-    steps=tilts.J,
-    eta=tilts.eta,
-    variance=tilts.variance,
-    generator=torch.Generator().manual_seed(seed),
-    device=device,
-)
+final = drawn(asked, run.denoiser, schedule)
 row = {
     "N": N,
     "half": run.halfway.cpu().numpy(),
     "final": final.cpu().numpy(),
-    "target": target.sample(tilts.S, torch.Generator().manual_seed(seed)).numpy(),
+    "target": target.sample(asked.S, torch.Generator().manual_seed(seed)).numpy(),
     "density_half": density(base_mixture.tilted(r, lam * (N // 2) / N)),
     "density": density(target),
 }
@@ -211,19 +194,7 @@ figures.show(
 # are easy to tell apart.
 
 # %%
-card = score_card(
-    run.denoiser.cpu(),
-    schedule,
-    target,
-    target=target,
-    base=base_mixture,
-    samples=work.samples,
-    flow_samples=work.flow_samples,
-    steps=tilts.J,
-    eta=tilts.eta,
-    variance=tilts.variance,
-    seed=seed,
-)
+card = judge(asked, run.denoiser, schedule)
 
 # %% tags=["hide-input"]
 exact = target.sample(200_000, torch.Generator().manual_seed(0))
@@ -276,15 +247,5 @@ display(Markdown(table.to_markdown()))
 # - Set `reward = "one-mode"`: now the tilt changes the weights of the modes, and the number of tilts matters.
 
 # %% tags=["remove-cell"]
-if record:
-    write_record(
-        Path(record),
-        "tilting",
-        asdict(tilts) | {"reward": reward, "seed": seed, "profile": profile, "config": config, "device": device},
-        card | {"entropy": target.entropy(), "t_min": schedule.t_min},
-        run.trace,
-        run.seconds,
-    )
-    # Figure 1 of the results page needs the samples; they stay beside the record and are never committed.
-    kept = {"half": run.halfway.cpu().contiguous(), "final": final.cpu().contiguous()}
-    write_atomically(Path(record).with_suffix(".safetensors"), safetensors.torch.save(kept))
+if record:  # with the samples of Figure 1 beside it, which the results page needs and nobody commits
+    save_record(Path(record), recorded(asked, run, final, card))

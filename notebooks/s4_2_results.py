@@ -39,54 +39,43 @@ import torch
 from IPython.display import Markdown, display
 
 from itlib import figures
-from itlib.experiments.records import read_records
+from itlib.experiments import base as base_model
+from itlib.experiments import paper
+from itlib.experiments.paper import BASE_ROW, TABLE_1
+from itlib.experiments.records import load_records
 from itlib.gaussian_mixture import paper_mixture
 from itlib.rewards import parse_reward
 
 base, reward = paper_mixture(), parse_reward("paper")
 target = base.tilted(reward)
 
-#: Table 1 of the paper: seconds of sampling and of training, negative log-likelihood, MSE of the mean.
-PAPER = pd.DataFrame(
-    {
-        20: (28.77, 34.71, 6.48, 1.67),
-        50: (71.83, 85.18, 6.94, 2.20),
-        100: (149.14, 182.54, 7.23, 2.16),
-        200: (289.61, 355.76, 6.34, 1.59),
-    },
-    index=["sampling", "training", "nll", "mse"],
-).T
-PAPER_BASE = {"nll": 3.278, "mse": 4.3e-3}
+PAPER = pd.DataFrame({N: row._asdict() for N, row in TABLE_1.items()}).T
 
 
 def frame(records):
     """One row per record: parameters, numeric metrics and seconds, and the trace."""
     flat = [
-        {"N": r["parameters"].get("N"), "seed": r["parameters"]["seed"], "trace": r["trace"]}
-        | r["metrics"]
-        | {f"seconds_{k}": v for k, v in r["seconds"].items()}
-        | {"weight_left": r["metrics"]["mode_weights"][0]}
-        | {
-            f"variance_{axis}": float(np.mean([v[i] for v in r["metrics"]["component_variances"]]))
-            for i, axis in enumerate("xy")
-        }
+        r.row()
+        | {"trace": r.trace, "weight_left": r["mode_weights"][0]}
+        | {f"seconds_{k}": v for k, v in r.seconds.items()}
+        | {f"variance_{axis}": float(np.mean([v[i] for v in r["component_variances"]])) for i, axis in enumerate("xy")}
         for r in records
     ]
     return pd.DataFrame(flat)
 
 
 # The experiment of the paper and nothing else: another reward, say, is another experiment, shown on its own page.
-EXPERIMENT = {"reward": "paper", "config": "paper", "lam": 1.0}
+def of_the_paper(folder, kind):
+    found = [r for r in load_records(Path(folder), kind) if r.parameters.method == "paper"]
+    return [r for r in found if kind is base_model.Parameters or (r.parameters.reward, r.parameters.lam) == ("paper", 1.0)]
 
 
-def of_the_paper(records):
-    return [r for r in records if all(r["parameters"].get(k, v) == v for k, v in EXPERIMENT.items())]
-
-
-mine = of_the_paper([r for r in read_records(Path(runs), "*_seed*.json") if r["parameters"]["profile"] == profile])
-ours = of_the_paper(read_records(Path(reference), "*_seed*.json"))
-own, own_base = (frame([r for r in mine if r["task"] == task]) for task in ("tilting", "base"))
-ref, ref_base = (frame([r for r in ours if r["task"] == task]) for task in ("tilting", "base"))
+ours = of_the_paper(reference, paper.Parameters)
+ref, ref_base = frame(ours), frame(of_the_paper(reference, base_model.Parameters))
+own, own_base = (
+    frame([r for r in of_the_paper(runs, kind) if r.parameters.profile == profile])
+    for kind in (paper.Parameters, base_model.Parameters)
+)
 if own.empty:
     raise FileNotFoundError(
         f"there is no run of profile {profile!r} in {runs} yet: python -m itlib.reproduce --profile {profile}"
@@ -104,8 +93,8 @@ if profile == "smoke":
         "They come from the *smoke* profile, which only shows that everything works: **their figures mean nothing.**"
     )
 if len(ref):
-    commits = sorted({r["provenance"]["commit"][:10] for r in ours})
-    where = sorted({r["provenance"]["platform"] for r in ours})
+    commits = sorted({r.provenance["commit"][:10] for r in ours})
+    where = sorted({r.provenance["platform"] for r in ours})
     notes.append(
         f"The reference grid has **{len(ref)} runs**: seeds {ref['seed'].min()} to {ref['seed'].max()} for each of N = "
         f"{', '.join(map(str, sorted(ref['N'].unique())))}, a base trained per seed; computed at commit {', '.join(commits)} on {'; '.join(where)}."
@@ -378,7 +367,7 @@ for who, table in (("yours", own_base), ("reference", ref_base)):
                 "the floor: at noised target samples": cell(table["eps_rmse_at_target"], 3),
             }
         )
-lines.append({"": "paper", "NLL of its samples": f"{PAPER_BASE['nll']:.3f}", "MSE (mean)": f"{PAPER_BASE['mse']:.4f}"})
+lines.append({"": "paper", "NLL of its samples": f"{BASE_ROW.nll:.3f}", "MSE (mean)": f"{BASE_ROW.mse:.4f}"})
 lines.append(
     {
         "": "perfect",
@@ -391,7 +380,7 @@ display(Markdown(pd.DataFrame(lines).fillna("").to_markdown(index=False, disable
 
 display(
     Markdown(
-        f"The paper's base NLL lies {PAPER_BASE['nll'] - base.entropy():.2f} nats above the entropy, which a network of this size nearly reaches. "
+        f"The paper's base NLL lies {BASE_ROW.nll - base.entropy():.2f} nats above the entropy, which a network of this size nearly reaches. "
         "We could not explain that figure."
     )
 )

@@ -37,7 +37,9 @@ from IPython.display import Markdown, display
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from itlib import figures
-from itlib.experiments.records import read_records
+from itlib.experiments import base as base_model
+from itlib.experiments import paper
+from itlib.experiments.records import load_records
 from itlib.gaussian_mixture import ExactNoisePredictor, paper_mixture
 from itlib.metrics import score_errors
 from itlib.rewards import parse_reward
@@ -47,23 +49,21 @@ from itlib.tilting import tilt_path
 torch.set_num_threads(1)
 schedule, base, reward = Cosine(), paper_mixture(), parse_reward("paper")
 target = base.tilted(reward)
-records = read_records(Path(reference))
-bases = {r["parameters"]["seed"]: r["metrics"] for r in records if r["task"] == "base"}
+bases = {r.parameters.seed: r for r in load_records(Path(reference), base_model.Parameters)}
 runs = pd.DataFrame(
     {
-        "N": r["parameters"]["N"],
-        "seed": r["parameters"]["seed"],
-        "error": r["metrics"]["eps_rmse"],
-        "floor": bases[r["parameters"]["seed"]]["eps_rmse_at_target"],
-        "growth": r["trace"][-1] / r["trace"][0],
-        "variance": float(np.mean(r["metrics"]["component_variances"])),
-        "mean": r["metrics"]["mean_mse_target"],
-        "drift": abs(r["metrics"]["mode_weights"][0] - 0.5),
-        "seconds": (r["seconds"]["sampling"] + r["seconds"]["training"]) / r["parameters"]["N"],
-        "evaluations": r["parameters"]["N"] * r["parameters"]["S"],
+        "N": r.parameters.N,
+        "seed": r.parameters.seed,
+        "error": r["eps_rmse"],
+        "floor": bases[r.parameters.seed]["eps_rmse_at_target"],
+        "growth": r.trace[-1] / r.trace[0],
+        "variance": float(np.mean(r["component_variances"])),
+        "mean": r["mean_mse_target"],
+        "drift": abs(r["mode_weights"][0] - 0.5),
+        "seconds": (r.seconds["sampling"] + r.seconds["training"]) / r.parameters.N,
+        "evaluations": r.parameters.N * r.parameters.S,
     }
-    for r in records
-    if r["task"] == "tilting"
+    for r in load_records(Path(reference), paper.Parameters)
 )
 Ns = sorted(runs["N"].unique())
 by_N = runs.groupby("N")

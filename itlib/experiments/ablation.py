@@ -23,7 +23,6 @@ from itlib.beyond.recommended import RecommendedConfig, recommended_tilting
 from itlib.experiments import experiment
 from itlib.experiments.checkpoints import profile, resumable_base
 from itlib.experiments.experiment import Experiment, Metric, Record, choose
-from itlib.experiments.grids import batched
 from itlib.experiments.problems import problem
 from itlib.gaussian_mixture import ExactNoisePredictor
 from itlib.metrics import flow_nll, sample_card, score_errors
@@ -193,15 +192,18 @@ def _variants() -> dict[str, dict[str, Any]]:
     return found
 
 
-def grid(seeds: Sequence[int]) -> dict[str, Parameters]:
+def cells(seeds: Sequence[int]) -> dict[str, Parameters]:
     """The grid."""
     variants = _variants()
     return {f"{name}_seed{seed}": Parameters(seed=seed, **knobs) for seed in seeds for name, knobs in variants.items()}
 
 
-EXPERIMENT = Experiment("ablation", Parameters, run, grid, work=lambda p: p.N or 20)
+_NAMES = {parameters: stem.removesuffix("_seed0") for stem, parameters in cells([0]).items()}
 
 
-def cells() -> dict[str, dict[str, Any]]:
-    """The grid for the batch: a cell's name before its seed, and its parameters."""
-    return batched(grid([0]), ("problem", "method"))
+def cell_of(parameters: Parameters) -> str:
+    """The name of a cell of the grid within its problem, such as "main_N020"."""
+    return _NAMES[replace(parameters, seed=0)].removeprefix(f"{parameters.problem}_")
+
+
+EXPERIMENT = Experiment("ablation", Parameters, run, cells, work=lambda p: p.N or 20)

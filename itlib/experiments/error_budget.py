@@ -27,7 +27,6 @@ from itlib.beyond.estimators import centred
 from itlib.experiments import base, experiment
 from itlib.experiments.checkpoints import profile
 from itlib.experiments.experiment import Experiment, Metric, Record
-from itlib.experiments.grids import batched
 from itlib.experiments.problems import problem
 from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture
 from itlib.metrics import (
@@ -260,7 +259,7 @@ def _shared(parameters: Parameters) -> dict[str, Any]:
     return {name: getattr(parameters, name) for name in ("problem", "N", "lr", "seed", "profile")}
 
 
-def grid(seeds: Sequence[int]) -> dict[str, Parameters]:
+def cells(seeds: Sequence[int]) -> dict[str, Parameters]:
     """The grid."""
     asked = [
         *(("paper", 20, name) for name in EXCHANGES),
@@ -275,9 +274,6 @@ def grid(seeds: Sequence[int]) -> dict[str, Parameters]:
     }
 
 
-EXPERIMENT = Experiment("error_budget", Parameters, run, grid, after=lambda p: base.before(p.problem, p), work=lambda p: p.N)
-
-
-def cells() -> dict[str, dict[str, Any]]:
-    """The grid for the batch: a cell's name before its seed, and its parameters."""
-    return batched(grid([0]), ("problem", "N", "S", "E"))
+EXPERIMENT = Experiment(
+    "error_budget", Parameters, run, cells, after=lambda p: base.before(p.problem, p), work=lambda p: p.N
+)

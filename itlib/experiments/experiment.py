@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -164,6 +164,10 @@ class Record(Generic[P]):
     def experiment(self) -> str:
         """What ran."""
         return self.parameters.experiment
+
+    def row(self) -> dict[str, Any]:
+        """Parameters and metrics, as a row of a table."""
+        return asdict(self.parameters) | dict(self.metrics)
 
     def __getitem__(self, metric: str) -> Any:
         """A metric by name."""

@@ -1,11 +1,4 @@
-"""What the batch can run: named grids, each a template notebook and the parameters of its cells.
-
-``paper`` is the grid of Section 4.2 and makes pages; ``choices`` varies what the paper leaves open; ``rivals`` and
-``tuning`` belong to the comparison (:mod:`itlib.experiments.comparison`), ``scaling`` to :mod:`itlib.experiments.scaling` and ``budget``
-to :mod:`itlib.experiments.error_budget`; ``ablation`` (:mod:`itlib.experiments.ablation`) is what is recommended, with one change at a time; ``digits``
-belongs to :mod:`itlib.experiments.digits.comparison`.
-:mod:`itlib.reproduce` runs them.
-"""
+"""What the old batch can run."""
 
 from __future__ import annotations
 
@@ -39,15 +32,6 @@ CHOICES: dict[str, dict[str, Any]] = {
 }
 
 
-def batched(cells: dict[str, Any], shown: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Typed parameters as the batch takes them."""
-    words, found = {"problem": "task", "method": "config"}, {}
-    for stem, parameters in cells.items():
-        values = {name: getattr(parameters, name) for name in shown} | parameters.changes()
-        found[stem.removesuffix("_seed0")] = {words.get(k, k): v for k, v in values.items()}
-    return found
-
-
 @dataclass(frozen=True)
 class Grid:
     """A named grid: cells of one template.
@@ -65,40 +49,8 @@ class Grid:
     needs_base: bool = True
 
 
-def _rivals(N: Sequence[int]) -> dict[str, dict[str, Any]]:
-    from itlib.experiments.comparison import cells  # here, so that the paper's batch starts without torch
-
-    return cells()
-
-
-def _tuning(N: Sequence[int]) -> dict[str, dict[str, Any]]:
-    from itlib.experiments.comparison import tuning_cells
-
-    return tuning_cells()
-
-
-def _scaling(N: Sequence[int]) -> dict[str, dict[str, Any]]:
-    from itlib.experiments.scaling import cells
-
-    return cells()
-
-
-def _budget(N: Sequence[int]) -> dict[str, dict[str, Any]]:
-    from itlib.experiments.error_budget import cells
-
-    return cells()
-
-
-def _ablation(N: Sequence[int]) -> dict[str, dict[str, Any]]:
-    from itlib.experiments.ablation import cells
-
-    return cells()
-
-
-def _digits(N: Sequence[int]) -> dict[str, dict[str, Any]]:
-    from itlib.experiments.digits.comparison import cells
-
-    return cells()
+def _none(N: Sequence[int]) -> dict[str, dict[str, Any]]:
+    return {}
 
 
 GRIDS = {
@@ -106,12 +58,12 @@ GRIDS = {
     "choices": Grid(
         TEMPLATE, lambda N: {f"{name}_N{n:03d}": {"N": n, **changes} for name, changes in CHOICES.items() for n in N}
     ),
-    "rivals": Grid(RIVAL, _rivals, over_N=False),
-    "tuning": Grid(RIVAL, _tuning, over_N=False),
-    "scaling": Grid(SCALING, _scaling, over_N=False, needs_base=False),
-    "budget": Grid(BUDGET, _budget, over_N=False),
-    "ablation": Grid(ABLATION, _ablation, over_N=False, needs_base=False),
-    "digits": Grid(DIGITS, _digits, over_N=False, needs_base=False),
+    "rivals": Grid(RIVAL, _none, over_N=False),
+    "tuning": Grid(RIVAL, _none, over_N=False),
+    "scaling": Grid(SCALING, _none, over_N=False, needs_base=False),
+    "budget": Grid(BUDGET, _none, over_N=False),
+    "ablation": Grid(ABLATION, _none, over_N=False, needs_base=False),
+    "digits": Grid(DIGITS, _none, over_N=False, needs_base=False),
 }
 
 #: Tasks (itlib.experiments.problems) whose base is not the paper's.

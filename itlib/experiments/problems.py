@@ -1,4 +1,4 @@
-r"""Tasks: a base mixture and a reward whose tilt is known exactly.
+r"""Problems: a base mixture and a reward whose tilt is known exactly.
 
 The paper's experiment (4.11) is one of them. On it the Taylor step of (3.10) has no error, so the number of tilts cannot
 matter (Section 3.1); ``unequal``, ``one-mode`` and ``quadratic`` keep its base and change the reward, so that it does.
@@ -76,7 +76,7 @@ def nine_gaussians() -> GaussianMixture:
     return _equal([(x, y) for x in (-4.0, 0.0, 4.0) for y in (-4.0, 0.0, 4.0)])
 
 
-TASKS: dict[str, Toy] = {name: Toy(paper_mixture(), parse_reward(name)) for name in NAMED_REWARDS} | {
+PROBLEMS: dict[str, Toy] = {name: Toy(paper_mixture(), parse_reward(name)) for name in NAMED_REWARDS} | {
     "eight": Toy(eight_gaussians(), parse_reward("A=-2,-.2 b=0,.2 c=-.1")),  # -x^2 - (y - 1)^2 / 10
     "nine": Toy(nine_gaussians(), parse_reward("A=-.02,-2")),  # -x^2 / 100 - y^2
 }
@@ -89,12 +89,8 @@ def heavy_tails() -> GaussianMixture:
     return GaussianMixture(weights, means, torch.cat([paper.covariances, 3 * paper.covariances]))
 
 
-# Further tasks, which the chapters that go through all of :data:`TASKS` leave out.
+#: Further problems, which the chapters that go through all of :data:`PROBLEMS` leave out.
 OTHERS = {"tails": Toy(heavy_tails(), parse_reward("b=0,2"))}
-
-
-#: Problems by name; those of :data:`OTHERS` are left out where all are gone through.
-PROBLEMS = TASKS | OTHERS
 
 
 def problem(name: str) -> Toy:
@@ -103,19 +99,16 @@ def problem(name: str) -> Toy:
     Raises:
         ValueError: for an unknown name, with the ones that exist.
     """
-    return PROBLEMS[choose("problem", name, PROBLEMS)]
+    known = PROBLEMS | OTHERS
+    return known[choose("problem", name, known)]
 
 
 def base_of(name: str) -> str:
     """The first problem with the same base mixture: a base that is trained for one serves the other."""
     base = problem(name).base
-    return next(other for other, known in PROBLEMS.items() if _same(known.base, base))
+    return next(other for other, known in (PROBLEMS | OTHERS).items() if _same(known.base, base))
 
 
 def _same(one: GaussianMixture, two: GaussianMixture) -> bool:
     pairs = zip((one.weights, one.means, one.covariances), (two.weights, two.means, two.covariances), strict=True)
     return all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs)
-
-
-Task = Toy
-task = problem

@@ -1,46 +1,21 @@
-"""Run records: what a run leaves behind, as JSON.
-
-A record holds parameters, metrics, a trace, seconds and provenance. It is validated against ``record.schema.json`` when
-written and when read.
-"""
+"""Records as JSON files: a :class:`~itlib.experiments.experiment.Record` is checked when written and when read."""
 
 from __future__ import annotations
 
 import json
 import math
 from dataclasses import asdict, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
-
-import fastjsonschema
 
 from itlib.experiments import EXPERIMENTS
 from itlib.experiments.experiment import P, Parameters, Q, Record
 from itlib.experiments.files import DamagedFileError, write_atomically
 from itlib.experiments.provenance import provenance
 
-#: The version of the record's schema.
-SCHEMA = 1
-
-#: The module behind a record, by what the record says that it is.
-MODULE_OF = {
-    "base": "itlib.experiments.checkpoints",
-    "tilting": "itlib.experiments.checkpoints",
-    "rival": "itlib.experiments.comparison",
-    "scaling": "itlib.experiments.scaling",
-    "budget": "itlib.experiments.error_budget",
-    "ablation": "itlib.experiments.ablation",
-    "digits": "itlib.experiments.digits.comparison",
-}
-
-
-# ---- records -------------------------------------------------------------------------------------------------------
-
-
-@cache
-def _validator() -> Any:
-    return fastjsonschema.compile(json.loads(Path(__file__).with_name("record.schema.json").read_text()))
+_ANEW = "delete it and run again to make it anew"
+_NEEDED = ("metrics", "seconds", "provenance")
+_FIELDS = ("metrics", "trace", "curve", "samples", "seconds", "failure", "provenance")
 
 
 def compact(value: Any) -> Any:
@@ -50,73 +25,6 @@ def compact(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: compact(v) for k, v in value.items()}
     return [compact(v) for v in value] if isinstance(value, list | tuple) else value
-
-
-def write_record(
-    path: Path,
-    task: str,
-    parameters: dict[str, Any],
-    metrics: dict[str, Any],
-    trace: list[float],
-    seconds: dict[str, float],
-    **more: Any,
-) -> dict[str, Any]:
-    """Validate and write a run's record, provenance added; returns it.
-
-    ``more`` is what the schema allows besides: a rival's ``curve``, ``samples`` and ``failure``.
-
-    Raises:
-        DamagedFileError: if it does not follow the schema.
-    """
-    record: dict[str, Any] = compact(
-        {
-            "schema": SCHEMA,
-            "task": task,
-            "parameters": parameters,
-            "metrics": metrics,
-            "trace": trace,
-            "seconds": seconds,
-        }
-        | more
-    ) | {"provenance": provenance(MODULE_OF.get(task, __name__))}
-    _validate(record, path)
-    write_atomically(Path(path), (json.dumps(record, indent=1) + "\n").encode())
-    return record
-
-
-def _validate(record: Any, path: Path, advice: str = "") -> None:
-    try:
-        _validator()(record)
-    except fastjsonschema.JsonSchemaValueException as error:
-        place = "/".join(error.path[1:]) or "the top level"
-        what = str(error).removeprefix(str(error.name)).strip()[:200]
-        raise DamagedFileError(f"{path} is not a valid run record: at {place}, {what}{advice}") from None
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """Read and validate one record.
-
-    Raises:
-        DamagedFileError: if it is truncated or does not follow the schema.
-    """
-    try:
-        record: dict[str, Any] = json.loads(Path(path).read_text(), parse_constant=int)  # int("NaN") is refused
-    except (ValueError, RecursionError):
-        raise DamagedFileError(f"{path} is truncated or not JSON: delete it and run again to make it anew") from None
-    _validate(record, path, ": delete it and run again to make it anew")
-    return record
-
-
-def read_records(folder: Path, pattern: str = "*.json") -> list[dict[str, Any]]:
-    """All records of a folder, in the order of their names."""
-    return [read_record(path) for path in sorted(Path(folder).glob(pattern))]
-
-
-# ---- typed records -------------------------------------------------------------------------------------------------
-
-_ANEW = "delete it and run again to make it anew"
-_NEEDED = ("metrics", "seconds", "provenance")
-_FIELDS = ("metrics", "trace", "curve", "samples", "seconds", "failure", "provenance")
 
 
 def record_to_json(record: Record[Parameters]) -> dict[str, Any]:
@@ -227,3 +135,20 @@ def load_records(folder: Path, kind: type[P]) -> list[Record[P]]:
     """
     found = (load_record(path) for path in sorted(Path(folder).glob("*.json")))
     return [record for record in found if isinstance(record.parameters, kind)]
+
+
+MODULE_OF = {"base": "itlib.experiments.base", "tilting": "itlib.experiments.paper"}
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """One record as names and values."""
+    record = load_record(path)
+    known = asdict(record.parameters)
+    kind = {"paper": "tilting"}.get(record.experiment, record.experiment)
+    parts = {name: getattr(record, name) for name in _FIELDS if getattr(record, name) or name in (*_NEEDED, "trace")}
+    return {"task": kind, "parameters": known | {"config": known.get("method", "paper")}} | parts
+
+
+def read_records(folder: Path, pattern: str = "*.json") -> list[dict[str, Any]]:
+    """All records of a folder, in the order of their names."""
+    return [read_record(path) for path in sorted(Path(folder).glob(pattern))]

@@ -27,7 +27,6 @@ from torch import Tensor
 from itlib.baselines.tilt_matching import EXPLICIT
 from itlib.experiments import experiment
 from itlib.experiments.experiment import Experiment, Metric, Record
-from itlib.experiments.grids import batched
 from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture
 from itlib.metrics import mode_weights
 from itlib.network import Network, NoisePredictor, Residual
@@ -352,15 +351,10 @@ def _variants() -> dict[str, dict[str, Any]]:
     return found
 
 
-def grid(seeds: Sequence[int]) -> dict[str, Parameters]:
+def cells(seeds: Sequence[int]) -> dict[str, Parameters]:
     """The grid."""
     variants = _variants()
     return {f"{name}_seed{seed}": Parameters(seed=seed, **knobs) for seed in seeds for name, knobs in variants.items()}
 
 
-EXPERIMENT = Experiment("scaling", Parameters, run, grid, work=lambda p: p.N)
-
-
-def cells() -> dict[str, dict[str, Any]]:
-    """The grid for the batch: a cell's name before its seed, and its parameters."""
-    return batched(grid([0]), ("reward", "d", "N", "kl", "distance", "centre", "lr", "S", "E", "width", "J"))
+EXPERIMENT = Experiment("scaling", Parameters, run, cells, work=lambda p: p.N)

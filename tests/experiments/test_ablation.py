@@ -8,27 +8,37 @@ from pathlib import Path
 import pytest
 
 from itlib.beyond.recommended import RecommendedConfig
-from itlib.experiments.ablation import ADDED, MORE, REMOVED, cells, settings
-from itlib.experiments.grids import ABLATION, GRIDS
-from itlib.experiments.problems import task
-from itlib.experiments.records import read_record
-from itlib.reproduce.batch import parameters_of
+from itlib.experiments.ablation import ADDED, MORE, REMOVED, Parameters, cell_of, cells, run, settings
+from itlib.experiments.records import load_record, load_records
 from itlib.tilting import TiltingConfig
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "book" / "reference" / "ablation"
 
 
-@pytest.mark.parametrize("name", cells())
-def test_every_cell_can_be_run(name: str) -> None:
-    """Its parameters are the template's, its task exists, and its change makes a valid configuration."""
-    parameters = cells()[name]
-    assert set(parameters) <= set(parameters_of(str(ROOT / "notebooks" / f"{ABLATION}.py")))
-    task(parameters["task"])
-    changes = {"": {}, **REMOVED, **MORE, **ADDED}[parameters.get("change", "")]
-    config = settings(parameters["config"], parameters.get("N"), changes)
-    assert (config.target_ess is None) == (parameters["config"] == "paper" or "N" in parameters or "N" in changes)
-    assert GRIDS["ablation"].variants([]) == cells()
+@pytest.mark.parametrize("asked", cells([0]).values(), ids=cell_of)
+def test_every_cell_makes_a_valid_configuration(asked: Parameters) -> None:
+    config = asked.tilting
+    assert (config.target_ess is None) == (asked.method == "paper" or asked.N is not None or "N" in asked.changed)
+    assert asked.base == asked.changed.get("base", asked.base)
+
+
+def test_unknown_names_are_refused_with_the_choices() -> None:
+    with pytest.raises(ValueError, match=r"no change of 'paper' 'no-rule': choose from paper, skip, analytic"):
+        Parameters(method="paper", change="no-rule")
+    with pytest.raises(ValueError, match=r"no problem 'sevn': choose from paper, .*tails"):
+        Parameters(problem="sevn")
+    with pytest.raises(ValueError, match="base is 'skip' or 'plain' or 'wide' or 'small' or 'exact', got 'large'"):
+        Parameters(base="large")  # type: ignore[arg-type]
+
+
+def test_a_run_with_the_exact_base_has_no_floor(tmp_path: Path) -> None:
+    asked = Parameters(problem="one-mode", base="exact", N=2, profile="smoke")
+    record = run(asked, tmp_path)
+    assert record.parameters == asked
+    assert max(record.curve["floor"]) < 1e-5 < record["eps_rmse"]
+    assert len(record.trace) == record["tilts"] == 2
+    assert record["rewards"] == 2 * 200
 
 
 def test_a_change_changes_what_it_names() -> None:
@@ -49,17 +59,13 @@ def test_no_configuration_spends_more_than_fifty_tilts_of_the_paper() -> None:
 
 
 def test_records_are_of_the_grid() -> None:
-    seeds: dict[str, set[int]] = {name: set() for name in cells()}
-    for path in sorted(REFERENCE.glob("*.json")):
-        name, _, seed = path.stem.rpartition("_seed")
-        record = read_record(path)
-        parameters = record["parameters"]
-        assert (record["task"], parameters["profile"], parameters["seed"]) == ("ablation", "full", int(seed))
-        asked = cells()[name]
-        assert {key: parameters[key] for key in asked if key != "base"} == {k: v for k, v in asked.items() if k != "base"}
-        metrics = record["metrics"]
-        assert len(record["trace"]) == metrics["tilts"]
-        assert record["curve"]["floor"][-1] == metrics["floor"]
-        seeds[name].add(int(seed))
-    assert all(seeds.values()), [name for name, found in seeds.items() if not found]
+    records = load_records(REFERENCE, Parameters)
+    seeds: dict[str, set[int]] = {}
+    for record in records:
+        name, asked = cell_of(record.parameters), record.parameters
+        assert load_record(REFERENCE / f"{asked.problem}_{name}_seed{asked.seed}.json") == record
+        assert len(record.trace) == record["tilts"]
+        assert record.curve["floor"][-1] == record["floor"]
+        seeds.setdefault(f"{asked.problem}_{name}", set()).add(asked.seed)
+    assert {f"{stem}_seed0" for stem in seeds} == set(cells([0]))
     assert all(len(found) >= 5 for name, found in seeds.items() if "_main_" in name)

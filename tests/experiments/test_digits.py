@@ -14,32 +14,33 @@ from torch import Tensor
 
 from itlib.baselines.accounting import BaselineStep, Counts
 from itlib.beyond.recommended import RecommendedConfig, recommended_tilting
-from itlib.experiments.digits import comparison
-from itlib.experiments.digits.comparison import (
-    ASKED,
+from itlib.experiments.digits import base, truth
+from itlib.experiments.digits import methods as comparison
+from itlib.experiments.digits.images import PROBLEMS, ImageProblem, new_denoiser, strongest, symmetry_reward
+from itlib.experiments.digits.methods import (
     EVALUATIONS,
     METHODS,
-    J,
     Setting,
     differentiable,
-    fine_tune,
     implicit,
     paper,
     path_card,
     recommended,
 )
-from itlib.experiments.digits.images import TASKS, Task, new_denoiser, strongest, symmetry_reward
-from itlib.experiments.grids import DIGITS, GRIDS
-from itlib.experiments.records import read_record, read_records
+from itlib.experiments.experiment import Record
+from itlib.experiments.methods import fine_tune
+from itlib.experiments.records import load_record, load_records, save_record
 from itlib.gaussian_mixture import ExactNoisePredictor, paper_mixture
 from itlib.network import Residual
-from itlib.reproduce.batch import parameters_of
 from itlib.rewards import ForwardOnly, parse_reward
 from itlib.schedules import Cosine
 from itlib.tilting import TiltingConfig, iterative_tilting
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "book" / "reference" / "digits"
+
+
+TRAINED = [name for name, method in METHODS.items() if method.train]
 
 
 @pytest.fixture
@@ -54,13 +55,12 @@ def setting(cosine: Cosine, monkeypatch: pytest.MonkeyPatch) -> Setting:
                 base, reward, schedule, replace(config, E=4), **more
             ),
         )
-    black = Task(ForwardOnly(symmetry_reward), 2.0, (2.0,))
-    monkeypatch.setattr(comparison, "TASKS", {"black": black, "smooth": replace(black, reward=symmetry_reward, smooth=True)})
+    black = ImageProblem(ForwardOnly(symmetry_reward), 2.0, (2.0,))
     monkeypatch.setattr(comparison, "surrogate", lambda reward, x, seed: symmetry_reward if len(reward(x)) else None)
-    return Setting(new_denoiser(cosine), "black", cosine, 1e-4, evaluations=320)
+    return Setting(new_denoiser(cosine), black, cosine, 320, "rewards", 1e-4)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_every_method_spends_its_evaluations_and_no_gradient(name: str, setting: Setting) -> None:
     before = {key: value.clone() for key, value in setting.base.state_dict().items()}
     *_, last = fine_tune(METHODS[name], setting)
@@ -70,7 +70,7 @@ def test_every_method_spends_its_evaluations_and_no_gradient(name: str, setting:
     assert all(torch.equal(value, before[key]) for key, value in setting.base.state_dict().items())
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_the_strength_of_the_task_reaches_every_method(name: str, setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[float] = []
     for function in ("iterative_tilting", "recommended_tilting", "policy_gradient", "draft", "adjoint_matching"):
@@ -88,8 +88,9 @@ def test_the_strength_of_the_task_reaches_every_method(name: str, setting: Setti
 
 
 def test_a_gradient_that_exists_costs_no_surrogate(setting: Setting) -> None:
+    smooth = replace(setting.problem, reward=symmetry_reward, smooth=True)
     assert differentiable(setting)[1] == 320
-    assert differentiable(replace(setting, task="smooth")) == (symmetry_reward, 0)
+    assert differentiable(replace(setting, problem=smooth)) == (symmetry_reward, 0)
 
 
 def test_the_configurations_say_where_they_depart(setting: Setting) -> None:
@@ -109,7 +110,7 @@ def test_the_configurations_say_where_they_depart(setting: Setting) -> None:
     ):
         departs = {key for key, value in vars(config).items() if value != vars(default)[key]}
         assert departs <= changed, (default, departs)
-    assert setting.evaluations == paper(setting).N * paper(setting).S
+    assert setting.budget == paper(setting).N * paper(setting).S
 
 
 class Counted:
@@ -135,14 +136,13 @@ def test_the_distance_is_zero_for_the_exact_tilt_only(cosine: Cosine, monkeypatc
     def reward(x: Tensor) -> Tensor:
         return 4.0 * x[:, 1]
 
-    monkeypatch.setattr(comparison, "TASKS", {"paper": Task(reward, 1.0, (1.0,))})
     monkeypatch.setattr(comparison, "D", 2)
     monkeypatch.setattr(comparison, "J", 200)
     target = mixture.tilted(parse_reward("paper"))
-    base, tilt = ExactNoisePredictor(mixture, cosine), ExactNoisePredictor(target, cosine)
-    one = Setting(base, "paper", cosine, 0.1)
+    plain, tilt = ExactNoisePredictor(mixture, cosine), ExactNoisePredictor(target, cosine)
+    one = Setting(plain, ImageProblem(reward, 1.0, (1.0,)), cosine, 320)
     x, exact = path_card(tilt, one, 4000, torch.Generator().manual_seed(0))
-    _, same = path_card(base, one, 4000, torch.Generator().manual_seed(0))
+    _, same = path_card(plain, one, 4000, torch.Generator().manual_seed(0))
     assert x.shape == (4000, 2)
     assert exact["distance"] + 4.0 == pytest.approx(0.0, abs=0.25)
     assert exact["path_kl"] > 3.0
@@ -155,47 +155,66 @@ def test_the_distance_is_zero_for_the_exact_tilt_only(cosine: Cosine, monkeypatc
 
 def test_path_weights_need_no_network(cosine: Cosine) -> None:
     """A student that is the base has no path KL: its weights are one."""
-    base = new_denoiser(cosine)
-    one = Setting(base, "symmetry", cosine, 0.1)
-    _, card = path_card(base, one, 20, torch.Generator().manual_seed(0))
+    plain = new_denoiser(cosine)
+    one = Setting(plain, PROBLEMS["symmetry"], cosine, 320)
+    _, card = path_card(plain, one, 20, torch.Generator().manual_seed(0))
     assert card["path_kl"] == 0.0
-    assert isinstance(base, Residual)
-
-
-def test_the_grid_asks_for_what_the_template_has() -> None:
-    grid = GRIDS["digits"]
-    assert grid.template == DIGITS
-    known = parameters_of(str(ROOT / "notebooks" / f"{DIGITS}.py"))
-    assert set(grid.variants([])) == {"base", *TASKS}
-    assert all(set(parameters) <= set(known) for parameters in grid.variants([]).values())
-    assert {name for names in ASKED.values() for name in names} <= {"best", *METHODS}
+    assert isinstance(plain, Residual)
 
 
 def test_strengths_follow_from_the_sweep() -> None:
-    """Of seed 0, whose rows are the sweep's first."""
-    for path in sorted(REFERENCE.glob("*_seed0.json")):
-        name, curve = path.stem.removesuffix("_seed0"), read_record(path).get("curve")
-        if name not in TASKS:
-            continue
-        task = TASKS[name]
-        rows = [(lam, ess) for lam, ess in zip(curve["lam"], curve["ess"], strict=True) if lam is not None]
-        assert tuple(lam for lam, _ in rows) == task.sweep
-        assert strongest([lam for lam, _ in rows], [ess for _, ess in rows]) == task.lam
+    """Of seed 0."""
+    found = {r.parameters.problem: r.curve for r in load_records(REFERENCE, truth.Parameters) if r.parameters.seed == 0}
+    assert set(found) == set(PROBLEMS)
+    for name, curve in found.items():
+        lams, shares = ([float(v or 0.0) for v in curve[key]] for key in ("lam", "ess"))
+        assert tuple(lams) == PROBLEMS[name].sweep
+        assert strongest(lams, shares) == PROBLEMS[name].lam
+        assert all(math.isfinite(v or math.nan) for v in curve["log_z"])
+        assert min(v or 0.0 for v in curve["kl"]) >= 0
 
 
 def test_records_are_whole() -> None:
-    """Every method of every reward that is there, at the strength and with the evaluations that the code says."""
-    seeds: dict[str, set[int]] = {}
-    for record in read_records(REFERENCE):
-        parameters, metrics = record["parameters"], record["metrics"]
-        assert (parameters["profile"], parameters["J"], record["task"]) == ("full", J, "digits")
-        seeds.setdefault(parameters["task"], set()).add(parameters["seed"])
-        if parameters["task"] in TASKS:
-            assert parameters["lam"] == TASKS[parameters["task"]].lam
-            assert parameters["evaluations"] == EVALUATIONS["full"]
-            for name in ASKED[parameters["task"]]:
-                assert f"{name} mean_reward" in metrics or name in record["failure"], (parameters, name)
-            for lam, log_z, kl in zip(*(record["curve"][key] for key in ("lam", "log_z", "kl")), strict=True):
-                assert lam is None or (math.isfinite(log_z) and kl >= 0)
-    assert set(TASKS) <= set(seeds) <= {"base", *TASKS}
-    assert all(0 in found for found in seeds.values())
+    """Every method of every reward, of as many seeds, with the evaluations that the code says; and one base."""
+    for module in (comparison, truth):
+        records: list[Record[Any]] = load_records(REFERENCE, module.Parameters)
+        grid = module.cells(sorted({r.parameters.seed for r in records}))
+        assert {stem: load_record(REFERENCE / f"{stem}.json").parameters for stem in grid} == grid
+        assert len(records) == len(grid)
+    for record in load_records(REFERENCE, comparison.Parameters):
+        assert record.failure or record["reward"] <= EVALUATIONS["full"]
+    (one,) = load_records(REFERENCE, base.Parameters)
+    assert one["base"]["parameters"] == sum(p.numel() for p in base.trained(REFERENCE, Cosine()).parameters())
+
+
+def test_the_methods_start_from_the_base_of_their_folder(cosine: Cosine, tmp_path: Path) -> None:
+    after = comparison.EXPERIMENT.after(comparison.Parameters(seed=2, profile="smoke"))
+    assert after == {"base_seed0": base.Parameters(profile="smoke")}
+    with pytest.raises(FileNotFoundError, match="--grid digits_base"):
+        base.trained(tmp_path, cosine)
+
+
+def test_a_base_leaves_its_weights_beside_its_record(tmp_path: Path) -> None:
+    record = base.run(base.Parameters(profile="smoke"), tmp_path)
+    assert not list(tmp_path.iterdir())
+    save_record(tmp_path / "base_seed0.json", record)
+    kept = base.trained(tmp_path, Cosine()).state_dict()
+    assert all(torch.equal(value, record.tensors[name]) for name, value in kept.items())
+    assert set(record.metrics) == {"base", "perceptron", "data"}
+
+
+@pytest.mark.parametrize("method", ["best", "implicit", "draft"])
+def test_a_run_leaves_a_record_of_its_method(method: str) -> None:
+    asked = comparison.Parameters(problem="symmetry", method=method, profile="smoke")
+    record = comparison.run(asked, REFERENCE)
+    assert record.parameters == asked
+    assert (record["reward"] or record["reward_gradient"]) <= EVALUATIONS["smoke"]
+    assert len(record.samples) == 16
+    assert bool(record.curve) == (method != "best")
+
+
+def test_names_that_do_not_exist_are_refused() -> None:
+    with pytest.raises(ValueError, match="no problem 'colour': choose from class, symmetry, hole"):
+        comparison.Parameters(problem="colour")
+    with pytest.raises(ValueError, match="no method 'ppo': choose from best, paper"):
+        comparison.Parameters(method="ppo")

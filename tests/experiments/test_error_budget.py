@@ -10,17 +10,28 @@ from typing import Any
 import pytest
 import torch
 
-from itlib.experiments.error_budget import EXCHANGES, FACTORIAL, Samples, analytic_sampler, cells, ingredients, taught_by
-from itlib.experiments.problems import task
-from itlib.experiments.records import read_record
+from itlib.experiments import base
+from itlib.experiments.error_budget import (
+    EXCHANGES,
+    EXPERIMENT,
+    FACTORIAL,
+    Parameters,
+    Samples,
+    analytic_sampler,
+    cells,
+    ingredients,
+    run,
+    taught_by,
+)
+from itlib.experiments.problems import problem
+from itlib.experiments.records import load_record, load_records
 from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture
 from itlib.network import Network
-from itlib.reproduce.batch import grid
 from itlib.schedules import Cosine, add_noise
 from itlib.tilting import PAPER_UPDATE, DatasetSampler, TiltBatch, TiltingConfig, iterative_tilting, tilt_path
 
-REFERENCE = Path(__file__).parents[2] / "book" / "reference" / "budget"
-PROBLEM = task("one-mode")
+REFERENCE = Path(__file__).parents[2] / "book" / "reference" / "error_budget"
+PROBLEM = problem("one-mode")
 PATH = tilt_path(PROBLEM.base, PROBLEM.reward, 1.0, 10)
 
 
@@ -115,22 +126,31 @@ def test_the_grid_is_a_factorial_and_exchanges_one_at_a_time() -> None:
             assert len(EXCHANGES[name].items() ^ EXCHANGES[start].items()) == 1, name
 
 
-def test_both_tasks_start_from_the_papers_base() -> None:
-    found = {c.name: c for c in grid(REFERENCE.parents[2], name="budget", N=[], seeds=[0], pages=False)}
-    assert set(found) == {f"{stem}_seed0" for stem in cells()} | {"base_seed0"}
-    assert all(c.after == ("base_seed0",) for name, c in found.items() if name != "base_seed0")
+def test_both_problems_start_from_the_papers_base() -> None:
+    after = [EXPERIMENT.after(asked) for asked in cells([3]).values()]
+    assert all(found == {"base_seed3": base.Parameters(seed=3)} for found in after)
+
+
+@pytest.mark.parametrize("name", list(EXCHANGES))
+def test_an_exchange_is_known_by_its_parameters(name: str) -> None:
+    assert Parameters(problem="one-mode", N=5, seed=7, **EXCHANGES[name]).exchange == name
+
+
+def test_a_run_looks_along_the_tilts_and_with_all_exact_stays_close(tmp_path: Path) -> None:
+    asked = Parameters(N=2, samples="exact", covariance="exact", exact_teacher=True, exact_base=True, profile="smoke")
+    record = run(asked, tmp_path)
+    assert record.parameters == asked
+    assert list(record.curve["k"]) == [0, 1, 2]
+    assert record.curve["eps_rmse"][0] < 1e-6  # the exact base, before anything was learned
+    assert not list(tmp_path.iterdir())
 
 
 def test_records_are_whole_seeds_of_the_grid() -> None:
     """Every cell has the parameters of its name, as many seeds of each, and looks along the tilts from base to end."""
-    asked, seeds = cells(), dict[str, set[int]]()
-    for path in sorted(REFERENCE.glob("*_N*.json")):
-        stem, _, seed = path.stem.rpartition("_seed")
-        record = read_record(path)
-        assert (asked[stem] | {"seed": int(seed), "profile": "full"}).items() <= record["parameters"].items()
-        assert record["curve"]["k"][0] == 0
-        assert record["curve"]["k"][-1] == asked[stem]["N"]
-        assert len(record["curve"]["eps_rmse"]) == min(int(asked[stem]["N"]), 10) + 1
-        seeds.setdefault(stem, set()).add(int(seed))
-    assert set(seeds) == set(asked)
-    assert len(set(map(frozenset, seeds.values()))) == 1
+    records = load_records(REFERENCE, Parameters)
+    grid = cells(sorted({record.parameters.seed for record in records}))
+    assert {stem: load_record(REFERENCE / f"{stem}.json").parameters for stem in grid} == grid
+    assert len(records) == len(grid)
+    for record in records:
+        assert (record.curve["k"][0], record.curve["k"][-1]) == (0, record.parameters.N)
+        assert len(record.curve["eps_rmse"]) == min(record.parameters.N, 10) + 1

@@ -1,26 +1,26 @@
-"""The tasks: the figures that their sources give, and the exact tilt."""
+"""The problems: the figures that their sources give, and the exact tilt."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from itlib.experiments.problems import TASKS, task
+from itlib.experiments.problems import PROBLEMS, base_of, problem
 
 
 @pytest.mark.parametrize(
     ("name", "base", "target", "kl"), [("nine", -11.08, -0.2907, 1.149), ("eight", -9.23, -1.340, 1.628)]
 )
-def test_the_external_tasks_have_the_figures_of_their_source(name: str, base: float, target: float, kl: float) -> None:
-    one = task(name)
+def test_the_external_problems_have_the_figures_of_their_source(name: str, base: float, target: float, kl: float) -> None:
+    one = problem(name)
     assert one.base.expected_reward(one.reward) == pytest.approx(base, abs=0.005)
     assert one.target.expected_reward(one.reward) == pytest.approx(target, abs=0.0005)
     assert one.base.tilt_kl(one.reward) == pytest.approx(kl, abs=0.0005)
 
 
-@pytest.mark.parametrize("name", list(TASKS))
+@pytest.mark.parametrize("name", list(PROBLEMS))
 def test_the_target_is_the_tilt(name: str) -> None:
-    one = TASKS[name]
+    one = PROBLEMS[name]
     x = 3 * torch.randn(50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     gap = one.target.log_prob(x) - one.base.log_prob(x) - one.reward(x)
     torch.testing.assert_close(gap, torch.full_like(gap, -one.base.log_normaliser(one.reward)))
@@ -28,4 +28,10 @@ def test_the_target_is_the_tilt(name: str) -> None:
 
 def test_an_unknown_problem_is_named() -> None:
     with pytest.raises(ValueError, match=r"no problem 'ten': choose from paper, .*nine"):
-        task("ten")
+        problem("ten")
+
+
+def test_a_base_serves_every_problem_with_the_same_mixture() -> None:
+    found = {name: base_of(name) for name in (*PROBLEMS, "tails")}
+    same = dict.fromkeys(("paper", "unequal", "one-mode", "quadratic"), "paper")
+    assert found == same | {"eight": "eight", "nine": "nine", "tails": "tails"}

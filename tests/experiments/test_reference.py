@@ -4,50 +4,41 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import small_batch
 
-from itlib.experiments.checkpoints import PROFILES
-from itlib.experiments.grids import CHOICES
-from itlib.experiments.records import read_record, read_records
+from itlib.experiments import base, paper
+from itlib.experiments.records import load_record, load_records
 
 REFERENCE = small_batch.ROOT / "book" / "reference"
 
 
 def test_records_are_whole_seeds_of_the_papers_grid() -> None:
     """Every seed has a base and all four numbers of tilts, computed with the paper's parameters."""
-    records = read_records(REFERENCE / "paper")
-    found: dict[int, set[int]] = {}
-    for record in records:
-        parameters = record["parameters"]
-        assert parameters["profile"] == "full"
-        found.setdefault(parameters["seed"], set()).add(parameters.get("N", 0))
-        if record["task"] == "tilting":
-            knobs = {name: parameters[name] for name in ("lam", "S", "J", "eta", "B", "E", "epoch", "reward")}
-            assert knobs == {
-                "lam": 1.0, "S": 1000, "J": 200, "eta": 1.0, "B": 64, "E": 100, "epoch": "minibatch", "reward": "paper"
-            }  # fmt: skip
-            assert len(record["trace"]) == parameters["N"]
-    assert len(found) >= 2
-    assert all({0, 20, 50, 100, 200} == N for N in found.values())
+    records = load_records(REFERENCE / "paper", paper.Parameters)
+    seeds = sorted({record.parameters.seed for record in records})
+    assert len(seeds) >= 2
+    grid = paper.cells(seeds)
+    assert {stem: load_record(REFERENCE / "paper" / f"{stem}.json").parameters for stem in grid} == grid
+    assert len(records) == len(grid)
+    assert all(len(record.trace) == record.parameters.N for record in records)
+    bases = load_records(REFERENCE / "paper", base.Parameters)
+    assert [record.parameters for record in bases] == [base.Parameters(seed=seed) for seed in seeds]
+    plain = records[0].parameters.tilting
+    section_4_2 = {"lam": 1.0, "S": 1000, "J": 200, "eta": 1.0, "B": 64, "E": 100, "epoch": "minibatch"}
+    assert {name: getattr(plain, name) for name in section_4_2} == section_4_2
 
 
 def test_each_open_choice_was_varied_alone() -> None:
     """Every variant has records, of the same seeds, and differs from the paper grid in its own parameters only."""
-    default = asdict(PROFILES["full"].tilting)
-    seeds: dict[str, set[int]] = {}
-    for path in sorted((REFERENCE / "choices").glob("*_N*.json")):
-        variant, parameters = path.name.split("_N")[0], read_record(path)["parameters"]
-        knobs = default | parameters  # a record is silent about knobs that are younger
-        changed = {key: knobs[key] for key in default if key != "N" and knobs[key] != default[key]}
-        assert changed == CHOICES[variant], path.name
-        assert (parameters["profile"], parameters["reward"]) == ("full", "paper")
-        seeds.setdefault(variant, set()).add(parameters["seed"])
-    assert set(seeds) == set(CHOICES)
-    assert len(set(map(frozenset, seeds.values()))) == 1
+    records = load_records(REFERENCE / "choices", paper.Parameters)
+    grid = paper.choices_over_N(sorted({r.parameters.seed for r in records}), sorted({r.parameters.N for r in records}))
+    assert {stem: load_record(REFERENCE / "choices" / f"{stem}.json").parameters for stem in grid} == grid
+    assert len(records) == len(grid)
+    for changes in paper.OPEN.values():
+        assert paper.Parameters(**changes).changes() == changes
 
 
 def test_front_pages_show_the_records() -> None:
@@ -63,10 +54,9 @@ def test_a_small_cell_gives_the_committed_figures() -> None:
     per cent are allowed; another random stream, step or formula changes far more.
     """
     name = Path("N003_seed0.json")
-    committed = read_record(REFERENCE / "small" / name)
-    again = read_record(small_batch.finished() / "book" / "runs" / name)
-    younger = asdict(PROFILES["smoke"].tilting)  # a record is silent about knobs that are younger
-    assert again["parameters"] == younger | committed["parameters"]
-    assert again["trace"] == pytest.approx(committed["trace"], rel=0.02)
+    committed = load_record(REFERENCE / "small" / name)
+    again = load_record(small_batch.finished() / "book" / "runs" / name)
+    assert again.parameters == committed.parameters
+    assert again.trace == pytest.approx(committed.trace, rel=0.02)
     for key in ("score_rmse", "eps_rmse", "nll_target", "nll_base", "flow_nll"):
-        assert again["metrics"][key] == pytest.approx(committed["metrics"][key], rel=0.02), key
+        assert again[key] == pytest.approx(committed[key], rel=0.02), key

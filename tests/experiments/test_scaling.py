@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from scipy.stats import norm
 
-from itlib.experiments.records import read_record
-from itlib.experiments.scaling import LEVERS, SHAPES, VARIANCE, Axis, Line, axis_task, cells, jump, two_modes, wave
+from itlib.experiments.records import load_record, load_records
+from itlib.experiments.scaling import (
+    LEVERS,
+    SHAPES,
+    VARIANCE,
+    Axis,
+    Line,
+    Parameters,
+    axis_task,
+    cells,
+    jump,
+    run,
+    two_modes,
+    wave,
+)
 from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture
 from itlib.rewards import QuadraticReward
 from itlib.schedules import Cosine
@@ -109,14 +123,27 @@ def test_the_jump_has_no_gradient() -> None:
 
 def test_records_are_whole_seeds_of_the_grid() -> None:
     """Every cell has the parameters of its name, and there are as many seeds of each; a lever changes what it says."""
-    grid, seeds = cells(), {}
-    for path in sorted(REFERENCE.glob("*.json")):
-        stem, _, seed = path.stem.rpartition("_seed")
-        parameters = read_record(path)["parameters"]
-        assert (grid[stem] | {"seed": int(seed), "profile": "full"}).items() <= parameters.items()
-        seeds.setdefault(stem, set()).add(int(seed))
-    assert set(seeds) == set(grid)
-    assert len(set(map(frozenset, seeds.values()))) == 1
-    plain = grid["across_d0100_N020"]
+    seeds = {record.parameters.seed for record in load_records(REFERENCE, Parameters)}
+    grid = cells(sorted(seeds))
+    assert {stem: load_record(REFERENCE / f"{stem}.json").parameters for stem in grid} == grid
+    assert len(list(REFERENCE.glob("*.json"))) == len(grid)
+    plain = grid["across_d0100_N020_seed0"]
     for name, changes in LEVERS.items():
-        assert grid[f"across_d0100_N020_{name}"] == plain | changes
+        assert grid[f"across_d0100_N020_{name}_seed0"] == plain.but(**changes)
+
+
+@pytest.mark.parametrize(
+    "knobs", [{"reward": "across", "d": 5}, {"reward": "along", "centre": True}, {"reward": "jump", "d": 1}]
+)
+def test_a_run_leaves_a_record_of_its_kind_of_task(knobs: dict[str, Any], tmp_path: Path) -> None:
+    asked = Parameters(N=1, width=8, profile="smoke", **knobs)
+    record = run(asked, tmp_path)
+    assert record.parameters == asked
+    assert not list(tmp_path.iterdir())
+    if asked.reward == "jump":
+        assert 0 <= record["total_variation"] <= 1
+        assert len(record.curve["count"]) == len(record.curve["left"]) == 100
+    else:
+        parts = (record[f"eps_{name}"] ** 2 for name in ("along_b", "rest"))
+        across = record["eps_along_axis"] ** 2 if asked.reward == "across" else 0.0
+        assert sum(parts) + across == pytest.approx(record["eps_rmse"] ** 2)  # Pythagoras

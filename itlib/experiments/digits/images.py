@@ -128,7 +128,7 @@ def trained_denoiser(path: Path, schedule: Schedule) -> Residual:
         FileNotFoundError: if there is no such file, with the command that makes it.
     """
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: python -m itlib.reproduce --grid digits --only base")
+        raise FileNotFoundError(f"{path} is missing: python -m itlib.reproduce --grid digits_base --out {path.parent}")
     denoiser = new_denoiser(schedule)
     denoiser.load_state_dict(safetensors.torch.load_file(path))
     return denoiser
@@ -314,7 +314,3 @@ def tilt_identity(log_ratio: Tensor, tilt: Tensor) -> dict[str, float]:
         "residual": float((ratio - tilt).std()),
         "untilted": float(tilt.std()),
     }
-
-
-Task = ImageProblem
-TASKS = PROBLEMS

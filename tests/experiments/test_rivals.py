@@ -18,8 +18,14 @@ from itlib.baselines.draft import DraftConfig, draft
 from itlib.baselines.guidance import plug_in_value
 from itlib.baselines.monte_carlo import SMCConfig, importance, sequential_monte_carlo
 from itlib.baselines.policy_gradient import PolicyGradientConfig, policy_gradient
-from itlib.experiments.comparison import (
+from itlib.experiments import rivals
+from itlib.experiments.checkpoints import RunState
+from itlib.experiments.methods import fine_tune, watched
+from itlib.experiments.problems import PROBLEMS, Toy
+from itlib.experiments.records import load_record, load_records
+from itlib.experiments.rivals import (
     BEST,
+    EXPERIMENT,
     MAIN,
     METHODS,
     OTHER,
@@ -28,14 +34,12 @@ from itlib.experiments.comparison import (
     TUNING_SEED,
     WORK,
     Method,
+    Parameters,
     Setting,
     cells,
-    fine_tune,
+    run,
     tuning_cells,
 )
-from itlib.experiments.grids import OTHER_BASES
-from itlib.experiments.problems import TASKS, Task
-from itlib.experiments.records import read_record, read_records
 from itlib.gaussian_mixture import ExactNoisePredictor
 from itlib.network import Network, Residual
 from itlib.rewards import ForwardOnly, QuadraticReward, Reward
@@ -49,8 +53,8 @@ DRAWN = [name for name, method in METHODS.items() if method.draw]
 
 def setting(**changes: object) -> Setting:
     # A base that is right: of an untrained network the samples run away, and chains that do have no noise at their end.
-    base = Residual(ExactNoisePredictor(TASKS["paper"].base, Cosine()), Network(width=16, depth=2, embedding=8))
-    return replace(Setting(base, TASKS["paper"], Cosine(), "smoke"), **changes)
+    base = Residual(ExactNoisePredictor(PROBLEMS["paper"].base, Cosine()), Network(width=16, depth=2, embedding=8))
+    return replace(Setting(base, PROBLEMS["paper"], Cosine(), WORK["smoke"], full=False), **changes)
 
 
 class Strict(QuadraticReward):
@@ -60,9 +64,9 @@ class Strict(QuadraticReward):
         return ForwardOnly(super().__call__)(x)
 
 
-def forward_only() -> Task:
-    reward = TASKS["paper"].reward
-    return Task(TASKS["paper"].base, Strict(reward.b, reward.A, reward.c))
+def forward_only() -> Toy:
+    reward = PROBLEMS["paper"].reward
+    return Toy(PROBLEMS["paper"].base, Strict(reward.b, reward.A, reward.c))
 
 
 def first(method: Method, one: Setting) -> Counts:
@@ -82,9 +86,9 @@ def test_a_method_differentiates_the_reward_only_if_it_says_so(name: str) -> Non
     if method.gradient:
         assert first(method, setting()).reward_gradient > 0
         with pytest.raises(RuntimeError, match="forward-only"):
-            first(method, setting(task=forward_only()))
+            first(method, setting(problem=forward_only()))
     else:
-        assert first(method, setting(task=forward_only())).reward_gradient == 0
+        assert first(method, setting(problem=forward_only())).reward_gradient == 0
 
 
 @pytest.mark.parametrize(
@@ -118,23 +122,25 @@ def test_a_method_that_draws_gives_samples_or_a_denoiser(name: str) -> None:
     draw = METHODS[name].draw
     assert draw is not None
     drawn = draw(setting(), EvaluationCounter())
-    assert (drawn.denoiser is None) == (len(drawn.samples) > 0)
-    assert len(drawn.samples) == 0 or drawn.samples.shape[1:] == (2,)
+    assert (drawn.denoiser is None) == (drawn.samples is not None)
+    assert drawn.samples is None or drawn.samples.shape[1:] == (2,)
     assert drawn.ess is None or 0 < drawn.ess <= 1
     with pytest.raises(ValueError, match="trains nothing"):
         next(fine_tune(METHODS[name], setting()))
 
 
 def test_the_grid_is_what_the_chapter_promises() -> None:
-    grid = cells()
-    for task in MAIN:
-        assert {p["method"] for p in grid.values() if p["task"] == task} == set(METHODS)
-    for task in OTHER:
-        assert {p["method"] for p in grid.values() if p["task"] == task} == {*BEST, *REFERENCES}
-    assert set(OTHER_BASES) == {
-        name for name, task in TASKS.items() if not torch.equal(task.base.means, TASKS["paper"].base.means)
+    grid = cells([0]).values()
+    for problem in MAIN:
+        assert {p.method for p in grid if p.problem == problem} == set(METHODS)
+    for problem in OTHER:
+        assert {p.method for p in grid if p.problem == problem} == {*BEST, *REFERENCES}
+    assert len(tuning_cells([TUNING_SEED])) == len(TRAINED) * len(RATES)
+    assert {asked.problem: [*EXPERIMENT.after(asked)] for asked in grid} == {
+        **{name: ["base_seed0"] for name in ("paper", "one-mode", "unequal", "quadratic")},
+        "eight": ["base_eight_seed0"],
+        "nine": ["base_nine_seed0"],
     }
-    assert len(tuning_cells()) == len(TRAINED) * len(RATES)
 
 
 def tiny() -> Network:
@@ -212,28 +218,71 @@ def test_the_path_kl_counts_by_its_weight() -> None:
 def test_learning_rates_are_those_that_the_tuning_chose() -> None:
     """The rule of the module, applied to the committed records; a run that failed cannot win."""
     found: dict[str, dict[float, float]] = {}
-    for record in read_records(REFERENCE / "tuning", "paper_*.json"):
-        parameters = record["parameters"]
-        assert (parameters["task"], parameters["seed"], parameters["profile"]) == ("paper", TUNING_SEED, "full")
-        worst = float("inf") if "failure" in record else record["metrics"]["sliced_w2"]
-        found.setdefault(parameters["method"], {})[parameters["lr"]] = worst
-    assert set(found) == set(TRAINED)
+    records = load_records(REFERENCE / "tuning", Parameters)
+    assert {r.parameters for r in records} == set(tuning_cells([TUNING_SEED]).values())
+    for record in records:
+        assert record.parameters.lr is not None
+        worst = float("inf") if record.failure else record["sliced_w2"]
+        found.setdefault(record.parameters.method, {})[record.parameters.lr] = worst
     for name, scores in found.items():
-        assert set(scores) == set(RATES), name
         assert METHODS[name].lr == min(scores, key=lambda lr: (scores[lr], lr)), name
 
 
 def test_records_are_whole_seeds_of_the_grid() -> None:
-    """Every cell has the parameters of its name and its method's rate; a seed has all cells of its kind of task, or none."""
-    grid, seeds = cells(), {}
-    for path in sorted((REFERENCE / "rivals").glob("*_seed*.json")):
-        stem, _, seed = path.stem.rpartition("_seed")
-        record = read_record(path)
-        if record["task"] == "base":
-            continue
-        expected = grid[stem] | {"seed": int(seed), "profile": "full", "lr": METHODS[record["parameters"]["method"]].lr}
-        assert expected.items() <= record["parameters"].items()
-        seeds.setdefault(stem, set()).add(int(seed))
-    for tasks in (MAIN, OTHER):
-        assert len({frozenset(seeds.get(stem, ())) for stem, p in grid.items() if p["task"] in tasks}) == 1
-    assert seeds["paper_tilting_N020"]
+    """Every cell has the parameters of its name; a seed has all cells of its kind of problem, or none."""
+    records = {record.parameters for record in load_records(REFERENCE / "rivals", Parameters)}
+    for problems in (MAIN, OTHER):
+        mine = {asked for asked in records if asked.problem in problems}
+        grid = cells(sorted({asked.seed for asked in mine}))
+        assert mine == {asked for asked in grid.values() if asked.problem in problems}
+        for stem, asked in grid.items():
+            if asked in mine:
+                assert load_record(REFERENCE / "rivals" / f"{stem}.json").parameters == asked
+
+
+def test_names_and_knobs_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(ValueError, match="no method 'ppo': choose from tilting, centred, implicit"):
+        Parameters(method="ppo")
+    with pytest.raises(ValueError, match="the method 'adjoint' makes no tilts that are counted: leave out N=20"):
+        Parameters(method="adjoint", N=20)
+
+
+class Counted:
+    """A method that only counts: steps of 300 units, for ever or until it has no more to do."""
+
+    def __init__(self, steps: int = 1000) -> None:
+        self.steps = steps
+
+    def __call__(self, s: Setting) -> Iterator[BaselineStep]:
+        for k in range(1, self.steps + 1):
+            yield BaselineStep(k, s.base, 0.0, Counts(network=300 * k, reward=k), 10.0 * k)
+
+
+def test_a_method_is_watched_at_shares_of_its_budget_and_at_its_end() -> None:
+    one = setting(budget=2000)
+    seen = [step.counts.work for step, _ in watched(replace(METHODS["draft"], train=Counted()), one, (0.25, 0.5, 1.0))]
+    assert seen == [600, 1200, 2100]
+    ended = [step.counts.work for step, _ in watched(replace(METHODS["draft"], train=Counted(3)), one, (0.25, 0.5, 1.0))]
+    assert ended == [600, 900]  # its last step, once
+    once = [step.counts.work for step, _ in watched(replace(METHODS["draft"], train=Counted(4)), one, (0.25, 0.5, 1.0))]
+    assert once == [600, 1200]  # which was looked at already
+
+
+def test_a_budget_of_rewards_counts_what_a_method_asks_for() -> None:
+    one = setting(budget=3, unit="rewards")
+    assert len(list(fine_tune(replace(METHODS["ddpo"], train=Counted(9)), one))) == 3
+    assert len(list(fine_tune(replace(METHODS["draft"], train=Counted(9)), one))) == 9  # its gradient, never evaluated
+
+
+@pytest.mark.parametrize("name", ["importance", "exact"])
+def test_a_run_leaves_a_record(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rivals.base, "train", lambda *_: [RunState(1, 1, setting().base)])
+    asked = Parameters(problem="one-mode", method=name, profile="smoke")
+    record = run(asked, tmp_path)
+    assert record.parameters == asked
+    assert (record["ess"] is not None) == (name == "importance")
+    assert ("eps_rmse" in record.metrics) == (name == "exact")
+    assert record["mode_weight_error"] < 0.5
+    assert record.failure is None
+    assert len(record.samples) == 300
+    assert not list(tmp_path.iterdir())
