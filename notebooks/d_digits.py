@@ -233,7 +233,7 @@ def walk(model):
 
 
 watch(base)
-for step in iterative_tilting(base, setting.reward, schedule, paper(setting), d=D, seed=0):
+for step in iterative_tilting(base, setting.problem.reward, schedule, paper(setting), d=D, seed=0):
     watch(step.model)
 
 # %% tags=["remove-cell"]
@@ -749,6 +749,6 @@ display(
 # ## Try this
 #
 # - Change `DIGIT` in `itlib.experiments.digits.images` to 8 and run the page up to the slider: is a class whose share of the base is the same as easy to reach? (*The exact tilt* and the tables are of records, and stay those of the 3.)
-# - Replace `setting.reward` in *A run* by a function of your own, such as "dark on the left", and move the slider.
+# - Replace `setting.problem.reward` in *A run* by a function of your own, such as "dark on the left", and move the slider.
 # - `python -m itlib.reproduce --grid digits --only class --seeds 3 --out book/reference/digits` adds a seed to the tables.
 # - {doc}`d_your_model` does the same with a model and a reward of yours.

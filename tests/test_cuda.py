@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from itlib.baselines.accounting import EvaluationCounter
 from itlib.beyond.estimators import fit_value
 from itlib.beyond.recommended import RecommendedConfig, recommended_tilting
-from itlib.experiments import comparison
+from itlib.experiments import rivals
 from itlib.experiments.checkpoints import RunState, load_state, save_state
-from itlib.experiments.digits import comparison as digits
+from itlib.experiments.digits import images
+from itlib.experiments.digits import methods as digits
 from itlib.experiments.digits.images import image_card, new_denoiser
-from itlib.experiments.problems import TASKS
+from itlib.experiments.methods import fine_tune
+from itlib.experiments.problems import PROBLEMS
 from itlib.gaussian_mixture import ExactNoisePredictor, paper_mixture
 from itlib.likelihood import log_likelihood
 from itlib.metrics import score_card
@@ -32,8 +34,8 @@ from itlib.training import TrainingConfig, train_noise_predictor
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 
 LAW, SCHEDULE, REWARD = paper_mixture(), Cosine(), parse_reward("paper")
-TRAINED = [name for name, method in comparison.METHODS.items() if method.train]
-DRAWN = [name for name, method in comparison.METHODS.items() if method.draw]
+TRAINED = [name for name, method in rivals.METHODS.items() if method.train]
+DRAWN = [name for name, method in rivals.METHODS.items() if method.draw]
 
 
 def seeded(device: str = "cpu") -> torch.Generator:
@@ -117,10 +119,8 @@ def test_tilts_are_those_of_the_cpu(config: TiltingConfig) -> None:
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_rivals_learn_there(name: str) -> None:
-    setting = comparison.Setting(base(), TASKS["paper"], SCHEDULE, "smoke", lr=1e-4)
-    there, here = (
-        next(comparison.fine_tune(comparison.METHODS[name], replace(setting, base=f(base())))) for f in (on_gpu, copy.copy)
-    )
+    setting = rivals.Setting(base(), PROBLEMS["paper"], SCHEDULE, rivals.WORK["smoke"], lr=1e-4, full=False)
+    there, here = (next(fine_tune(rivals.METHODS[name], replace(setting, base=f(base())))) for f in (on_gpu, copy.copy))
     assert there.counts == here.counts
     assert there.loss == pytest.approx(here.loss, rel=1e-2, abs=1e-3)
     assert_alike(there.model, here.model)
@@ -128,9 +128,9 @@ def test_rivals_learn_there(name: str) -> None:
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_rivals_draw_there(name: str) -> None:
-    setting = comparison.Setting(base(), TASKS["paper"], SCHEDULE, "smoke")
+    setting = rivals.Setting(base(), PROBLEMS["paper"], SCHEDULE, rivals.WORK["smoke"], full=False)
     there, here = (
-        comparison.METHODS[name].draw(replace(setting, base=f(base())), EvaluationCounter()) for f in (on_gpu, copy.copy)
+        rivals.METHODS[name].draw(replace(setting, base=f(base())), EvaluationCounter()) for f in (on_gpu, copy.copy)
     )
     if here.denoiser is None:
         # Rounding may send a draw from a list of weights to its neighbour.
@@ -142,11 +142,11 @@ def test_rivals_draw_there(name: str) -> None:
         assert_same(there.denoiser(x.cuda(), t.cuda()), here.denoiser(x, t))
 
 
-@pytest.mark.parametrize("name", digits.METHODS)
+@pytest.mark.parametrize("name", [name for name, method in digits.METHODS.items() if method.train])
 def test_the_digits_learn_there(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(digits, "J", 6)
-    setting = digits.Setting(new_denoiser(SCHEDULE).cuda(), "symmetry", SCHEDULE, 1e-4, evaluations=320)
-    step = next(digits.fine_tune(digits.METHODS[name], setting))
+    setting = digits.Setting(new_denoiser(SCHEDULE).cuda(), images.PROBLEMS["symmetry"], SCHEDULE, 320, "rewards", 1e-4)
+    step = next(fine_tune(digits.METHODS[name], setting))
     assert device_of(step.model).type == "cuda"
     assert all(bool(torch.isfinite(value).all()) for value in step.model.parameters())
 

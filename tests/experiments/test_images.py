@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from itlib.experiments.digits.images import (
     DIGIT,
     HOLED,
+    PROBLEMS,
     SIDE,
-    TASKS,
     D,
     ResidualPerceptron,
     class_reward,
@@ -34,7 +34,7 @@ from itlib.sampling import sample
 from itlib.schedules import Cosine
 from itlib.training import TrainingConfig, train_noise_predictor
 
-WEIGHTS = Path(__file__).parents[2] / "book" / "reference" / "digits" / "base.safetensors"
+WEIGHTS = Path(__file__).parents[2] / "book" / "reference" / "digits" / "base_seed0.safetensors"
 
 
 def ring(left: int = 2, right: int = 5) -> Tensor:
@@ -112,12 +112,12 @@ def test_holes_are_closed_rings() -> None:
     assert min(by_label[c] for c in HOLED) > max(by_label[c] for c in (1, 2, 3, 5, 7))
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", PROBLEMS)
 def test_rewards_follow_the_convention(name: str) -> None:
     """One finite number for each sample, of noise too, and the samples are left alone."""
     x = torch.randn(7, D, generator=torch.Generator().manual_seed(0))
     before = x.clone()
-    assert evaluate(TASKS[name].reward, x).shape == (7,)
+    assert evaluate(PROBLEMS[name].reward, x).shape == (7,)
     assert torch.equal(x, before)
 
 
@@ -150,8 +150,8 @@ def test_blocks_take_part(cosine: Cosine) -> None:
 
 
 def test_missing_weights_say_how_they_are_made(tmp_path: Path, cosine: Cosine) -> None:
-    with pytest.raises(FileNotFoundError, match="--grid digits --only base"):
-        trained_denoiser(tmp_path / "base.safetensors", cosine)
+    with pytest.raises(FileNotFoundError, match="--grid digits_base"):
+        trained_denoiser(tmp_path / "base_seed0.safetensors", cosine)
 
 
 def test_the_committed_base_samples_digits(cosine: Cosine) -> None:

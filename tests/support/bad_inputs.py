@@ -22,8 +22,8 @@ from torch import Tensor
 
 from itlib.beyond.recommended import RecommendedConfig
 from itlib.experiments.checkpoints import load_state, profile
-from itlib.experiments.problems import task
-from itlib.experiments.records import read_record
+from itlib.experiments.problems import problem
+from itlib.experiments.records import load_record
 from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture, paper_mixture
 from itlib.likelihood import log_likelihood
 from itlib.network import Network
@@ -394,7 +394,7 @@ ROWS = [
         )
     ),
     Row("names", "profile 'huge'", lambda: profile("huge"), "choose from full, smoke"),
-    Row("names", "task 'ten'", lambda: task("ten"), "there is no task 'ten': choose from"),
+    Row("names", "problem 'ten'", lambda: problem("ten"), "there is no problem 'ten': choose from"),
     Row("checkpoint", "cut in half", checkpoint(weights(2, {"done": 1})[:9000]), "truncated or not a checkpoint: delete it"),
     Row(
         "checkpoint",
@@ -410,18 +410,28 @@ ROWS = [
         "truncated or not a checkpoint: delete it",
     ),
     Row("checkpoint", "a pickle that runs a command", hostile, "truncated or not a checkpoint: delete it"),
-    Row("record", "cut in half", file(record()[:500], read_record), "truncated or not JSON: delete it"),
+    Row("record", "cut in half", file(record()[:500], load_record), "truncated or not JSON: delete it"),
     Row(
-        "record", "NaN in it, which JSON has not", file(record(trace=[NAN]), read_record), "truncated or not JSON: delete it"
+        "record", "NaN in it, which JSON has not", file(record(trace=[NAN]), load_record), "truncated or not JSON: delete it"
     ),
-    Row("record", "100,000 brackets", file(b"[" * 100_000, read_record), "truncated or not JSON: delete it"),
-    Row("record", "of version 2", file(record(schema=2), read_record), "at schema, must be one of [1]: delete it"),
-    Row("record", "with a field that nobody knows", file(record(mood=1), read_record), "must not contain {'mood'}"),
+    Row("record", "100,000 brackets", file(b"[" * 100_000, load_record), "truncated or not JSON: delete it"),
+    Row(
+        "record",
+        "of another experiment",
+        file(record(experiment="x"), load_record),
+        "there is no experiment 'x': choose from base",
+    ),
+    Row(
+        "record",
+        "with a field that nobody knows",
+        file(record(mood=1), load_record),
+        "at the top level, mood has no meaning: delete it",
+    ),
     Row(
         "record",
         "a seed of -1",
-        file(record(parameters={"seed": -1, "profile": "full", "config": "paper"}), read_record),
-        "at parameters/seed",
+        file(record(parameters={"seed": -1}), load_record),
+        "at parameters, seed is at least 0, got -1: delete it",
     ),
 ]
 
