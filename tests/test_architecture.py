@@ -126,7 +126,9 @@ def test_no_module_imports_itself_in_a_circle() -> None:
 
 
 def test_it_can_be_read_in_an_evening() -> None:
-    size = {name: len(list(code(path))) for name, path in MODULES.items() if room(path) == "paper"}
+    paper = {name: path for name, path in MODULES.items() if room(path) == "paper"}
+    del paper["itlib.example"]  # the algorithm once more, on one page
+    size = {name: len(list(code(path))) for name, path in paper.items()}
     assert sum(size.values()) <= 1100, size
 
 
