@@ -102,6 +102,7 @@ reference: $(VENV)/.ready  ## Compute the committed reference grids again: about
 	@$(BIN)/python -m itlib.reproduce --grid digits --only class symmetry hole --seeds 0 1 2 --out book/reference/digits
 	@cp book/reference/paper/N100_seed0.safetensors book/reference/hero.safetensors
 	@$(BIN)/python book/landing_runs.py
+	@$(BIN)/python book/live_picture.py
 	@$(BIN)/python book/showcase.py
 
 lock: $(VENV)/.ready  ## Write requirements.txt anew from pyproject.toml

@@ -3,35 +3,40 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
 
+import live_picture
 import numpy as np
 import pytest
 import torch
-from browsing import complaints, violations, visit
+from browsing import complaints, emulate, requests, violations, visit
 from explorers import SCRIPTS, bundle, imported, plain
-from scipy.stats import kstest, norm
+from scipy.stats import ks_2samp, kstest, norm
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
 from torch import Tensor
 
 from itlib import figures
 from itlib.beyond.estimators import centred, local_baseline, rao_blackwell
+from itlib.beyond.preconditioning import adapter
 from itlib.experiments.records import read_record
 from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture, NotNormalisableError, paper_mixture
 from itlib.rewards import QuadraticReward, parse_reward
-from itlib.sampling import reverse_process, time_grid, transition
-from itlib.schedules import Cosine, Linear, Schedule
-from itlib.tilting import TiltBatch, single_sample
+from itlib.sampling import reverse_process, time_grid, transition, wider
+from itlib.schedules import Cosine, Linear, Schedule, noise
+from itlib.tilting import TiltBatch, explicit, single_sample
+from itlib.training import regression_step
 
 ROOT = Path(__file__).parents[2]
 
 SCHEDULES: dict[str, Schedule] = {"cosine": Cosine(), "linear": Linear()}
 #: Modules that compute, in the order in which they need one another.
-COMPUTING = ("maths",)
+COMPUTING = ("maths", "expression", "laws", "network", "tilting")
 #: Both sides compute in double precision, in formulas of a few steps; the differences seen are below 1e-12.
 TIGHT = {"rtol": 1e-9, "atol": 1e-10}
 
@@ -45,12 +50,13 @@ def run(browser: Any, body: str, *arguments: Any) -> Any:
 
 def mount(browser: Any, folder: Path, name: str, model: Any, **how: Any) -> None:
     """Open a page that holds one explorer and nothing else."""
-    style = (SCRIPTS / "explorers.css").read_text("utf-8")
+    style = "".join(path.read_text("utf-8") for path in (SCRIPTS.parent / "custom.css", SCRIPTS / "explorers.css"))
     place = figures.explorer_html(name, model, "none")
-    page = f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{name}</title><style>{style}</style></head>"
-    (folder / "page.html").write_text(
-        f"{page}<body><main><h1>{name}</h1>{place}</main><script>{bundle([name])}</script>", "utf-8"
-    )
+    page = f"""<!doctype html><html lang="en" data-theme="{how.get("scheme", "light")}"><head><meta charset="utf-8">
+      <meta name="viewport" content="width=device-width"><title>{name}</title><style>{style}</style></head>
+      <body style="margin: 0; background: var(--pst-color-background); color: var(--pst-color-text-base)">
+      <main class="bd-article"><h1>{name}</h1>{place}</main><script>{bundle([name])}</script>"""
+    (folder / "page.html").write_text(page, "utf-8")
     visit(browser, folder, "page", **how)
 
 
@@ -223,6 +229,195 @@ def test_random_numbers_follow_the_mixture(browser: Any) -> None:
     assert min(p_values) > 1e-3 / 3
 
 
+# What the live page computes
+
+
+EXPRESSIONS = {
+    "4y": lambda x, y: 4 * y,
+    "1.5x + 3y": lambda x, y: 1.5 * x + 3 * y,
+    "3 (y > 0)": lambda x, y: 3 * (y > 0),
+    "-(x^2 + y^2 - 9)^2 / 20": lambda x, y: -((x**2 + y**2 - 9) ** 2) / 20,
+    "2 cos(2x) + y": lambda x, y: 2 * math.cos(2 * x) + y,
+    "-x^2 - 2^-2 x y": lambda x, y: -(x**2) - 0.25 * x * y,
+    "2^3^2 - 512 + x": lambda x, y: x,
+    "x - y - 1 / 2 / 2": lambda x, y: x - y - 0.25,
+    "min(x, y, 1) + max(x, -y) abs(y)": lambda x, y: min(x, y, 1) + max(x, -y) * abs(y),
+    "sqrt(exp(x)) - log(1 + y^2) + tanh(pi x) sin(y)": lambda x, y: (
+        math.exp(x / 2) - math.log(1 + y**2) + math.tanh(math.pi * x) * math.sin(y)
+    ),
+    "x\u00b7y \u2212 x\u00b2": lambda x, y: x * y - x**2,
+    "(x <= y) - (x >= 1e-1) + 2(x)(y)": lambda x, y: (x <= y) - (x >= 0.1) + 2 * x * y,
+}
+
+
+def test_rewards_are_read_as_written(browser: Any) -> None:
+    points = [(0.3, -1.2), (-2.0, 0.7), (1.1, 1.1)]
+    for text, expected in EXPRESSIONS.items():
+        found = run(browser, "const f = parse(a); return b.map(([x, y]) => f(x, y));", text, points)
+        same(found, [expected(x, y) for x, y in points])
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "Write a reward"),
+        ("4z", "has no place here"),
+        ("x +", "missing at the end"),
+        ("(x", "is missing"),
+        ("x)", "left over"),
+        ("sin(x, y)", "takes one number"),
+        ("alert(1)", "has no place here"),
+        ("constructor", "has no place here"),
+        ("x.y", "has no place here"),
+        ("x" * 201, "below 200"),
+    ],
+)
+def test_what_is_no_reward_is_refused_and_never_run(browser: Any, text: str, complaint: str) -> None:
+    assert complaint in run(browser, "try { parse(a); return 'none'; } catch (error) { return error.message; }", text)
+    assert not re.search(r"\beval\b|Function\(", (SCRIPTS / "expression.js").read_text("utf-8"))
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_exact_tilts_of_any_reward(browser: Any, hidden: bool) -> None:
+    """A quadratic reward in closed form, and on the grid when the script is not told that it is one: the same law."""
+    mixture, lam = paper_mixture(), 0.7
+    reward = parse_reward("one-mode")
+    script = """
+      const kink = b ? 1e-7 : 0; // too small to be seen, too large to be quadratic
+      const law = tiltsOf(a, (x, y) => 1.5 * x + 3 * y + kink * Math.abs(x - 0.123))(c), {alpha, sigma} = schedules.cosine;
+      return {closed: law.mixture !== null, exists: law.exists, outside: law.outside, draws: law.draw(4000, random(5)),
+        reward: law.mean(([x, y]) => 1.5 * x + 3 * y), width: widthInside(a, law.points, law.shares),
+        scores: d.map(([x, t]) => law.score(alpha(t), sigma(t))(x))};
+    """
+    points = [([0.5, 1.0], 0.3), ([-1.0, 2.0], 0.6), ([2.0, -1.0], 0.9)]
+    found = run(browser, script, figures.as_model(mixture), hidden, lam, points)
+    target = mixture.tilted(reward, lam)
+    x = torch.tensor([p for p, _ in points], dtype=torch.float64)
+    t = torch.tensor([t for _, t in points], dtype=torch.float64)
+    assert (found["closed"], found["exists"]) == (not hidden, True)
+    assert found["outside"] < 1e-9
+    np.testing.assert_allclose(found["scores"], target.score(x, t, Cosine()), atol=1e-5)
+    # Shares below e^-25 of the largest are left out.
+    assert found["reward"] == pytest.approx(float(target.mean @ reward.b), abs=1e-6)
+    assert found["width"] == pytest.approx(math.sqrt(0.5), abs=0.02)  # the modes of the base overlap a little
+    draws, exact = np.array(found["draws"]), target.sample(4000, torch.Generator().manual_seed(0)).numpy()
+    assert min(ks_2samp(draws @ u, exact @ u).pvalue for u in np.eye(2)) > 1e-3 / 2
+
+
+def test_tilts_that_do_not_exist_or_fit(browser: Any) -> None:
+    model = figures.as_model(paper_mixture())
+    script = "const law = tiltsOf(a, (x, y) => b * y * y + c * Math.abs(y))(1); return [law.exists, law.outside];"
+    exists, outside = run(browser, script, model, 2, 0)  # the precision of the base is 2, so 1 is the bound
+    assert not exists
+    exists, outside = run(browser, script, model, 0.9, 0.1)
+    assert exists
+    exists, outside = run(browser, script, model, 1.5, 0.1)
+    assert outside > 0.01
+
+
+def test_draws_given_a_noised_point(browser: Any) -> None:
+    """Their mean is that of the exact posterior, within the error of a mean over the samples and over the draws."""
+    mixture, t, x = paper_mixture(), 0.6, torch.tensor([[0.4, 0.9]], dtype=torch.float64)
+    samples = mixture.sample(4000, torch.Generator().manual_seed(0))
+    script = "const {alpha, sigma} = schedules.cosine; return drawsGiven(a, alpha(b), sigma(b), c, 4000, random(0));"
+    found = np.array(run(browser, script, samples.tolist(), t, x[0].tolist()))
+    law = mixture.posterior(x, torch.tensor(t, dtype=torch.float64), Cosine())
+    # Importance weights make the samples count as fewer: 1 / sum of their squares.
+    schedule, time = Cosine(), torch.tensor(t, dtype=torch.float64)
+    w = torch.softmax(-((x - schedule.alpha(time) * samples) / schedule.sigma(time)).square().sum(-1) / 2, 0)
+    error = (law.variance[0] * (w.square().sum() + 1 / 4000)).sqrt()
+    assert bool(((torch.tensor(found.mean(0)) - law.mean[0]).abs() < 4 * error).all())
+
+
+def twin(mixture: GaussianMixture, weights: Tensor, frequencies: list[float]) -> torch.nn.Module:
+    """itlib's adapter of the exact base, with the weights, frequencies and coordinates of the page's network."""
+    schedule = Cosine()
+    found = adapter(ExactDenoiser(mixture, schedule), 2, schedule).double()
+    outer = torch.einsum("k,kd,ke->de", mixture.weights, mixture.means - mixture.mean, mixture.means - mixture.mean)
+    values, vectors = torch.linalg.eigh(torch.einsum("k,kde->de", mixture.weights, mixture.covariances) + outer)
+    first = vectors[:, 1] * vectors[0, 1].sign()  # the larger eigenvalue comes first, and its vector points right
+    gaussian, network = found.correction.gaussian, found.correction.network
+    gaussian.mean.copy_(mixture.mean)
+    gaussian.eigenvalues.copy_(values.flip(0))
+    gaussian.eigenvectors.copy_(torch.stack([first, torch.stack([-first[1], first[0]])], 1))
+    network.features.frequencies.copy_(torch.tensor(frequencies, dtype=torch.float64))
+    torch.nn.utils.vector_to_parameters(weights, network.parameters())
+    return found
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_learning_step_is_that_of_torch(browser: Any, seed: int) -> None:
+    """Predictions, loss, gradient and two steps of Adam, for a batch that fills no block of four."""
+    mixture, reward, *_ = draw(seed)
+    schedule, delta, n = Cosine(), 0.1, 7
+    generator = torch.Generator().manual_seed(seed)
+    x_0, z = mixture.sample(n, generator), torch.randn(n, 2, generator=generator, dtype=torch.float64)
+    t, r = torch.rand(n, generator=generator, dtype=torch.float64), reward(x_0)
+    script = """
+      const net = student(a, schedules.cosine, random(1)), size = net.theta.length, start = Array.from(net.theta);
+      const source = random(2), weights = () => Float64Array.from({length: size}, () => 0.4 * source.uniform() - 0.2);
+      const old = weights(), flat = values => Float64Array.from(values.flat());
+      net.theta.set(weights());
+      const now = Array.from(net.theta), x = flat(b.x), first = net.forward(x, [0.3]).result, step = adam(net.theta);
+      const batch = {x0: x, r: b.r, t: b.t, z: flat(b.z)}, base = a;
+      const passes = [0.01, 0.003].map(rate => {
+        const {loss, gradient} = regression(net, old, base, schedules.cosine, batch, b.delta);
+        step(gradient, rate);
+        return [loss, Array.from(gradient)];
+      });
+      const [one, end] = [Array.from(first), Array.from(net.theta)];
+      return {start, old: Array.from(old), now, one, passes, end, frequencies: net.frequencies};
+    """
+    batch = {"x": x_0.tolist(), "z": z.tolist(), "t": t.tolist(), "r": r.tolist(), "delta": delta}
+    found = run(browser, script, figures.as_model(mixture), batch)
+    teacher, network = (
+        twin(mixture, torch.tensor(found[key], dtype=torch.float64), found["frequencies"]) for key in ("old", "now")
+    )
+    same(np.reshape(found["one"], (n, 2)), network.correction(x_0, torch.tensor(0.3, dtype=torch.float64)).detach())
+    x_t = noise(schedule, x_0, z, t)
+    with torch.no_grad():
+        target, factor = explicit(single_sample)(TiltBatch(1, x_0, r, t, z, x_t, teacher(x_t, t)), delta)
+    learns = [p for p in network.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(learns)
+    for (loss, gradient), rate in zip(found["passes"], (0.01, 0.003), strict=True):
+        optimizer.param_groups[0]["lr"] = rate
+        expected = regression_step(network, optimizer, x_t, t, target, factor * schedule.sigma(t).unsqueeze(-1))
+        same(loss, expected)
+        np.testing.assert_allclose(gradient, torch.cat([p.grad.flatten() for p in learns]), rtol=1e-7, atol=1e-9)
+    # Adam divides by the size of a gradient, and so by nearly nothing for some weights.
+    np.testing.assert_allclose(found["end"], torch.nn.utils.parameters_to_vector(learns).detach(), atol=1e-6)
+    initial = torch.tensor(found["start"])
+    assert bool((initial[-130:] == 0).all())  # the output starts at zero, and the rest within torch's bounds
+    assert bool((initial[:-130].abs() <= 2**-0.5).all())
+
+
+@pytest.mark.parametrize("t", [0.1, 0.3, 0.8, 0.99])
+def test_the_variance_that_is_put_back(browser: Any, t: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, predicted = torch.randn(2, 50, 2, generator=generator, dtype=torch.float64) * 0.9
+    script = "const flat = v => Float64Array.from(v.flat()); return wider(schedules.cosine, a, b, c, flat(d), flat(e));"
+    found = run(browser, script, t - 0.05, t, 0.2 * t, x.tolist(), predicted.tolist())
+    same(found, wider(Cosine(), t - 0.05, t, 0.2 * t, x, predicted))
+
+
+@pytest.mark.parametrize("analytic", [False, True])
+def test_the_model_before_its_first_tilt_is_the_base_under_the_sampler(browser: Any, analytic: bool) -> None:
+    """One Gaussian: the variance that the chain loses is known, and with it kept, none is lost."""
+    script = """
+      const base = [{weight: 1, mean: [1, -0.5], cov: [0.7, 0, 0.7]}], schedule = schedules.cosine, source = random(4);
+      const run = iterativeTilting({base, reward: (x, y) => y, schedule, N: 1, S: 4000, J: 9, B: 64, E: 1, rate: 0.01,
+        analytic: a, source, network: student(base, schedule, source)});
+      for (const {what, points} of run) if (what === 'tilt') return [Array.from(points), chainVariance(schedule, 0.7, 9, 1)];
+    """
+    points, lost = run(browser, script, analytic)
+    found = np.reshape(points, (4000, 2))
+    variance = 0.7 if analytic else lost
+    assert lost < 0.65
+    # The standard error of a mean, and of a variance, of 4000 normal draws, times four.
+    np.testing.assert_allclose(found.mean(0), [1, -0.5], atol=4 * math.sqrt(variance / 4000))
+    np.testing.assert_allclose(found.var(0), variance, rtol=4 * math.sqrt(2 / 4000))
+
+
 # What is on the page
 
 
@@ -261,6 +456,147 @@ def test_the_step_at_one_point(browser: Any, tmp_path: Path) -> None:
     assert complaints(browser) == []
 
 
+#: What the live page is given.
+LIVE = json.loads((ROOT / "book" / "live.json").read_text("utf-8"))["model"]
+
+
+def press(browser: Any, label: str) -> None:
+    browser.find_element(By.XPATH, f"//*[contains(@class, 'explorer')]//button[text()='{label}']").click()
+
+
+def move(browser: Any, label: str, keys: str) -> None:
+    """Press keys on the input of this label."""
+    path = f"//label[starts-with(text(), '{label}')]"
+    identifier = browser.find_element(By.XPATH, path).get_attribute("for")
+    browser.find_element(By.ID, identifier).send_keys(keys)
+
+
+def until(browser: Any, condition: str) -> None:
+    WebDriverWait(browser, 120).until(lambda b: re.match(condition, said(b)))
+
+
+def drawn(browser: Any) -> str:
+    """All that the pictures show."""
+    script = "return [...document.querySelectorAll('.explorer svg path')].map(e => e.getAttribute('d')).join('|')"
+    return str(browser.execute_script(script))
+
+
+def quick(browser: Any) -> None:
+    """Settings of a run that takes a second: one tilt, 100 samples, 10 steps of the sampler."""
+    move(browser, "tilts N", Keys.HOME)
+    move(browser, "samples S", Keys.HOME)
+    move(browser, "sampler", Keys.HOME)
+
+
+def test_a_run_in_the_page(browser: Any, tmp_path: Path) -> None:
+    mount(browser, tmp_path, "live", LIVE)
+    assert said(browser).startswith("Press Run")
+    quick(browser)
+    before = drawn(browser)
+    press(browser, "Run")
+    until(browser, "After tilt 1 of 1")
+    mean, exact, width, exact_width, error, updates, pace, seconds = numbers(said(browser))[2:]
+    target = paper_mixture().tilted(parse_reward("paper"))
+    assert exact == pytest.approx(float(target.mean[1]) * 4, abs=0.0051)
+    # The model is not the target. These hold by a wide margin for one whose network learned anything at all.
+    assert 2 < mean < 10
+    assert 0.3 < width < exact_width + 0.2
+    assert exact_width == pytest.approx(math.sqrt(0.5), abs=0.01)
+    assert 0 < error < 2
+    assert (updates, pace > 0, seconds > 0) == (100, True, True)
+    assert drawn(browser) != before
+    move(browser, "after tilt", Keys.HOME)
+    assert said(browser).startswith("Before the first tilt")
+    assert complaints(browser) == []
+
+
+def test_a_run_is_the_same_each_time_and_stops_where_it_is_told(browser: Any, tmp_path: Path) -> None:
+    mount(browser, tmp_path, "live", LIVE)
+    quick(browser)
+    move(browser, "tilts N", Keys.ARROW_RIGHT)
+    press(browser, "One tilt")
+    until(browser, "After tilt 1 of 2")
+    first = said(browser)
+    press(browser, "One tilt")
+    until(browser, "After tilt 2 of 2")
+    press(browser, "Start over")
+    press(browser, "One tilt")
+    until(browser, "After tilt 1 of 2")
+    assert said(browser) == first
+
+
+def test_a_run_respects_reduced_motion(browser: Any, tmp_path: Path) -> None:
+    mount(browser, tmp_path, "live", LIVE, motion="reduce")
+    quick(browser)
+    WebDriverWait(browser, 20).until(lambda b: said(b).startswith("Press Run"))
+    browser.execute_script(
+        "const cloud = document.querySelectorAll('.explorer .dots.learned')[0]; window.changes = 0;"
+        "new MutationObserver(seen => window.changes += seen.length).observe(cloud, {attributes: true});"
+    )
+    press(browser, "Run")
+    until(browser, "After tilt 1 of 1")
+    assert browser.execute_script("return window.changes") == 1  # one picture, at the end
+    emulate(browser)
+
+
+def test_bases_and_rewards_of_the_readers(browser: Any, tmp_path: Path) -> None:
+    """By keyboard and by mouse: modes move, come and go; rewards are read, or refused if they make no sense."""
+    mount(browser, tmp_path, "live", LIVE)
+
+    def modes() -> list[str]:
+        handles = browser.find_elements(By.CSS_SELECTOR, ".explorer .handle[aria-label^=mode]")
+        return [str(one.get_attribute("aria-valuetext")) for one in handles]
+
+    assert [numbers(text) for text in modes()] == [[-2, 0], [2, 0]]
+    first = browser.find_element(By.CSS_SELECTOR, ".handle")
+    first.send_keys(Keys.ARROW_UP + Keys.SHIFT + Keys.ARROW_LEFT)
+    assert numbers(modes()[0]) == [-2.5, 0.6] or numbers(modes()[0]) == [-2.5, 0.1]
+    ActionChains(browser).click_and_hold(first).move_by_offset(40, 0).release().perform()
+    assert numbers(modes()[0])[0] > -2
+    press(browser, "Add")
+    assert len(modes()) == 3
+    press(browser, "Remove")
+    assert len(modes()) == 2
+    press(browser, "one")
+    browser.find_element(By.CSS_SELECTOR, ".explorer input[type=checkbox]").click()
+    plane = browser.find_element(By.CSS_SELECTOR, ".explorer svg")
+    stroke = ActionChains(browser).move_to_element_with_offset(plane, -80, 60).click_and_hold()
+    for _ in range(8):
+        stroke = stroke.move_by_offset(20, 0)
+    stroke.release().perform()
+    assert 4 <= len(modes()) <= 9
+    press(browser, "nine")
+    assert len(modes()) == 9
+    text = browser.find_element(By.CSS_SELECTOR, ".explorer input[type=text]")
+    for written, expected in (
+        ("x +", "Something is missing"),
+        ("log(x)", "This reward is not a number everywhere"),
+        ("3y^2", "This tilt cannot be normalised"),
+        ("20 abs(y)", "The tilted density leaves the picture"),
+        ("sin(x) - y^2", "Press Run"),
+    ):
+        text.clear()
+        text.send_keys(written)
+        WebDriverWait(browser, 20).until(lambda b, start=expected: said(b).startswith(start), written)
+        assert (text.get_attribute("aria-invalid") == "true") == (
+            expected[:4] in ("Some", "This") and "tilt" not in expected
+        )
+    assert violations(browser) == []
+    assert complaints(browser) == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_live_page_on_a_phone(browser: Any, tmp_path: Path, scheme: str) -> None:
+    mount(browser, tmp_path, "live", LIVE, width=360, scheme=scheme)
+    quick(browser)
+    press(browser, "Run")
+    until(browser, "After tilt 1 of 1")
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 360
+    assert [url for url in requests(browser) if not url.startswith(("file:", "data:"))] == []
+    emulate(browser)
+    assert violations(browser) == []
+
+
 # What needs no browser
 
 
@@ -269,6 +605,7 @@ def test_a_bundle_leaves_no_import_and_no_name() -> None:
     assert not re.search(r"^(import|export)\b", source, re.MULTILINE)
     assert source.startswith('(() => {\n"use strict";')
     assert source.count('explorer("tilts"') == 1
+    assert imported("live") == ["maths", "ui", "expression", "laws", "network", "tilting", "editor"]
     assert imported("tilts") == ["maths", "ui"]  # other pages do not pay for what one explorer needs
     assert "as " not in "".join(re.findall(r"^import (.*?) from", (SCRIPTS / "estimators.js").read_text(), re.MULTILINE))
 
@@ -278,7 +615,7 @@ def test_scripts_stay_small_and_import_what_exists() -> None:
     assert max(len(path.read_text("utf-8").splitlines()) for path in files) <= 400
     assert sum(len(path.read_text("utf-8").splitlines()) for path in files) <= 2700
     exported = {
-        path.name: set(re.findall(r"^export (?:const|function) (\w+)", path.read_text("utf-8"), re.MULTILINE))
+        path.name: set(re.findall(r"^export (?:const|function\*?) (\w+)", path.read_text("utf-8"), re.MULTILINE))
         for path in files
     }
     for path in files:
@@ -293,6 +630,11 @@ def test_colours_are_those_of_the_figures() -> None:
     shown = dict(re.findall(r"--(base|learned|target|paper): (#\w{6})", style.split("@media")[0]))
     assert shown == {name: figures.COLORS[name].lower() for name in shown}
     assert len(shown) == 4
+
+
+def test_the_live_page_offers_what_the_library_has() -> None:
+    assert live_picture.model() == LIVE
+    assert 'data-itlib-figure="live"' in (ROOT / "book" / "_static" / "live.svg").read_text("utf-8")
 
 
 def test_the_landing_page_shows_the_reference_runs() -> None:

@@ -93,7 +93,7 @@ def test_weight(site: Path) -> None:
 
 
 def test_scripts_are_only_where_they_are_needed(site: Path) -> None:
-    wanted = {page: [name] for name, page in EXPLORERS.items()} | {"book/index": ["tilts"]}
+    wanted = {page: [name] for name, page in EXPLORERS.items()} | {"book/index": ["tilts"], "book/live": ["live"]}
     for page in pages(site):
         html = (site / f"{page}.html").read_text("utf-8")
         assert re.findall(r'data-explorer="(\w+)" ', html) == wanted.get(page, []), page

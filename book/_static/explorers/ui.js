@@ -178,6 +178,22 @@ export function picture({ title = "", label, x, y, width = 280, height = 210, eq
   return { node, marks, X, Y, line, dots, path, x, y };
 }
 
+// An axis that holds values from low to high, with at most six round ticks, as `picture` takes it.
+export function axis(low, high) {
+  const rough = Math.max(high - low, 1e-9) / 4,
+    power = 10 ** Math.floor(Math.log10(rough)),
+    step = power * ([1, 2, 5].find((m) => m * power >= rough) ?? 10);
+  const from = Math.floor(low / step + 1e-9),
+    to = Math.max(from + 1, Math.ceil(high / step - 1e-9)),
+    digits = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
+  return {
+    from: from * step,
+    to: to * step,
+    ticks: Array.from({ length: to - from + 1 }, (_, i) => (from + i) * step),
+    text: (v) => show(v, digits),
+  };
+}
+
 // The plane of the book's mixtures.
 export function plane(title, label, [x0, x1, y0, y1]) {
   const ticks = (from, to) => [-4, -2, 0, 2, 4].filter((v) => v >= from && v <= to);
