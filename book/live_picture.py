@@ -10,10 +10,12 @@ import numpy as np
 import torch
 
 from itlib import figures
+from itlib.beyond.preconditioning import adapter
+from itlib.beyond.recommended import cosine
 from itlib.experiments.problems import TASKS
-from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture
+from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture
 from itlib.schedules import Cosine
-from itlib.tilting import TiltingConfig, iterative_tilting
+from itlib.tilting import EqualSteps, Regression, TiltingConfig, run_tilts
 
 BOOK = Path(__file__).parent
 #: Rewards as the page reads them; the first is the paper's.
@@ -24,7 +26,7 @@ REWARDS = {
     "ring": "-(x^2 + y^2 - 9)^2 / 20",
     "waves": "2 cos(2x) + y",
 }
-SETTINGS = TiltingConfig(N=10, S=500, J=50, E=100, lr=1e-2, decay=True, student="adapter")
+SETTINGS = TiltingConfig(N=10, S=500, J=50, E=100, lr=1e-2)
 
 
 def bases() -> dict[str, GaussianMixture]:
@@ -41,7 +43,10 @@ def model() -> dict[str, object]:
 def picture() -> str:
     """Samples before the first tilt, half way and after the last, over contours of the exact densities."""
     base, reward, schedule = TASKS["paper"].base, TASKS["paper"].reward, Cosine()
-    run = iterative_tilting(ExactDenoiser(base, schedule), reward, schedule, SETTINGS, seed=0)
+    data = base.sample(1000, torch.Generator().manual_seed(0)).float()
+    student = adapter(ExactNoisePredictor(base, schedule), data, schedule)
+    learner = Regression(student, schedule, SETTINGS, rate=cosine)
+    run = run_tilts(learner, reward, EqualSteps(SETTINGS.N, 1.0), seed=0)
     shown = {step.k - 1: step.samples.numpy() for step in run if step.k - 1 in (0, 5, 9)}
     xs, ys = np.linspace(-5, 5, 120), np.linspace(-3, 5, 96)
     plane = torch.from_numpy(np.stack(np.meshgrid(xs, ys), -1).reshape(-1, 2))

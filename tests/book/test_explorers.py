@@ -27,8 +27,8 @@ from itlib.beyond.preconditioning import adapter
 from itlib.experiments.records import read_record
 from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture, NotNormalisableError, paper_mixture
 from itlib.rewards import QuadraticReward, parse_reward
-from itlib.sampling import reverse_process, time_grid, transition, wider
-from itlib.schedules import Cosine, Linear, Schedule, noise
+from itlib.sampling import analytic_std, reverse_process, time_grid, transition
+from itlib.schedules import Cosine, Linear, Schedule, add_noise
 from itlib.tilting import TiltBatch, explicit, single_sample
 from itlib.training import regression_step
 
@@ -332,7 +332,7 @@ def test_draws_given_a_noised_point(browser: Any) -> None:
 def twin(mixture: GaussianMixture, weights: Tensor, frequencies: list[float]) -> torch.nn.Module:
     """itlib's adapter of the exact base, with the weights, frequencies and coordinates of the page's network."""
     schedule = Cosine()
-    found = adapter(ExactDenoiser(mixture, schedule), 2, schedule).double()
+    found = adapter(ExactNoisePredictor(mixture, schedule), 2, schedule).double()
     outer = torch.einsum("k,kd,ke->de", mixture.weights, mixture.means - mixture.mean, mixture.means - mixture.mean)
     values, vectors = torch.linalg.eigh(torch.einsum("k,kde->de", mixture.weights, mixture.covariances) + outer)
     first = vectors[:, 1] * vectors[0, 1].sign()  # the larger eigenvalue comes first, and its vector points right
@@ -374,7 +374,7 @@ def test_a_learning_step_is_that_of_torch(browser: Any, seed: int) -> None:
         twin(mixture, torch.tensor(found[key], dtype=torch.float64), found["frequencies"]) for key in ("old", "now")
     )
     same(np.reshape(found["one"], (n, 2)), network.correction(x_0, torch.tensor(0.3, dtype=torch.float64)).detach())
-    x_t = noise(schedule, x_0, z, t)
+    x_t = add_noise(schedule, x_0, z, t)
     with torch.no_grad():
         target, factor = explicit(single_sample)(TiltBatch(1, x_0, r, t, z, x_t, teacher(x_t, t)), delta)
     learns = [p for p in network.parameters() if p.requires_grad]
@@ -395,9 +395,11 @@ def test_a_learning_step_is_that_of_torch(browser: Any, seed: int) -> None:
 def test_the_variance_that_is_put_back(browser: Any, t: float) -> None:
     generator = torch.Generator().manual_seed(0)
     x, predicted = torch.randn(2, 50, 2, generator=generator, dtype=torch.float64) * 0.9
-    script = "const flat = v => Float64Array.from(v.flat()); return wider(schedules.cosine, a, b, c, flat(d), flat(e));"
+    script = (
+        "const flat = v => Float64Array.from(v.flat()); return analyticStd(schedules.cosine, a, b, c, flat(d), flat(e));"
+    )
     found = run(browser, script, t - 0.05, t, 0.2 * t, x.tolist(), predicted.tolist())
-    same(found, wider(Cosine(), t - 0.05, t, 0.2 * t, x, predicted))
+    same(found, analytic_std(Cosine(), t - 0.05, t, 0.2 * t, x, predicted))
 
 
 @pytest.mark.parametrize("analytic", [False, True])

@@ -1,5 +1,6 @@
-// Algorithm 2 on a base that is a mixture, known exactly, under a network that learns the tilts: itlib.tilting with the
-// student "adapter" and a learning rate that falls to zero in each tilt. A generator: who iterates decides how fast it goes.
+// Algorithm 2 on a base that is a mixture, known exactly, under a network that learns the tilts: itlib.tilting.Regression on
+// itlib.beyond.preconditioning.adapter, with a learning rate that falls to zero in each tilt. A generator: who iterates decides
+// how fast it goes.
 import { prepare, noised, score, timeGrid, transition } from "./maths.js";
 import { moments, correction, adam } from "./network.js";
 
@@ -21,8 +22,8 @@ export function predictBase(mixture, schedule, x, times) {
 
 const plus = (a, b) => a.map((v, i) => v + b[i]);
 
-// What the DDPM step leaves out, the mean width of the posterior of X_0, added to its standard deviation (itlib.sampling.wider).
-export function wider({ alpha, sigma }, s, t, std, x, predicted) {
+// What the DDPM step leaves out, the mean width of the posterior of X_0, added to its standard deviation.
+export function analyticStd({ alpha, sigma }, s, t, std, x, predicted) {
   const mean = (values) => values.reduce((total, v) => total + v, 0) / values.length;
   let meanSquare;
   if (sigma(t) < alpha(t)) meanSquare = mean(predicted.map((v) => v * v));
@@ -48,7 +49,7 @@ function* sampling(model, { schedule, S, J, analytic, source }, k) {
       yield { what: "sampling", k, points: x, time: t };
     }
     let [a, b, std] = transition(schedule, s, t, 1);
-    if (analytic) std = wider(schedule, s, t, std, x, predicted);
+    if (analytic) std = analyticStd(schedule, s, t, std, x, predicted);
     x = x.map((v, i) => a * v + b * predicted[i]);
     if (std) for (let i = 0; i < 2 * S; i += 2) source.normals().forEach((z, d) => (x[i + d] += std * z));
   }
