@@ -15,12 +15,10 @@ it stops,
 which is :math:`\lambda` times the covariance (3.9) under the *final* model, if that model's score is the score of
 what it draws. The tilt asks for the integral of this covariance over all strengths from 0 to :math:`\lambda`. The two
 agree for a Gaussian base and a linear reward, else to first order in :math:`\lambda`; the paper says so, and that a
-correction for the cost of the path, left out for speed, makes the difference. Two more facts about the loss as it is
-printed (c = 0):
+correction for the cost of the path, left out for speed, makes the difference.
 
-- it is a contraction only where :math:`1+\lambda(\mathbb E_\theta[r\mid x_t]-c)` is positive: rewards far below c
-  push away;
-- its end depends on c, because a model that is no tilt is in general not the score of what it draws.
+The loss as printed (c = 0) is a contraction only where :math:`1+\lambda(\mathbb E_\theta[r\mid x_t]-c)` is positive: rewards far
+below c push the student away from its own samples.
 
 An ``update`` of :func:`~itlib.tilting.iterative_tilting`, whose tilts are then rounds, all of full strength: sg of
 theta is the teacher, which is as old as the round. The paper's text and the loss were checked against two independent
