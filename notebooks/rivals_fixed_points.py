@@ -34,7 +34,7 @@ import torch
 from itlib import figures
 from itlib.baselines.guidance import exact_value
 from itlib.baselines.soft_value import decode
-from itlib.gaussian_mixture import ExactDenoiser, GaussianMixture
+from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture
 from itlib.rewards import QuadraticReward
 from itlib.sampling import sample
 from itlib.schedules import Cosine
@@ -120,7 +120,7 @@ def drawn(table):
         h = angles[k + 1] - angles[k]
         v = flow(k, x)
         x = x + 0.5 * h * (v + flow(k + 1, x + h * v))
-    a, s = math.cos(angles[-1]), math.sin(angles[-1])
+    a = math.cos(angles[-1])
     return (x - 0.5 * (x - a * at(table[-1], x))) / a  # half the last score: the flow's share of it
 
 
@@ -211,7 +211,7 @@ def by_sampler(denoiser, seed=0):
 
 def halfway(base, reward, lam):
     """What Flow-GRPO and DPOK stop at, as a denoiser."""
-    before, after = ExactDenoiser(base, schedule), ExactDenoiser(base.tilted(reward, 2 * lam), schedule)
+    before, after = ExactNoisePredictor(base, schedule), ExactNoisePredictor(base.tilted(reward, 2 * lam), schedule)
     return lambda x, t: 0.5 * (before(x, t) + after(x, t))
 
 
@@ -219,11 +219,11 @@ def proposals(base, reward, lam, M=10, J=25):
     """SVDD with the exact value, against the exact tilt drawn with as many steps: the difference of the means."""
     value = exact_value(base, reward, schedule, lam)
     draws = decode(
-        ExactDenoiser(base, schedule), value, schedule, n // 4, M=M, d=1, J=J, dtype=torch.float64,
+        ExactNoisePredictor(base, schedule), value, schedule, n // 4, M=M, d=1, J=J, dtype=torch.float64,
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
     exact = sample(
-        ExactDenoiser(base.tilted(reward, lam), schedule), schedule, n // 4, 1, steps=J, dtype=torch.float64,
+        ExactNoisePredictor(base.tilted(reward, lam), schedule), schedule, n // 4, 1, steps=J, dtype=torch.float64,
         generator=torch.Generator().manual_seed(1),
     )  # fmt: skip
     return float(draws.mean() - exact.mean())
@@ -233,7 +233,7 @@ def proposals(base, reward, lam, M=10, J=25):
 errors = {}
 for name, (base, reward) in tasks.items():
     target = mean_of(drawn(exact_x0(base.tilted(reward))))
-    exact = by_sampler(ExactDenoiser(base.tilted(reward), schedule))
+    exact = by_sampler(ExactNoisePredictor(base.tilted(reward), schedule))
     errors[name] = {
         "Algorithm 2, N = 20": mean_of(tilting(base, reward, 1.0, 20)) - target,
         "Algorithm 2, N = 80": mean_of(tilting(base, reward, 1.0, 80)) - target,

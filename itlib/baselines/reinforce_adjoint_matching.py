@@ -17,8 +17,8 @@ what it draws. The tilt asks for the integral of this covariance over all streng
 agree for a Gaussian base and a linear reward, else to first order in :math:`\lambda`; the paper says so, and that a
 correction for the cost of the path, left out for speed, makes the difference.
 
-The loss as printed (c = 0) is a contraction only where :math:`1+\lambda(\mathbb E_\theta[r\mid x_t]-c)` is positive: rewards far
-below c push the student away from its own samples.
+The loss as printed (c = 0) is a contraction only where :math:`1+\lambda(\mathbb E_\theta[r\mid x_t]-c)` is positive:
+rewards far below c push the student away from its own samples.
 
 An ``update`` of :func:`~itlib.tilting.iterative_tilting`, whose tilts are then rounds, all of full strength: sg of
 theta is the teacher, which is as old as the round. The paper's text and the loss were checked against two independent
