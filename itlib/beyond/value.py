@@ -1,0 +1,409 @@
+r"""The value of a state, learned from whole chains.
+
+Let chains of the base go :math:`x_{t_K},\dots,x_{t_0}` as in :mod:`itlib.beyond.chains`. What the tilt by :math:`e^{sr}`
+adds to the score of the base at :math:`x_t` is the gradient of one number,
+
+.. math:: V_s(x,t) = \log\mathbb E_{\mathrm{base}}\big[e^{s r(X_0)}\,\big|\,x_t=x\big],\qquad
+          \hat x_1 = \hat x_1^{\mathrm{base}} - \sigma_t\nabla V_s ,
+
+the logarithm of Doob's h, the soft value of control. The covariance of Algorithm 2 is :math:`\nabla\partial_sV_s`, taken in
+one small step; here :math:`V_s` itself is learned.
+
+**From anybody's chains.** A student whose steps are shifted by u standard deviations from the base's, and that used the
+noises z, leaves after time t the weight
+
+.. math:: L_t = \log\frac{p_{\mathrm{base}}(x_{<t}\mid x_t)}{p_{\mathrm{student}}(x_{<t}\mid x_t)}
+              = -\sum_{t'\le t}\big(u_{t'}^\top z_{t'}+\tfrac12|u_{t'}|^2\big),\qquad
+          \mathbb E_{\mathrm{student}}\big[e^{s r(x_0)+L_t}\,\big|\,x_t\big] = e^{V_s(x_t,t)} .
+
+This holds for every student, so chains may be kept and used again, and no network is asked about them twice. It is exact in
+discrete time, with :math:`V_s` that of the base's chain as it is run.
+
+**The loss.** With :math:`\Delta=s r(x_0)+L_t-V_\phi(x_t,t)` and stop-gradient sg,
+
+.. math:: \ell(\phi) = \mathrm{sg}\big[1-e^{\Delta}\big]\,V_\phi(x_t,t)
+
+has the mean gradient :math:`(1-\mathbb E[e^{\Delta}|x_t])\nabla_\phi V_\phi`, that of the likelihood of an exponential law
+with mean :math:`e^{V_\phi}` (the Itakura-Saito distance): zero in every direction if and only if :math:`V_\phi=V_s`,
+whatever law the states have. A square of :math:`\Delta` would learn the mean of the logarithm, which lies below. At the
+solution, with the student drawing its own chains, :math:`\Delta=0` on *every* chain up to the discretisation: the noise
+goes away where the covariance of Algorithm 2 keeps its own. Unlike a variance over chains (:mod:`itlib.beyond.chains`), it
+tells every state of a chain what became of it, and mode weights are decided early in a chain.
+
+:math:`e^{\Delta}` has heavy tails where V is still wrong, so :math:`\Delta` is cut at ``clamp``. That pulls V down where
+much of the mean comes from chains rarer than :math:`e^{-\mathrm{clamp}}`, and does nothing once the student visits what is
+rewarded.
+
+**Strengths.** The first chains are the base's. s is the largest strength at which the weights :math:`e^{sr+L}` of the last
+chains keep an effective share, so it may fall again where a fit went wrong. A part of every draw follows the student at a
+fraction of its correction: modes that V has lost by mistake are still visited. A run ends when the share of the student's
+own chains at full strength rises no more. The best model seen is kept, and if its share is below ``enough``, an
+:class:`UnreachedWarning` says so. The share is that of chains which the student draws: it cannot see a mode that none
+visits.
+
+Sources: soft values and Doob's transform in Uehara et al. (arXiv 2408.08252); contrastive energy prediction, the same target
+without chains (Lu et al., arXiv 2304.12824); losses on chains of Nüsken and Richter (arXiv 2005.05409) and relative
+trajectory balance (Venkatraman et al., arXiv 2405.20971).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from itlib.beyond.chains import Step, chain_steps, diagnose
+from itlib.beyond.preconditioning import Gaussian
+from itlib.metrics import effective_sample_size
+from itlib.network import Network, NoisePredictor, device_of
+from itlib.rewards import Reward, evaluate
+from itlib.sampling import randn
+from itlib.schedules import Schedule, column
+from itlib.tilting import TiltStep, derive_seed
+from itlib.training import check_numbers
+
+
+class UnreachedWarning(UserWarning):
+    """A run ended although the chains of its model do not agree on the tilt."""
+
+
+@dataclass(frozen=True)
+class ValueConfig:
+    """The knobs of :func:`value_tilting`.
+
+    Args:
+        lam: tilt strength lambda.
+        J: steps of a chain.
+        pilot: chains of the base to begin with.
+        S: chains of the student in a round.
+        explore: share of them that follow the student at a random fraction of its correction.
+        B: states in a minibatch.
+        fit: minibatches of a round; the first has twice as many.
+        lr: learning rate while the strength grows; half of it at full strength. It falls to zero in every fit.
+        clamp: largest log weight of a state.
+        target_ess: effective share of the chains that a strength must leave.
+        rounds: after the pilot, at most.
+        patience: rounds at full strength without a better share that end a run.
+        enough: share of the student's own chains below which a run warns.
+        width: of the network.
+        depth: of the network.
+
+    Raises:
+        ValueError: for a value out of range, naming it.
+    """
+
+    lam: float = 1.0
+    J: int = 50
+    pilot: int = 6000
+    S: int = 1800
+    explore: float = 0.25
+    B: int = 1024
+    fit: int = 300
+    lr: float = 0.01
+    clamp: float = 5.0
+    target_ess: float = 0.3
+    rounds: int = 16
+    patience: int = 3
+    enough: float = 0.3
+    width: int = 64
+    depth: int = 3
+
+    def __post_init__(self) -> None:
+        whole = ("J", "pilot", "S", "B", "fit", "rounds", "patience", "width", "depth")
+        shares = ("explore", "target_ess", "enough")
+        check_numbers(self, whole=whole, real=("lam", "lr", "clamp", *shares))
+        for name in shares:
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name} is a share, at least 0 and less than 1, got {getattr(self, name)}")
+        if not (0.0 < self.lr < math.inf and self.clamp > 0.0 and math.isfinite(self.lam) and self.lam):
+            raise ValueError(f"lr and clamp are positive and lam is not 0, got {self.lr}, {self.clamp} and {self.lam}")
+
+
+class ValueFunction(nn.Module):
+    r"""V(x, t), a small network that sees the whitened linear estimate of X_0, which vanishes at t = 1 as V - log Z does.
+
+    Args:
+        gaussian: gives the coordinates.
+        width: units of a hidden layer.
+        depth: number of hidden layers.
+        seed: fixes the initial weights.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, gaussian: Gaussian, width: int = 64, depth: int = 3, seed: int = 0) -> None:
+        super().__init__()
+        self.gaussian = gaussian
+        self.network = Network(len(gaussian.mean), width, depth, 32, fourier_scale=0.5, seed=seed)
+        self.network.output = nn.Linear(width, 1)
+        nn.init.zeros_(self.network.output.weight)
+        nn.init.zeros_(self.network.output.bias)
+        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("shift", torch.zeros(()))
+
+    def rescale(self, strength: float, before: float, rewards: Tensor) -> None:
+        """Start from V_s times the ratio of two strengths or, from zero, from what rewards of the base, (S,), say of V_s."""
+        if before:
+            self.scale.mul_(strength / before)
+            self.shift.mul_(strength / before)
+        else:
+            self.scale.fill_(float((strength * rewards).std().clamp_min(1e-3)))
+            self.shift.fill_(float(torch.logsumexp(strength * rewards, 0)) - math.log(len(rewards)))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """V in nats, (B,), at states, (B, d), and times, (B,) or ()."""
+        alpha, _, v, w = self.gaussian.whiten(x, t)
+        result: Tensor = self.shift + self.scale * self.network(
+            alpha * (self.gaussian.eigenvalues / v).sqrt() * w, t
+        ).squeeze(-1)
+        return result
+
+
+class Guided(nn.Module):
+    """A frozen base, corrected by the gradient of a value.
+
+    Args:
+        base: the pretrained model; copied if it has parameters.
+        value: V, states (B, d) and times to (B,).
+        schedule: the pair alpha, sigma.
+    """
+
+    def __init__(self, base: NoisePredictor, value: nn.Module, schedule: Schedule) -> None:
+        super().__init__()
+        self.base = copy.deepcopy(base).requires_grad_(False) if isinstance(base, nn.Module) else base
+        self.value, self.schedule = value, schedule
+
+    def correction(self, x: Tensor, t: Tensor) -> Tensor:
+        """What the value adds to the base, -sigma_t grad V, (B, d). Differentiable in x if x is tracked."""
+        tracked = torch.is_grad_enabled() and x.requires_grad
+        with torch.enable_grad():
+            y = x if tracked else x.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(self.value(y, t).sum(), y, create_graph=tracked)
+        return -column(self.schedule.sigma(t), x).to(x) * gradient
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """Predict X_1, (B, d)."""
+        result: Tensor = self.base(x, t) + self.correction(x, t)
+        return result
+
+
+class Pool(NamedTuple):
+    """Chains with what is left of their weights.
+
+    Args:
+        x_0: their ends, (S, d).
+        x_t: their states, (S, K, d).
+        log_ratio: L, log p_base / p_student of what follows each state, (S, K).
+    """
+
+    x_0: Tensor
+    x_t: Tensor
+    log_ratio: Tensor
+
+
+@torch.no_grad()
+def draw_pool(
+    model: Guided, steps: list[Step], fraction: Tensor, d: int, *, generator: torch.Generator | None = None
+) -> Pool:
+    """Draw chains that follow a fraction of the model's correction.
+
+    Args:
+        model: base and value.
+        steps: those of the base, from :func:`~itlib.beyond.chains.chain_steps`.
+        fraction: of each chain, (S,): 1 is the model, 0 the base.
+        d: dimension of the data.
+        generator: source of the noise.
+    """
+    x = randn((len(fraction), d), generator, torch.float32, device_of(model))
+    states, increments = [], []
+    for t, a, b, std in steps:
+        time = torch.tensor(t, device=x.device)
+        u = b / std * fraction.unsqueeze(-1) * (model.correction(x, time) if bool(fraction.any()) else torch.zeros_like(x))
+        z = randn(x.shape, generator, x.dtype, x.device)
+        states.append(x)
+        increments.append(-(u * (z + 0.5 * u)).sum(-1))
+        x = a * x + b * model.base(x, time) + std * (u + z)
+    return Pool(x, torch.stack(states, 1), torch.stack(increments, 1).flip(1).cumsum(1).flip(1))
+
+
+def value_gradient(value: Tensor, log_weight: Tensor, clamp: float) -> Tensor:
+    """What the loss multiplies V by, 1 - exp(min(log weight - V, clamp)), (B,), without a gradient."""
+    return -torch.expm1((log_weight - value.detach()).clamp_max(clamp))
+
+
+def fit_value(
+    value: ValueFunction,
+    pools: list[Pool],
+    tilts: list[Tensor],
+    t: Tensor,
+    *,
+    steps: int,
+    B: int,
+    lr: float,
+    clamp: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """Fit a value to the weights of chains.
+
+    Args:
+        value: trained in place.
+        pools: chains.
+        tilts: s r at their ends, one (S,) a pool.
+        t: times of their states, (K,).
+        steps: minibatches.
+        B: states in each, drawn evenly from chains and times.
+        lr: learning rate, which falls to zero along a cosine.
+        clamp: largest log weight.
+        generator: of the CPU; draws the minibatches.
+
+    Returns:
+        The root mean square of the log weights' distance to V in each minibatch, (steps,), in nats.
+    """
+    x = torch.cat([pool.x_t for pool in pools])
+    log_weight = torch.cat([tilt.unsqueeze(-1) + pool.log_ratio for pool, tilt in zip(pools, tilts, strict=True)])
+    optimizer = torch.optim.Adam(value.parameters(), lr=lr)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    misfits = []
+    for _ in range(steps):
+        i, k = (torch.randint(n, (B,), generator=generator).to(x.device) for n in log_weight.shape)
+        found = value(x[i, k], t[k])
+        loss = (value_gradient(found, log_weight[i, k], clamp) * found).mean() / value.scale
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        decay.step()
+        misfits.append((log_weight[i, k] - found.detach()).square().mean().sqrt())
+    return torch.stack(misfits)
+
+
+def strongest(rewards: Tensor, log_ratio: Tensor, lam: float, target_ess: float) -> float:
+    """The strength between 0 and lam farthest from 0 at which weights exp(s r + L) keep an effective share.
+
+    Args:
+        rewards: r at the ends of chains, (S,).
+        log_ratio: L of the whole chains, (S,).
+        lam: the strength aimed at, of either sign.
+        target_ess: share to keep; less where the chains do not have it at s = 0.
+    """
+
+    def holds(s: float) -> bool:
+        return effective_sample_size(s * rewards + log_ratio) >= share * len(rewards)
+
+    share = min(target_ess, 0.9 * effective_sample_size(log_ratio) / len(rewards))
+    if holds(lam):
+        return lam
+    low, high = 0.0, lam
+    for _ in range(40):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
+
+
+def value_tilting(
+    base: NoisePredictor,
+    reward: Reward,
+    schedule: Schedule,
+    config: ValueConfig | None = None,
+    *,
+    d: int = 2,
+    seed: int = 0,
+) -> Iterator[TiltStep]:
+    """Correct a model by the value of its states, one round per item. The base is never trained.
+
+    Args:
+        base: the pretrained model; not changed.
+        reward: forward evaluations only; called once a round on (S, d), returns (S,).
+        schedule: the pair alpha, sigma.
+        config: the knobs.
+        d: dimension of the data.
+        seed: fixes every random draw.
+
+    Yields:
+        A :class:`~itlib.tilting.TiltStep` per round, the first with chains of the base. Its diagnostics are of the model
+        *before* the round, at the strength that it was fitted to; the last round only looks, and leaves the best model seen.
+
+    Raises:
+        ValueError: if the reward returns NaN or a wrong shape.
+        FloatingPointError: if the chains stop being finite.
+
+    Warns:
+        UnreachedWarning: if the run ends below full strength, or with an effective share below ``enough``.
+    """
+    c = config or ValueConfig()
+    clock = time.process_time()
+
+    def generator(purpose: str, k: int = 0) -> torch.Generator:
+        return torch.Generator().manual_seed(derive_seed(seed, purpose, k))
+
+    steps = chain_steps(base, schedule, min(10_000, max(c.S, 10**6 // d)), d, steps=c.J, generator=generator("widths"))
+    device = device_of(base)
+    t = torch.tensor([step.t for step in steps], device=device)
+    fraction = torch.zeros(c.pilot, device=device)
+    pool = draw_pool(Guided(base, nn.Identity(), schedule).to(device), steps, fraction, d, generator=generator("tilt"))
+    _refuse_infinite(pool.x_0, 0)
+    value = ValueFunction(Gaussian(pool.x_0, schedule), c.width, c.depth, derive_seed(seed, "weights")).to(device)
+    model = Guided(base, value, schedule).to(device)
+    pools, rewards, strengths = [pool], [evaluate(reward, pool.x_0)], [0.0]
+    best, best_ess, since = {}, 0.0, 0
+    for k in range(c.rounds + 1):
+        own = fraction == fraction.max()  # not those that explore
+        r, log_ratio, strength = rewards[-1][own], pools[-1].log_ratio[own, 0], strengths[-1]
+        found = diagnose(log_ratio, strength * r)
+        if strength == c.lam:
+            since = 0 if found.ess > best_ess + 0.01 else since + 1
+            if found.ess > best_ess:
+                best, best_ess = copy.deepcopy(value.state_dict()), found.ess
+        last = k == c.rounds or since >= c.patience
+        sampled = time.process_time()
+        losses, chosen = torch.empty(0), strength
+        if last and best:
+            value.load_state_dict(best)
+        if not last:
+            chosen = strongest(r, log_ratio, c.lam, c.target_ess)
+            value.rescale(chosen, strength, r)
+            losses = fit_value(
+                value,
+                pools,
+                [chosen * values for values in rewards],
+                t,
+                steps=c.fit if k else 2 * c.fit,
+                B=c.B,
+                lr=c.lr if chosen != c.lam else 0.5 * c.lr,
+                clamp=c.clamp,
+                generator=generator("fit", k),
+            )
+        strengths.append(chosen)
+        seconds = {"sampling": sampled - clock, "training": time.process_time() - sampled}
+        done, left = tuple(strengths[1:]), 0 if last else 1
+        yield TiltStep(k + 1, model, pools[-1].x_0, rewards[-1], losses, seconds, chosen - strength, done, left, found)
+        if last:
+            break
+        clock, draws = time.process_time(), generator("tilt", k + 1)
+        fraction = torch.ones(c.S, device=device)
+        fraction[: int(c.explore * c.S)] = torch.rand(int(c.explore * c.S), generator=draws).to(device)
+        pools.append(draw_pool(model, steps, fraction, d, generator=draws))
+        _refuse_infinite(pools[-1].x_0, k + 1)
+        rewards.append(evaluate(reward, pools[-1].x_0))
+    if best_ess < c.enough:
+        reached = f"with an effective share of {best_ess:.2g}" if best else f"at strength {strengths[-1]:.3g} of {c.lam:g}"
+        warnings.warn(
+            f"the run ended {reached} among its own chains: its samples are not those of the tilt. Raise S, rounds, B or "
+            "width, or ask for a smaller lam",
+            UnreachedWarning,
+            stacklevel=2,
+        )
+
+
+def _refuse_infinite(samples: Tensor, k: int) -> None:
+    if not bool(torch.isfinite(samples).all()):
+        raise FloatingPointError(
+            f"round {k}: the chains are no longer finite. The base diverges, or lr or clamp is too large"
+        )

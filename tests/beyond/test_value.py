@@ -1,0 +1,199 @@
+"""The value of a state: weights are unbiased for any student, the loss is at rest at the exact value, training finds it."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from itlib.beyond.chains import Step, chain_steps
+from itlib.beyond.preconditioning import Gaussian
+from itlib.beyond.value import (
+    Guided,
+    UnreachedWarning,
+    ValueConfig,
+    ValueFunction,
+    draw_pool,
+    strongest,
+    value_gradient,
+    value_tilting,
+)
+from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture, paper_mixture
+from itlib.metrics import score_errors
+from itlib.rewards import parse_reward
+from itlib.schedules import Cosine
+
+SCHEDULE, MIXTURE, REWARD = Cosine(), paper_mixture(), parse_reward("unequal")
+TARGET, BASE = MIXTURE.tilted(REWARD), ExactNoisePredictor(MIXTURE, SCHEDULE)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def log_density(mixture: GaussianMixture, x: Tensor, t: Tensor) -> Tensor:
+    """log p_t at (B, d) and one time, in plain torch so that autograd goes through."""
+    alpha, sigma = SCHEDULE.alpha(t.double()), SCHEDULE.sigma(t.double())
+    covariances = alpha**2 * mixture.covariances + sigma**2 * torch.eye(mixture.d)
+    parts = torch.distributions.MultivariateNormal(alpha * mixture.means, covariances).log_prob(x.double().unsqueeze(1))
+    return torch.logsumexp(mixture.weights.log() + parts, 1)
+
+
+class ExactValue(nn.Module):
+    """V of the exact base in continuous time: log Z p'_t / p_t."""
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        ratio = log_density(TARGET, x, t) - log_density(MIXTURE, x, t)
+        return (ratio + MIXTURE.log_normaliser(REWARD)).to(x)
+
+
+EXACT = Guided(BASE, ExactValue(), SCHEDULE)
+
+
+def steps_of(J: int) -> list[Step]:
+    return chain_steps(BASE, SCHEDULE, 4000, 2, steps=J, generator=seeded(1))
+
+
+def test_the_correction_of_the_exact_value_is_the_exact_one() -> None:
+    x, t = 3 * torch.randn(50, 2, generator=seeded()), torch.tensor(0.4)
+    expected = ExactNoisePredictor(TARGET, SCHEDULE)(x, t) - BASE(x, t)
+    assert torch.allclose(EXACT.correction(x, t), expected, atol=1e-5)
+
+
+def test_a_correction_can_be_differentiated_where_x_is_tracked() -> None:
+    """The flow's likelihood needs the divergence: against central differences in double precision."""
+    value = ValueFunction(Gaussian(2, SCHEDULE), width=8, depth=2).double()
+    with torch.no_grad():
+        value.network.output.weight.fill_(0.5)
+    model, t = Guided(BASE, value, SCHEDULE), torch.tensor(0.5, dtype=torch.float64)
+    x = torch.randn(1, 2, generator=seeded(), dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(lambda y: model.correction(y, t), x)
+
+
+def test_weights_are_unbiased_whoever_draws_the_chains() -> None:
+    """E_student[f e^(s r + L)] = E_base[f e^(s r)] for f of a state on the way: within five standard errors of both."""
+    steps, n = steps_of(12), 20_000
+    shaken = ValueFunction(Gaussian(MIXTURE.sample(500, seeded()).float(), SCHEDULE), width=16, depth=2, seed=3)
+    with torch.no_grad():
+        shaken.network.output.weight.copy_(0.3 * torch.randn(1, 16, generator=seeded(4)))
+    base = draw_pool(EXACT, steps, torch.zeros(n), 2, generator=seeded(5))
+    assert not bool(base.log_ratio.any())
+    for student in (EXACT, Guided(BASE, shaken, SCHEDULE)):
+        pool = draw_pool(student, steps, torch.rand(n, generator=seeded(6)), 2, generator=seeded(7))
+        for k in (0, 6, 11):
+            for f in (torch.ones_like, torch.tanh):
+                pair = []
+                for chains in (base, pool):
+                    weight = torch.exp(0.3 * REWARD(chains.x_0) + chains.log_ratio[:, 0])
+                    pair.append(f(chains.x_t[:, k, 0]) * weight)
+                error = sum(v.var() / n for v in pair) ** 0.5
+                assert abs(pair[0].mean() - pair[1].mean()) < 5 * error
+
+
+def test_after_a_state_only_what_follows_counts() -> None:
+    """L at the last state is the last step's: against the two Gaussian densities."""
+    steps, fraction = steps_of(6), torch.full((100,), 0.7)
+    pool = draw_pool(EXACT, steps, fraction, 2, generator=seeded())
+    time, a, b, std = steps[-1]
+    x, t = pool.x_t[:, -1], torch.tensor(time)
+    mean = a * x + b * BASE(x, t)
+    shifted = mean + b * 0.7 * EXACT.correction(x, t)
+    ratio = torch.distributions.Normal(mean, std).log_prob(pool.x_0) - torch.distributions.Normal(shifted, std).log_prob(
+        pool.x_0
+    )
+    assert torch.allclose(pool.log_ratio[:, -1], ratio.sum(-1), atol=1e-3)
+
+
+def test_the_gradient_is_that_of_an_exponential_likelihood() -> None:
+    """d/dV of V + e^(log w - V), the negative log-likelihood of w under an exponential law of mean e^V, by autograd."""
+    V = torch.linspace(-2, 2, 9, requires_grad=True)
+    log_w = torch.linspace(1, -3, 9)
+    (expected,) = torch.autograd.grad((V + torch.exp(log_w - V)).sum(), V)
+    assert torch.allclose(value_gradient(V, log_w, clamp=10.0), expected, atol=1e-6)
+    assert torch.allclose(value_gradient(V, V.detach() + 9, clamp=2.0), torch.full((9,), 1 - math.exp(2)))
+
+
+def test_at_the_exact_value_bias_and_noise_of_the_loss_vanish_with_the_steps() -> None:
+    """Mean square of the log weights' distance to V falls like 1/J, and the mean of the gradient with it."""
+    counts, spread, bias = (12, 24, 48), [], []
+    for J in counts:
+        pool = draw_pool(EXACT, steps := steps_of(J), torch.ones(8000), 2, generator=seeded(J))
+        gradients, distances = [], []
+        for k in range(0, J, J // 12):
+            V = EXACT.value(pool.x_t[:, k], torch.tensor(steps[k].t))
+            log_w = REWARD(pool.x_0) + pool.log_ratio[:, k]
+            distances.append((log_w - V).square().mean())
+            gradients.append(value_gradient(V, log_w, clamp=50.0).mean().abs())
+        spread.append(float(torch.stack(distances).mean()))
+        bias.append(float(torch.stack(gradients).mean()))
+
+    def slope(values: list[float]) -> float:
+        x, y = torch.tensor(counts).log(), torch.tensor(values).log()
+        return float(((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum())
+
+    assert -1.4 < slope(spread) < -0.9
+    assert slope(bias) < -0.8
+
+
+def test_the_strength_is_the_one_with_the_share_asked_for() -> None:
+    """For Gaussian rewards the share of exp(s r) is exp(-s^2): the normal quantiles stand for the law."""
+    r = torch.special.ndtri((torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000)
+    zero = torch.zeros_like(r)
+    assert strongest(r, zero, 5.0, 0.3) == pytest.approx(math.sqrt(-math.log(0.3)), rel=1e-2)
+    assert strongest(r, zero, -5.0, 0.3) == pytest.approx(-math.sqrt(-math.log(0.3)), rel=1e-2)
+    assert strongest(r, zero, 0.5, 0.3) == 0.5
+    assert strongest(r, -2.0 * r, 2.0, 0.3) == 2.0  # the student is there already
+
+
+SMALL = ValueConfig(J=40, pilot=1500, S=600, B=256, fit=250, rounds=5)
+
+
+def test_a_run_ends_at_the_tilt() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        *_, last = value_tilting(BASE, REWARD, SCHEDULE, SMALL, seed=1)
+    assert last.strength == 1.0
+    assert last.left == 0
+    assert last.diagnostics is not None
+    untilted, reached = (score_errors(model, TARGET, SCHEDULE, n=2000).eps_rmse for model in (BASE, last.model))
+    assert reached < 0.2 * untilted
+    assert last.diagnostics.ess > 0.8
+    assert last.diagnostics.log_z == pytest.approx(MIXTURE.log_normaliser(REWARD), abs=0.1)  # the chain's own bias is 0.03
+
+
+def test_a_negative_strength_tilts_the_other_way() -> None:
+    *_, last = value_tilting(BASE, REWARD, SCHEDULE, ValueConfig(**{**vars(SMALL), "lam": -1.0}), seed=1)
+    errors = score_errors(last.model, MIXTURE.tilted(REWARD, -1.0), SCHEDULE, n=2000)
+    assert errors.eps_rmse < 0.2 * score_errors(BASE, MIXTURE.tilted(REWARD, -1.0), SCHEDULE, n=2000).eps_rmse
+
+
+def test_the_same_seed_gives_the_same_model() -> None:
+    config = ValueConfig(J=5, pilot=64, S=32, B=32, fit=5, rounds=2, enough=0.0)
+    runs = [[*value_tilting(BASE, REWARD, SCHEDULE, config, seed=s)][-1] for s in (0, 0, 1)]
+    first, again, other = (run.model.state_dict()["value.network.output.weight"] for run in runs)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_a_run_that_does_not_arrive_says_so() -> None:
+    config = ValueConfig(J=5, pilot=256, S=128, B=32, fit=5, rounds=2)
+    with pytest.warns(UnreachedWarning, match=r"at strength 0\.\d+ of 1"):
+        [*value_tilting(BASE, lambda x: 40 * REWARD(x), SCHEDULE, config)]
+    with pytest.warns(UnreachedWarning, match="with an effective share of"):
+        [*value_tilting(BASE, lambda x: 0.1 * REWARD(x), SCHEDULE, ValueConfig(**{**vars(config), "enough": 0.9999}))]
+
+
+def test_a_reward_of_nan_is_refused() -> None:
+    with pytest.raises(ValueError, match="NaN"):
+        next(value_tilting(BASE, lambda x: x[:, 0] * math.nan, SCHEDULE, ValueConfig(J=3, pilot=64, S=32)))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"lam": 0.0}, {"explore": 1.0}, {"enough": -0.1}, {"lr": 0.0}, {"clamp": 0.0}, {"J": 0}, {"S": 2.5}]
+)
+def test_knobs_out_of_range_are_named(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        ValueConfig(**wrong)  # type: ignore[arg-type]
