@@ -23,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import itlib._kernels
 from itlib.network import FourierFeatures, Network
-from itlib.sampling import sample, transitions
+from itlib.sampling import reverse_steps, sample
 from itlib.schedules import Cosine, Schedule
 from itlib.training import regression_step
 
@@ -114,12 +114,12 @@ def _draw(network: nn.Module) -> Callable[[], Tensor]:
 
 def _step_by_step(schedule: Schedule, times: Sequence[float], eta: float) -> Iterator[tuple[float, float, float]]:
     """The coefficients of all steps, each computed when it is needed."""
-    return (next(transitions(schedule, pair, eta)) for pair in reversed(list(pairwise(times))))
+    return (next(reverse_steps(schedule, pair, eta)) for pair in reversed(list(pairwise(times))))
 
 
 def _draw_slowly(network: nn.Module) -> Callable[[], Tensor]:
     def work() -> Tensor:
-        with patch("itlib.sampling.transitions", _step_by_step):
+        with patch("itlib.sampling.reverse_steps", _step_by_step):
             return _draw(network)()
 
     return work

@@ -51,7 +51,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -81,6 +81,52 @@ def _at(schedule: Schedule, *times: float) -> list[tuple[float, float]]:
     return list(zip(schedule.alpha(t).tolist(), schedule.sigma(t).tolist(), strict=True))
 
 
+#: A number for one step, or a column, (M, 1), for M steps at once.
+Number = TypeVar("Number", bound=float | Tensor)
+
+
+class ReverseStep(NamedTuple, Generic[Number]):
+    """One step of Algorithm 1: x_s = a x_t + b x1_hat + std z.
+
+    Args:
+        t: the time that it leaves.
+        a: factor of the state.
+        b: factor of the prediction of X_1.
+        std: of the noise.
+    """
+
+    t: Number
+    a: Number
+    b: Number
+    std: Number
+
+    def mean(self, x: Tensor, x1_hat: Tensor) -> Tensor:
+        """Where the step leads on average, (B, d)."""
+        return self.a * x + self.b * x1_hat
+
+    def draw(self, x: Tensor, x1_hat: Tensor, z: Tensor) -> Tensor:
+        """Where it leads with a noise z, (B, d)."""
+        return self.mean(x, x1_hat) + self.std * z
+
+    def noise(self, x: Tensor, x1_hat: Tensor, x_s: Tensor) -> Tensor:
+        """The noise z with which it leads to x_s, (B, d)."""
+        return (x_s - self.a * x - self.b * x1_hat) / self.std
+
+    @property
+    def gain(self) -> float | Tensor:
+        """b / std: a change of x1_hat shifts the mean by this many standard deviations."""
+        return self.b / self.std  # type: ignore[operator]  # both are numbers, or both are tensors
+
+    def control(self, x1_hat: Tensor, base: Tensor) -> Tensor:
+        """u: shift of the mean against that of another prediction, in standard deviations, (B, d)."""
+        return self.gain * (x1_hat - base)
+
+
+def log_density_ratio(z_p: Tensor, z_q: Tensor) -> Tensor:
+    """log p / q of steps of equal width, summed over the last axis, given the noises that p and q need for them."""
+    return 0.5 * (z_q.square() - z_p.square()).sum(-1)
+
+
 def ddpm_std(schedule: Schedule, s: float, t: float) -> float:
     """Standard deviation of the DDPM bridge from t to s < t, for any schedule."""
     return transition(schedule, s, t, 1.0)[2]
@@ -92,13 +138,15 @@ def transition(schedule: Schedule, s: float, t: float, eta: float) -> tuple[floa
     At s = 0 this is the final denoising step of Algorithm 1, x_0 = (x_t - sigma_t x1_hat) / alpha_t.
 
     Raises:
-        ValueError: if the times are out of order, alpha_t vanishes, or eta lies outside [0, 1].
+        ValueError: if the times are out of order.
+        ValueError: if alpha_t vanishes.
+        ValueError: if eta lies outside [0, 1].
     """
-    return next(transitions(schedule, (s, t), eta))
+    return next(reverse_steps(schedule, (s, t), eta))[1:]
 
 
-def transitions(schedule: Schedule, times: Sequence[float], eta: float) -> Iterator[tuple[float, float, float]]:
-    """The coefficients of :func:`transition` along a rising grid of times, the last step first: alpha and sigma at once.
+def reverse_steps(schedule: Schedule, times: Sequence[float], eta: float) -> Iterator[ReverseStep[float]]:
+    """The steps along a rising grid of times, from the last time to the first: alpha and sigma at once.
 
     Raises:
         ValueError: as :func:`transition` does.
@@ -110,7 +158,7 @@ def transitions(schedule: Schedule, times: Sequence[float], eta: float) -> Itera
         if not 0.0 <= s < t or alpha_t <= 0.0:
             raise ValueError(f"a reverse step needs 0 <= s < t < 1, got s={s:g}, t={t:g}: at t=1 alpha is zero")
         std = eta * (sigma_s * math.sqrt(max(0.0, 1.0 - (alpha_t * sigma_s / (alpha_s * sigma_t)) ** 2)))
-        yield alpha_s / alpha_t, math.sqrt(sigma_s**2 - std**2) - alpha_s * sigma_t / alpha_t, std
+        yield ReverseStep(t, alpha_s / alpha_t, math.sqrt(sigma_s**2 - std**2) - alpha_s * sigma_t / alpha_t, std)
 
 
 def posterior_std(schedule: Schedule, s: float, t: float, std: float, mean_square: float) -> float:
@@ -188,15 +236,15 @@ def reverse_process(
     if variance not in ("ddpm", "analytic"):
         raise ValueError(f"variance is 'ddpm' or 'analytic', got {variance!r}")
     times = time_grid(schedule, steps)
-    for t, s, (a, b, std) in zip(times[:0:-1], times[-2::-1], transitions(schedule, times, eta), strict=True):
-        x1_hat = model(x, torch.tensor(t, dtype=x.dtype, device=x.device))
+    for s, step in zip(times[-2::-1], reverse_steps(schedule, times, eta), strict=True):
+        x1_hat = model(x, torch.tensor(step.t, dtype=x.dtype, device=x.device))
         if x1_hat.shape != x.shape:
             raise ValueError(f"a model must return the shape of its samples, {tuple(x.shape)}, got {tuple(x1_hat.shape)}")
         if variance == "analytic":
-            std = analytic_std(schedule, s, t, std, x, x1_hat)
-        x = a * x + b * x1_hat
-        if std > 0.0:
-            x = x + std * randn(x.shape, generator, x.dtype, x.device)
+            step = step._replace(std=analytic_std(schedule, s, step.t, step.std, x, x1_hat))
+        x = step.mean(x, x1_hat)
+        if step.std > 0.0:
+            x = x + step.std * randn(x.shape, generator, x.dtype, x.device)
         yield s, x
 
 
@@ -251,13 +299,13 @@ def path_log_weights(
     times = time_grid(schedule, steps)
     x = randn((n, d), generator, dtype, device or device_of(model))
     log_w = torch.zeros_like(x[:, 0])
-    for t, (a, b, std) in zip(times[:0:-1], transitions(schedule, times, eta), strict=True):
-        time = torch.tensor(t, dtype=dtype, device=x.device)
-        mean = a * x + b * base(x, time)
-        if std > 0.0:
-            u = (a * x + b * model(x, time) - mean) / std
+    for step in reverse_steps(schedule, times, eta):
+        time = torch.tensor(step.t, dtype=dtype, device=x.device)
+        mean = step.mean(x, base(x, time))
+        if step.std > 0.0:
+            u = (step.mean(x, model(x, time)) - mean) / step.std
             z = randn(x.shape, generator, dtype, x.device)
             log_w -= (u * (z + 0.5 * u)).sum(-1)
-            mean = mean + std * (u + z)
+            mean = mean + step.std * (u + z)
         x = mean
     return x, log_w

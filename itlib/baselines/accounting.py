@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from itlib.network import NoisePredictor, device_of
 from itlib.rewards import Reward
-from itlib.sampling import randn, reverse_process, time_grid, transitions
+from itlib.sampling import ReverseStep, randn, reverse_process, reverse_steps, time_grid
 from itlib.schedules import Schedule
 from itlib.tilting import derive_seed, trainable_copy
 
@@ -172,15 +172,13 @@ class NoisySteps:
     Args:
         x: states that the steps leave, (M, d).
         arrived: states that they reach, (M, d).
-        t: times that they leave, (M,).
-        coefficients: a, b and the standard deviation of each step, (M, 1) each.
+        step: all of them at once: times (M, 1), and coefficients, (M, 1) each.
         eps_base: the base's prediction at x, (M, d).
     """
 
     x: Tensor
     arrived: Tensor
-    t: Tensor
-    coefficients: tuple[Tensor, Tensor, Tensor]
+    step: ReverseStep[Tensor]
     eps_base: Tensor
 
     @classmethod
@@ -188,19 +186,25 @@ class NoisySteps:
         """Those of trajectories x_K, ..., x_0, as :func:`trajectory` gives them."""
         x, B, steps = torch.cat(states[:-2]), len(states[0]), len(states) - 1
         times = time_grid(schedule, steps)
-        each = list(transitions(schedule, times, 1.0))[:-1]
-        t, a, b, std = (
-            torch.tensor(v, dtype=x.dtype, device=x.device).repeat_interleave(B)
-            for v in (times[:1:-1], *zip(*each, strict=True))
+        each = list(reverse_steps(schedule, times, 1.0))[:-1]
+        step = ReverseStep(
+            *(
+                torch.tensor(v, dtype=x.dtype, device=x.device).repeat_interleave(B).unsqueeze(-1)
+                for v in zip(*each, strict=True)
+            )
         )
         with torch.no_grad():
-            eps_base = base(x, t)
-        return cls(x, torch.cat(states[1:-1]), t, (a.unsqueeze(-1), b.unsqueeze(-1), std.unsqueeze(-1)), eps_base)
+            eps_base = base(x, step.t.squeeze(-1))
+        return cls(x, torch.cat(states[1:-1]), step, eps_base)
+
+    @property
+    def t(self) -> Tensor:
+        """Times that the steps leave, (M,)."""
+        return self.step.t.squeeze(-1)
 
     def control(self, eps: Tensor) -> Tensor:
         """Shift of each step's mean against the base's, in its standard deviations, (M, d)."""
-        _, b, std = self.coefficients
-        return b / std * (eps - self.eps_base)
+        return self.step.control(eps, self.eps_base)
 
     def kl(self, eps: Tensor) -> Tensor:
         """KL of each step to the base's, (M,)."""
@@ -208,5 +212,4 @@ class NoisySteps:
 
     def log_density(self, eps: Tensor) -> Tensor:
         """log p(arrived | x) of each step, (M,), up to a constant."""
-        a, b, std = self.coefficients
-        return -0.5 * ((self.arrived - a * self.x - b * eps) / std).square().sum(-1)
+        return -0.5 * self.step.noise(self.x, eps, self.arrived).square().sum(-1)

@@ -35,7 +35,7 @@ from torch import Tensor
 from itlib.baselines.accounting import BaselineStep, FineTuning, NoisySteps, trajectory
 from itlib.network import NoisePredictor
 from itlib.rewards import Reward
-from itlib.sampling import time_grid, transition
+from itlib.sampling import reverse_steps, time_grid
 from itlib.schedules import Schedule
 from itlib.tilting import derive_seed
 from itlib.training import check_numbers
@@ -86,11 +86,11 @@ def lean_adjoint(states: list[Tensor], base: NoisePredictor, reward: Reward, sch
         x = states[-1].detach().requires_grad_()
         (gradient,) = torch.autograd.grad(reward(x).sum(), x)
         adjoints = [-lam * gradient]
-        for k in range(1, steps):  # from the state at t_{k-1} to that at t_k
+        rising = list(reverse_steps(schedule, times, 1.0))[:0:-1]
+        for k, step in enumerate(rising, 1):  # from the state at t_{k-1} to that at t_k
             x = states[steps - k].detach().requires_grad_()
-            t = torch.tensor(times[k], dtype=x.dtype, device=x.device)
-            a, b, _ = transition(schedule, times[k - 1], times[k], 1.0)
-            (product,) = torch.autograd.grad(a * x + b * base(x, t), x, grad_outputs=adjoints[-1])
+            t = torch.tensor(step.t, dtype=x.dtype, device=x.device)
+            (product,) = torch.autograd.grad(step.mean(x, base(x, t)), x, grad_outputs=adjoints[-1])
             adjoints.append(product)
     return adjoints
 
@@ -129,7 +129,7 @@ def adjoint_matching(
         adjoints = lean_adjoint(states, bench.base, bench.reward, schedule, config.lam)
         steps = NoisySteps.of(states, bench.base, schedule)
         adjoint = torch.cat(adjoints[:0:-1])  # at the states that the steps reach, from noise to data
-        residual = steps.control(bench.student(steps.x, steps.t)) + steps.coefficients[2] * adjoint
+        residual = steps.control(bench.student(steps.x, steps.t)) + steps.step.std * adjoint
         loss = residual.square().sum() / config.B
         bench.descend(k, loss)
         yield bench.step(k, loss)

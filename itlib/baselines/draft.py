@@ -34,7 +34,7 @@ from torch import Tensor
 from itlib.baselines.accounting import BaselineStep, FineTuning
 from itlib.network import NoisePredictor
 from itlib.rewards import Reward
-from itlib.sampling import randn, time_grid, transition
+from itlib.sampling import randn, reverse_steps, time_grid
 from itlib.schedules import Schedule, add_noise
 from itlib.tilting import derive_seed
 from itlib.training import check_numbers
@@ -108,18 +108,17 @@ def rollout(
     times = time_grid(schedule, config.J)
     keep = config.J if config.K is None else config.K
     cost = x.new_zeros(len(x))
-    for k in range(config.J, 0, -1):
-        t = torch.tensor(times[k], dtype=x.dtype, device=x.device)
-        a, b, std = transition(schedule, times[k - 1], times[k], config.eta)
+    for k, step in zip(range(config.J, 0, -1), reverse_steps(schedule, times, config.eta), strict=True):
+        t = torch.tensor(step.t, dtype=x.dtype, device=x.device)
         with torch.set_grad_enabled(k <= keep):
-            if config.kl and std == 0.0:
-                return a * x + b * base(x, t), cost
+            if config.kl and step.std == 0.0:
+                return step.mean(x, base(x, t)), cost
             eps = student(x, t)
             if config.kl:
-                cost = cost + (b / std) ** 2 * 0.5 * (eps - base(x, t)).square().sum(-1)
-            x = a * x + b * eps
-            if std:
-                x = x + std * randn(x.shape, generator, x.dtype, x.device)
+                cost = cost + step.gain**2 * 0.5 * (eps - base(x, t)).square().sum(-1)
+            x = step.mean(x, eps)
+            if step.std:
+                x = x + step.std * randn(x.shape, generator, x.dtype, x.device)
     return x, cost
 
 
@@ -132,8 +131,7 @@ def low_variance(
     t = torch.tensor(last, dtype=x_0.dtype, device=x_0.device)
     z = randn(x_0.shape, generator, x_0.dtype, x_0.device)
     x_t = add_noise(schedule, x_0, z, t)
-    a, b, _ = transition(schedule, 0.0, last, 0.0)
-    return a * x_t + b * student(x_t, t)
+    return next(reverse_steps(schedule, (0.0, last), 0.0)).mean(x_t, student(x_t, t))
 
 
 def draft(

@@ -37,7 +37,7 @@ from itlib.baselines.guidance import Value, clean
 from itlib.metrics import effective_sample_size
 from itlib.network import NoisePredictor, device_of
 from itlib.rewards import Reward, evaluate
-from itlib.sampling import randn, sample, time_grid, transitions
+from itlib.sampling import log_density_ratio, randn, reverse_steps, sample, time_grid
 from itlib.schedules import Schedule
 
 
@@ -196,17 +196,17 @@ def sequential_monte_carlo(
     x = randn((n, d), generator, dtype, device)
     eps, psi, shift = look(x, times[-1])
     log_w, log_z, resampled = psi, 0.0, 0
-    for s, (a, b, std) in zip(times[-2::-1], transitions(schedule, times, 1.0), strict=True):
+    for s, step in zip(times[-2::-1], reverse_steps(schedule, times, 1.0), strict=True):
         if effective_sample_size(log_w) < config.threshold * n:
             log_z += float(torch.logsumexp(log_w, 0)) - math.log(n)
             index = systematic(log_w, n, generator)
             x, eps, psi, shift = x[index], eps[index], psi[index], shift[index]
             log_w, resampled = torch.zeros_like(log_w), resampled + 1
-        mean = a * x + b * eps
-        if std > 0.0:
+        mean = step.mean(x, eps)
+        if step.std > 0.0:
             z = randn(x.shape, generator, dtype, device)
-            x = mean + b * shift + std * z
-            log_w = log_w + 0.5 * (z.square() - ((x - mean) / std).square()).sum(-1)
+            x = mean + step.b * shift + step.std * z
+            log_w = log_w + log_density_ratio((x - mean) / step.std, z)
             eps, now, shift = look(x, s)
         else:
             x = mean

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from itlib.baselines.guidance import Value
 from itlib.network import FourierFeatures, NoisePredictor, device_of
 from itlib.rewards import Reward, evaluate
-from itlib.sampling import randn, reverse_process, time_grid, transitions
+from itlib.sampling import randn, reverse_process, reverse_steps, time_grid
 from itlib.schedules import Schedule
 from itlib.tilting import derive_seed
 
@@ -140,11 +140,11 @@ def decode(
     """
     times = time_grid(schedule, J)
     x = randn((n, d), generator, dtype, device_of(base))
-    for t, s, (a, b, std) in zip(times[:0:-1], times[-2::-1], transitions(schedule, times, 1.0), strict=True):
-        mean = a * x + b * base(x, torch.tensor(t, dtype=dtype, device=x.device))
-        if std == 0.0:
+    for s, step in zip(times[-2::-1], reverse_steps(schedule, times, 1.0), strict=True):
+        mean = step.mean(x, base(x, torch.tensor(step.t, dtype=dtype, device=x.device)))
+        if step.std == 0.0:
             return mean
-        proposals = mean.unsqueeze(1) + std * randn((n, M, d), generator, dtype, x.device)
+        proposals = mean.unsqueeze(1) + step.std * randn((n, M, d), generator, dtype, x.device)
         score = value(proposals.reshape(n * M, d), torch.tensor(s, dtype=dtype, device=x.device)).reshape(n, M)
         pick = torch.multinomial(torch.softmax(score.cpu(), 1), 1, generator=generator).to(x.device)
         x = proposals[torch.arange(n, device=x.device), pick.squeeze(1)]

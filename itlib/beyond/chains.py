@@ -36,14 +36,13 @@ import copy
 import itertools
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from itlib.metrics import effective_sample_size
 from itlib.network import Network, NoisePredictor, Residual, device_of
-from itlib.sampling import Variance, analytic_std, randn, time_grid, transitions
+from itlib.sampling import ReverseStep, Variance, analytic_std, log_density_ratio, randn, reverse_steps, time_grid
 from itlib.schedules import Schedule
 from itlib.tilting import (
     Diagnostics,
@@ -119,16 +118,7 @@ class Chains:
     def log_ratio(self, correction: Tensor) -> Tensor:
         """log p_base / p_theta of the chains, (S,), for the theta that has these corrections, (S, K, d)."""
         base = self.z + self.gain * self.correction
-        return 0.5 * ((base - self.gain * correction).square() - base.square()).sum((1, 2))
-
-
-class Step(NamedTuple):
-    """One step of a chain, from time t: x_s = a x_t + b x1_hat + std z."""
-
-    t: float
-    a: float
-    b: float
-    std: float
+        return log_density_ratio(base.flatten(1), (base - self.gain * correction).flatten(1))
 
 
 @torch.no_grad()
@@ -142,32 +132,32 @@ def chain_steps(
     eta: float = 1.0,
     variance: Variance = "analytic",
     generator: torch.Generator | None = None,
-) -> list[Step]:
+) -> list[ReverseStep[float]]:
     """The steps of Algorithm 1, their noise measured on n samples of a model. Arguments as for ``sample``.
 
     Raises:
         ValueError: if a step has no noise; then chains have no weights.
     """
-    times, found = time_grid(schedule, steps), []
+    times, found = time_grid(schedule, steps), list[ReverseStep[float]]()
     x = randn((n, d), generator, torch.float32, device_of(model))
-    for t, s, (a, b, std) in zip(times[:0:-1], times[-2::-1], transitions(schedule, times, eta), strict=True):
-        x1_hat = model(x, torch.tensor(t, device=x.device))
+    for s, step in zip(times[-2::-1], reverse_steps(schedule, times, eta), strict=True):
+        x1_hat = model(x, torch.tensor(step.t, device=x.device))
         if variance == "analytic":
-            std = analytic_std(schedule, s, t, std, x, x1_hat)
-        if not std > 0.0:
+            step = step._replace(std=analytic_std(schedule, s, step.t, step.std, x, x1_hat))
+        if not step.std > 0.0:
             raise ValueError(
-                f"the step from t={t:g} to {s:g} has no noise, so chains have no weights: use variance='analytic', and a "
-                "base that is trained (its predictions of the noise have a mean square below 1)"
+                f"the step from t={step.t:g} to {s:g} has no noise, so chains have no weights: use variance='analytic', and "
+                "a base that is trained (its predictions of the noise have a mean square below 1)"
             )
-        found.append(Step(t, a, b, std))
-        x = a * x + b * x1_hat + std * randn(x.shape, generator, x.dtype, x.device)
+        found.append(step)
+        x = step.draw(x, x1_hat, randn(x.shape, generator, x.dtype, x.device))
     return found
 
 
 @torch.no_grad()
 def draw_chains(
     student: Corrected,
-    steps: list[Step],
+    steps: list[ReverseStep[float]],
     n: int,
     d: int,
     *,
@@ -184,14 +174,14 @@ def draw_chains(
     """
     x = randn((n, d), generator, torch.float32, device_of(student))
     seen: list[tuple[Tensor, Tensor, Tensor]] = []
-    for t, a, b, std in steps:
-        time = torch.tensor(t, device=x.device)
+    for step in steps:
+        time = torch.tensor(step.t, device=x.device)
         correction = student.correction(x, time)
         z = randn(x.shape, generator, x.dtype, x.device)
         seen.append((x, z, correction))
-        x = a * x + b * (student.base(x, time) + correction) + std * z
+        x = step.draw(x, student.base(x, time) + correction, z)
     x_t, z, correction = (torch.stack(column, 1) for column in zip(*seen, strict=True))
-    t_k, gain = (torch.tensor(column, device=x.device) for column in ([s.t for s in steps], [s.b / s.std for s in steps]))
+    t_k, gain = (torch.tensor(column, device=x.device) for column in ([s.t for s in steps], [s.gain for s in steps]))
     return Chains(x, x_t, z, correction, t_k, gain.unsqueeze(-1))
 
 

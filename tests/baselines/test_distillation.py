@@ -12,7 +12,7 @@ from itlib.baselines.distillation import DistillationConfig, cut_off, distillati
 from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture
 from itlib.network import Network
 from itlib.rewards import ForwardOnly
-from itlib.sampling import time_grid, transitions
+from itlib.sampling import reverse_steps, time_grid
 from itlib.schedules import Cosine
 
 F64 = torch.float64
@@ -35,7 +35,7 @@ class Tilt(nn.Module):
 def drawn_variance(J: int) -> float:
     """Variance of what Algorithm 1 draws from the exact denoiser of N(0, 1), sigma x: its tilt by x has this for a mean."""
     times, variance = time_grid(SCHEDULE, J), 1.0
-    for t, (a, b, std) in zip(times[:0:-1], transitions(SCHEDULE, times, 1.0), strict=True):
+    for t, a, b, std in reverse_steps(SCHEDULE, times, 1.0):
         variance = (a + b * float(SCHEDULE.sigma(torch.tensor(t, dtype=F64)))) ** 2 * variance + std**2
     return variance
 

@@ -44,7 +44,7 @@ def test_the_score_function_gradient_is_the_pathwise_one() -> None:
     rewards = states[-1][:, 1] + 0.3 * states[-1][:, 0].square()
     # The density of every step is an affine function of the shift near the current one: one gradient a sample.
     eps = model(batch.x, batch.t)
-    a, b, std = batch.coefficients
+    _, a, b, std = batch.step
     scale = (Cosine().sigma(batch.t) * Cosine().alpha(batch.t)).unsqueeze(-1)
     per_step = (batch.arrived - a * batch.x - b * eps.detach()) / std**2 * b * scale
     per_sample = per_step.reshape(steps - 1, n, 2).sum(0) * (rewards - rewards.mean()).unsqueeze(-1)
@@ -67,7 +67,7 @@ def test_the_steps_of_a_batch_have_the_densities_of_the_sampler() -> None:
     generator = torch.Generator().manual_seed(0)
     states = trajectory(model, model.exact, Cosine(), torch.randn(500, 2, generator=generator, dtype=F64), 20, generator)
     batch = NoisySteps.of(states, model.exact, Cosine())
-    a, b, std = batch.coefficients
+    _, a, b, std = batch.step
     eps = model(batch.x, batch.t).detach()
     z = (batch.arrived - a * batch.x - b * eps) / std
     assert abs(float(z.mean())) < 4 / (2 * len(z)) ** 0.5
