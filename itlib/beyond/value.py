@@ -59,12 +59,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from itlib.beyond.chains import Step, chain_steps, diagnose
+from itlib.beyond.chains import chain_steps, diagnose
 from itlib.beyond.preconditioning import Gaussian
 from itlib.metrics import effective_sample_size
 from itlib.network import Network, NoisePredictor, device_of
 from itlib.rewards import Reward, evaluate
-from itlib.sampling import randn
+from itlib.sampling import ReverseStep, randn
 from itlib.schedules import Schedule, column
 from itlib.tilting import TiltStep, derive_seed
 from itlib.training import check_numbers
@@ -211,7 +211,7 @@ class Pool(NamedTuple):
 
 @torch.no_grad()
 def draw_pool(
-    model: Guided, steps: list[Step], fraction: Tensor, d: int, *, generator: torch.Generator | None = None
+    model: Guided, steps: list[ReverseStep[float]], fraction: Tensor, d: int, *, generator: torch.Generator | None = None
 ) -> Pool:
     """Draw chains that follow a fraction of the model's correction.
 
@@ -224,13 +224,13 @@ def draw_pool(
     """
     x = randn((len(fraction), d), generator, torch.float32, device_of(model))
     states, increments = [], []
-    for t, a, b, std in steps:
-        time = torch.tensor(t, device=x.device)
-        u = b / std * fraction.unsqueeze(-1) * (model.correction(x, time) if bool(fraction.any()) else torch.zeros_like(x))
+    for step in steps:
+        time = torch.tensor(step.t, device=x.device)
+        u = step.gain * fraction.unsqueeze(-1) * (model.correction(x, time) if bool(fraction.any()) else torch.zeros_like(x))
         z = randn(x.shape, generator, x.dtype, x.device)
         states.append(x)
         increments.append(-(u * (z + 0.5 * u)).sum(-1))
-        x = a * x + b * model.base(x, time) + std * (u + z)
+        x = step.mean(x, model.base(x, time)) + step.std * (u + z)
     return Pool(x, torch.stack(states, 1), torch.stack(increments, 1).flip(1).cumsum(1).flip(1))
 
 

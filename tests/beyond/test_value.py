@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from itlib.beyond.chains import Step, chain_steps
+from itlib.beyond.chains import chain_steps
 from itlib.beyond.preconditioning import Gaussian
 from itlib.beyond.value import (
     Guided,
@@ -24,6 +24,7 @@ from itlib.beyond.value import (
 from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture, paper_mixture
 from itlib.metrics import score_errors
 from itlib.rewards import parse_reward
+from itlib.sampling import ReverseStep
 from itlib.schedules import Cosine
 
 SCHEDULE, MIXTURE, REWARD = Cosine(), paper_mixture(), parse_reward("unequal")
@@ -53,7 +54,7 @@ class ExactValue(nn.Module):
 EXACT = Guided(BASE, ExactValue(), SCHEDULE)
 
 
-def steps_of(J: int) -> list[Step]:
+def steps_of(J: int) -> list[ReverseStep[float]]:
     return chain_steps(BASE, SCHEDULE, 4000, 2, steps=J, generator=seeded(1))
 
 
