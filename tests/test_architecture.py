@@ -85,6 +85,16 @@ def test_the_rooms_are_there() -> None:
     assert {room(path) for path in MODULES.values()} == {*ROOMS, "front door"}
 
 
+def test_one_plan_shows_the_rooms() -> None:
+    """In the order in which they stand, from the roof down: where contributors read it, and on the API page."""
+    root = PACKAGE.parent
+    plans = [
+        (root / name).read_text("utf-8").split("```text\n")[1].split("```")[0] for name in ("CONTRIBUTING.md", "book/api.md")
+    ]
+    assert plans[0] == plans[1]
+    assert [line.split()[0] for line in plans[0].splitlines()] == [*ROOMS[:0:-1], "itlib"]
+
+
 @every_module
 def test_imports_point_down(path: Path) -> None:
     here = room(path)

@@ -1,13 +1,16 @@
 """List the modules of ``itlib`` on the API page, as they are at build time.
 
-The marker line on the page is replaced by one section per room, from the paper's modules upwards, and in it one per module,
-each after those that it imports. A module or a room that is new finds its place by itself. A module that cannot be imported,
-or a docstring that is not valid reStructuredText, is a warning, and so an error.
+The marker line on the page is replaced by what ``import itlib`` gives, with its examples, and by one section per room, from
+the paper's modules upwards, and in it one per module, each after those that it imports. A module or a room that is new finds
+its place by itself. A module that cannot be imported, or a docstring that is not valid reStructuredText, is a warning, and so
+an error.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -78,10 +81,22 @@ def chapter(room: str, modules: list[str], package: str = "itlib") -> str:
     return "\n".join([f"## {title}\n", *([about] if room else []), *map(section, modules)])
 
 
+def front_door(package: str = "itlib") -> str:
+    """MyST source of the first section: what the package says of itself, and where each name that it gives is described."""
+    module = importlib.import_module(package)
+    lines = []
+    for name in module.__all__:
+        thing = getattr(module, name)
+        first = (inspect.getdoc(thing) or "").split("\n\n")[0].replace("\n", " ")
+        lines.append(f"- :py:obj:`{name} <{thing.__module__}.{thing.__qualname__}>`: {first}")
+    about = f".. automodule:: {package}\n   :noindex:\n\n**All names.**\n\n" + "\n".join(lines)
+    return f"## `import {package}`\n\n```{{eval-rst}}\n{about}\n```\n"
+
+
 def expand(app: Sphinx, docname: str, source: list[str]) -> None:
     """Replace the marker on the page that has it."""
     if MARKER in source[0]:
-        source[0] = source[0].replace(MARKER, "\n".join(chapter(*room) for room in rooms().items()))
+        source[0] = source[0].replace(MARKER, "\n".join([front_door(), *(chapter(*room) for room in rooms().items())]))
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

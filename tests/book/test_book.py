@@ -18,7 +18,7 @@ import numpy as np
 import publish
 import pytest
 import small_book
-from api_modules import chapter, rooms
+from api_modules import chapter, front_door, rooms
 from browsing import complaints, requests, visit
 from bs4 import BeautifulSoup
 from docutils import nodes
@@ -33,6 +33,7 @@ from run_it import head, hurried, links, notebook_of, words
 from sharing import description
 from site_checks import check_site, invalid
 
+import itlib
 from itlib import figures
 from itlib.gaussian_mixture import paper_mixture
 from itlib.rewards import parse_reward
@@ -262,6 +263,14 @@ def test_api_lists_every_public_module_once_and_after_those_it_imports() -> None
             assert not below & set(modules[later:]), name
             assert room in ("", name.split(".")[1])
             assert f".. automodule:: {name}\n" in chapter(room, modules)
+
+
+def test_api_begins_with_the_front_door() -> None:
+    text = front_door()
+    for name in itlib.__all__:
+        thing = getattr(itlib, name)
+        assert text.count(f"- :py:obj:`{name} <{thing.__module__}.{thing.__qualname__}>`: ") == 1
+    assert ".. automodule:: itlib\n" in text
 
 
 def test_api_finds_a_room_for_newcomers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
