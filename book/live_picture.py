@@ -12,7 +12,7 @@ import torch
 from itlib import figures
 from itlib.beyond.preconditioning import adapter
 from itlib.beyond.recommended import cosine
-from itlib.experiments.problems import TASKS
+from itlib.experiments.problems import PROBLEMS
 from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture
 from itlib.schedules import Cosine
 from itlib.tilting import EqualSteps, Regression, TiltingConfig, run_tilts
@@ -32,7 +32,7 @@ SETTINGS = TiltingConfig(N=10, S=500, J=50, E=100, lr=1e-2)
 def bases() -> dict[str, GaussianMixture]:
     """Bases by the names that they have on the page."""
     one = GaussianMixture(torch.ones(1), torch.zeros(1, 2), 0.5 * torch.eye(2).unsqueeze(0))
-    return {"two": TASKS["paper"].base, "one": one, "eight": TASKS["eight"].base, "nine": TASKS["nine"].base}
+    return {"two": PROBLEMS["paper"].base, "one": one, "eight": PROBLEMS["eight"].base, "nine": PROBLEMS["nine"].base}
 
 
 def model() -> dict[str, object]:
@@ -42,7 +42,7 @@ def model() -> dict[str, object]:
 
 def picture() -> str:
     """Samples before the first tilt, half way and after the last, over contours of the exact densities."""
-    base, reward, schedule = TASKS["paper"].base, TASKS["paper"].reward, Cosine()
+    base, reward, schedule = PROBLEMS["paper"].base, PROBLEMS["paper"].reward, Cosine()
     data = base.sample(1000, torch.Generator().manual_seed(0)).float()
     student = adapter(ExactNoisePredictor(base, schedule), data, schedule)
     learner = Regression(student, schedule, SETTINGS, rate=cosine)

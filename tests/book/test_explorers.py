@@ -41,6 +41,10 @@ COMPUTING = ("maths", "expression", "laws", "network", "tilting")
 TIGHT = {"rtol": 1e-9, "atol": 1e-10}
 
 
+#: What the live page is given.
+LIVE = json.loads((ROOT / "book" / "live.json").read_text("utf-8"))["model"]
+
+
 def run(browser: Any, body: str, *arguments: Any) -> Any:
     """What a piece of script returns that sees the page's functions, and the arguments as a, b, c, ..."""
     modules = "".join(plain((SCRIPTS / f"{name}.js").read_text("utf-8")) for name in COMPUTING)
@@ -420,6 +424,43 @@ def test_the_model_before_its_first_tilt_is_the_base_under_the_sampler(browser: 
     np.testing.assert_allclose(found.var(0), variance, rtol=4 * math.sqrt(2 / 4000))
 
 
+RUN = """
+  const base = a, schedule = schedules.cosine, source = random(b.seed), {alpha, sigma} = schedule, value = parse(b.reward);
+  const network = student(base, schedule, source);
+  let last;
+  for (const event of iterativeTilting({S: 500, B: 64, E: 100, rate: 0.01, ...b, base, schedule, source, network,
+    reward: (x, y) => value(x, y) + (b.constant ?? 0)})) last = event;
+  const law = tiltsOf(base, value)(1), probes = random(9), points = [];
+  for (let i = 0; i < 500; i++) points.push([last.points[2 * i], last.points[2 * i + 1]]);
+  const square = law.draw(200, probes).map(clean => {
+    const t = 0.1 + 0.9 * probes.uniform(), z = probes.normals();
+    const x = clean.map((v, d) => alpha(t) * v + sigma(t) * z[d]), flat = Float64Array.from(x);
+    const step = network.forward(flat, [t]).result, noise = predictBase(base, schedule, flat, [t]);
+    return sum(law.score(alpha(t), sigma(t))(x).map((s, d) => (noise[d] + step[d] + sigma(t) * s) ** 2));
+  });
+  return {reward: sum(points.map(x => value(...x))) / 500, error: Math.sqrt(sum(square) / 200),
+    width: widthInside(base, points, points.map(() => 1 / 500))};
+"""
+
+
+def test_what_the_live_page_says_of_its_runs(browser: Any) -> None:
+    """Its five things to try, for a seed that the page does not open with."""
+
+    def found(reward: str = "4y", **settings: Any) -> dict[str, float]:
+        chosen = {"reward": reward, "seed": 1, "N": 10, "J": 50, "analytic": False, **settings}
+        return dict(run(browser, RUN, LIVE["bases"]["two"], chosen))
+
+    printed, kept, finer = found(), found(analytic=True), found(J=200)
+    assert printed["reward"] < kept["reward"] < 8
+    assert printed["reward"] < finer["reward"] < 8
+    assert 8 - finer["reward"] < (8 - printed["reward"]) / 2
+    assert printed["width"] < min(kept["width"], finer["width"]) < 0.73
+    assert found(J=200, constant=20)["reward"] < finer["reward"]
+    assert found(J=200, constant=-20)["reward"] > 16
+    one, ten = (found("1.5x + 3y", N=N, analytic=True)["error"] for N in (1, 10))
+    assert one > 2.5 * ten
+
+
 # What is on the page
 
 
@@ -456,10 +497,6 @@ def test_the_step_at_one_point(browser: Any, tmp_path: Path) -> None:
     assert at != [0.3, 0.4]
     assert violations(browser) == []
     assert complaints(browser) == []
-
-
-#: What the live page is given.
-LIVE = json.loads((ROOT / "book" / "live.json").read_text("utf-8"))["model"]
 
 
 def press(browser: Any, label: str) -> None:

@@ -178,13 +178,13 @@ export function picture({ title = "", label, x, y, width = 280, height = 210, eq
   return { node, marks, X, Y, line, dots, path, x, y };
 }
 
-// An axis that holds values from low to high, with at most six round ticks, as `picture` takes it.
+// An axis that holds values from low to high, to a twentieth of the distance of its round ticks, as `picture` takes it.
 export function axis(low, high) {
   const rough = Math.max(high - low, 1e-9) / 4,
     power = 10 ** Math.floor(Math.log10(rough)),
     step = power * ([1, 2, 5].find((m) => m * power >= rough) ?? 10);
-  const from = Math.floor(low / step + 1e-9),
-    to = Math.max(from + 1, Math.ceil(high / step - 1e-9)),
+  const from = Math.floor(low / step + 0.05),
+    to = Math.max(from + 1, Math.ceil(high / step - 0.05)),
     digits = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
   return {
     from: from * step,
