@@ -95,13 +95,14 @@ reference: $(VENV)/.ready  ## Compute the committed reference grids again: about
 	@$(BIN)/python -m itlib.reproduce --grid tuning --seeds 100 --out book/reference/tuning
 	@$(BIN)/python -m itlib.reproduce --grid rivals --seeds 0 1 2 --out book/reference/rivals
 	@$(BIN)/python -m itlib.reproduce --grid scaling --seeds 0 1 2 --out book/reference/scaling
-	@$(BIN)/python -m itlib.reproduce --grid budget --seeds 0 1 2 --out book/reference/budget
+	@$(BIN)/python -m itlib.reproduce --grid error_budget --seeds 0 1 2 --out book/reference/error_budget
 	@$(BIN)/python -m itlib.reproduce --grid ablation --seeds 0 1 2 --out book/reference/ablation
 	@$(BIN)/python -m itlib.reproduce --grid ablation --only '*_main_*' '*_base_exact' 'tails_*' --seeds 3 4 --out book/reference/ablation
-	@$(BIN)/python -m itlib.reproduce --grid digits --only base --out book/reference/digits
-	@$(BIN)/python -m itlib.reproduce --grid digits --only class symmetry hole --seeds 0 1 2 --out book/reference/digits
+	@$(BIN)/python -m itlib.reproduce --grid digits_base --out book/reference/digits
+	@$(BIN)/python -m itlib.reproduce --grid digits_truth --seeds 0 1 2 --out book/reference/digits
+	@$(BIN)/python -m itlib.reproduce --grid digits --seeds 0 1 2 --out book/reference/digits
 	@cp book/reference/paper/N100_seed0.safetensors book/reference/hero.safetensors
-	@$(BIN)/python book/landing_runs.py
+	@$(BIN)/python -m itlib.reproduce --grid landing --records-only --out book/reference/landing
 	@$(BIN)/python book/live_picture.py
 	@$(BIN)/python book/showcase.py
 

@@ -15,8 +15,8 @@ import safetensors.torch
 import torch
 
 from itlib import figures
-from itlib.experiments import ablation, paper
-from itlib.experiments.records import load_records
+from itlib.experiments import ablation, landing, paper
+from itlib.experiments.records import compact, load_records
 from itlib.gaussian_mixture import paper_mixture
 from itlib.rewards import parse_reward
 from itlib.schedules import Cosine
@@ -69,7 +69,7 @@ def readme_picture() -> str:
 def landing_picture() -> str:
     """What the landing page shows while its picture cannot be moved: all of 20 tilts, as the explorer opens."""
     base, reward = paper_mixture(), parse_reward("paper")
-    model = json.loads((ROOT / "book" / "landing.json").read_text())["model"]
+    model = json.loads(landing_data())["model"]
     frames = next(run["frames"] for run in model["runs"] if run["N"] == 20)
     paths = np.array([frame["points"] for frame in frames]).reshape(len(frames), -1, 2) / 100
     grid = np.stack(np.meshgrid(model["xs"], model["ys"]), -1).reshape(-1, 2)
@@ -101,6 +101,28 @@ def landing_picture() -> str:
             "exact target, which lies above the base. Right: the score of the network and the exact score as arrows."
         )
         return figures.to_svg(fig, "landing", alt)
+
+
+def landing_data() -> bytes:
+    """What the landing page's picture shows when it moves, as a text file: the frames of the committed runs."""
+    runs = []
+    for record in sorted(load_records(REFERENCE / "landing", landing.Parameters), key=lambda r: r.parameters.N):
+        kept = safetensors.torch.load_file(REFERENCE / "landing" / f"N{record.parameters.N:03d}_seed0.safetensors")
+        columns = zip(record.curve["k"], kept["points"], kept["score"], record.curve["error"], strict=True)
+        frames = [
+            {"k": int(k), "points": points.flatten().tolist(), "score": score.flatten().tolist(), "error": round(error, 4)}
+            for k, points, score, error in columns
+        ]
+        runs.append({"N": record.parameters.N, "frames": frames})
+    model = {
+        "mixture": figures.as_model(paper_mixture()),
+        "reward": figures.as_model(parse_reward("paper")),
+        "level": landing.LEVEL,
+        "xs": compact(landing.XS),
+        "ys": compact(landing.YS),
+        "runs": runs,
+    }
+    return (json.dumps({"seed": 0, "model": model}, separators=(",", ":")) + "\n").encode()
 
 
 def preview() -> bytes:
@@ -170,7 +192,7 @@ def main() -> int:
     """Write all, or check them."""
     static, pages = ROOT / "book" / "_static", (ROOT / "README.md", ROOT / "book" / "index.md")
     made = {static / "hero-readme.svg": readme_picture().encode(), static / "landing.svg": landing_picture().encode()}
-    made |= {static / "preview.png": preview()}
+    made |= {static / "preview.png": preview(), ROOT / "book" / "landing.json": landing_data()}
     made |= {page: between_marks(page, table()).encode() for page in pages}
     stale = [path for path, content in made.items() if not path.exists() or path.read_bytes() != content]
     if "--check" not in sys.argv:

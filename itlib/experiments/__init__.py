@@ -46,6 +46,7 @@ _PLACES = {
     "digits_base": "digits.base:EXPERIMENT",
     "digits_truth": "digits.truth:EXPERIMENT",
     "digits": "digits.methods:EXPERIMENT",
+    "landing": "landing:EXPERIMENT",
 }
 
 

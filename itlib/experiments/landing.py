@@ -1,0 +1,94 @@
+"""What the landing page shows: Algorithm 2 on the paper's problem with few tilts and with many.
+
+Frames along the tilts, each with samples of the model, always from the same noise, and its scores on a grid at one noise
+level. They lie beside the record in hundredths, as whole numbers: ``points``, (F, 120, 2), and ``score``, (F, G, 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from itlib.experiments import base, experiment
+from itlib.experiments.checkpoints import profile
+from itlib.experiments.experiment import Experiment, Record
+from itlib.gaussian_mixture import paper_mixture
+from itlib.metrics import score_errors
+from itlib.network import NoisePredictor
+from itlib.rewards import ForwardOnly, parse_reward
+from itlib.sampling import sample
+from itlib.schedules import Cosine
+from itlib.tilting import iterative_tilting, tilt_path
+
+#: Numbers of tilts, and how many of them pass between two frames.
+RUNS = {1: 1, 5: 1, 20: 1, 100: 5}
+#: Samples of a frame; and where the score is looked at: the time and the grid.
+POINTS, LEVEL = 120, 0.25
+XS, YS = [0.8 * i for i in range(-5, 6)], [0.8 * i for i in range(-3, 6)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameters(experiment.Parameters):
+    """One run.
+
+    Args:
+        N: number of tilts.
+        every: how many of them pass between two frames.
+    """
+
+    experiment: ClassVar[str] = "landing"
+    N: int = 20
+    every: int = 1
+
+
+def _hundredths(values: Tensor) -> Tensor:
+    return (100 * values.double()).round().short()
+
+
+def run(parameters: Parameters, folder: Path) -> Record[Parameters]:
+    """Tilt, and look at the model on its way."""
+    torch.set_num_threads(1)
+    p, schedule, reward = parameters, Cosine(), parse_reward("paper")
+    path = tilt_path(paper_mixture(), reward, 1.0, p.N)
+    grid, t = torch.cartesian_prod(torch.tensor(YS), torch.tensor(XS)).flip(-1), torch.tensor(LEVEL)
+    ks: list[float] = []
+    errors: list[float] = []
+    points: list[Tensor] = []
+    scores: list[Tensor] = []
+
+    def look(model: NoisePredictor, k: int) -> None:
+        ks.append(k)
+        points.append(_hundredths(sample(model, schedule, POINTS, generator=torch.Generator().manual_seed(1))))
+        with torch.no_grad():
+            scores.append(_hundredths(-model(grid, t) / schedule.sigma(t)))
+        errors.append(score_errors(model, path(k), schedule).eps_rmse)
+
+    for needed in base.before("paper", p).values():
+        *_, trained = base.train(needed, schedule)
+    look(trained.denoiser, 0)
+    seconds = {"sampling": 0.0, "training": 0.0}
+    config = replace(profile(p.profile).tilting, N=p.N)
+    for step in iterative_tilting(trained.denoiser, ForwardOnly(reward), schedule, config, seed=p.seed):
+        seconds = {key: value + step.seconds[key] for key, value in seconds.items()}
+        if step.k % p.every == 0:
+            look(step.model, step.k)
+    return Record(
+        p,
+        {"eps_rmse": errors[-1]},
+        curve={"k": ks, "error": errors},
+        seconds=seconds,
+        tensors={"points": torch.stack(points), "score": torch.stack(scores)},
+    )
+
+
+def cells(seeds: Sequence[int]) -> dict[str, Parameters]:
+    """The runs of the page."""
+    return {f"N{N:03d}_seed{seed}": Parameters(N=N, every=every, seed=seed) for seed in seeds for N, every in RUNS.items()}
+
+
+EXPERIMENT = Experiment("landing", Parameters, run, cells, after=lambda p: base.before("paper", p), work=lambda p: p.N)
