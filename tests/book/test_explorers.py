@@ -24,7 +24,7 @@ from torch import Tensor
 from itlib import figures
 from itlib.beyond.estimators import centred, local_baseline, rao_blackwell
 from itlib.beyond.preconditioning import adapter
-from itlib.experiments.records import read_record
+from itlib.experiments.records import load_record
 from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture, NotNormalisableError, paper_mixture
 from itlib.rewards import QuadraticReward, parse_reward
 from itlib.sampling import analytic_std, reverse_process, time_grid, transition
@@ -688,7 +688,7 @@ def test_the_landing_page_shows_the_reference_runs() -> None:
         assert {len(frame["score"]) for frame in frames} == {2 * len(model["xs"]) * len(model["ys"])}
         record = ROOT / "book" / "reference" / "paper" / f"N{N:03d}_seed0.json"
         if record.exists():  # the same run, looked at on the way
-            assert frames[-1]["error"] == pytest.approx(read_record(record)["metrics"]["eps_rmse"], abs=6e-5)
+            assert frames[-1]["error"] == pytest.approx(load_record(record)["eps_rmse"], abs=6e-5)
     last = {run_["N"]: run_["frames"][-1]["error"] for run_ in model["runs"]}
     assert last[1] > last[20]  # what the page says
     assert last[100] > 0.9 * last[20]

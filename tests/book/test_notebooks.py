@@ -16,7 +16,7 @@ from pairs import problems
 from run_it import WORDS_PER_MINUTE, words
 from site_checks import check_site
 
-from itlib.experiments.records import read_record
+from itlib.experiments.records import load_record
 from itlib.reproduce.batch import parameters_of
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
@@ -64,16 +64,11 @@ def test_each_parameter_says_what_it_is() -> None:
 def test_a_batch_leaves_records_and_pages() -> None:
     root = small_batch.finished()
     for name, trace in (("N002_seed0", 2), ("N003_seed0", 3)):
-        record = read_record(root / "book" / "runs" / f"{name}.json")
-        assert len(record["trace"]) == trace
-        assert {k: record["parameters"][k] for k in ("S", "J", "E", "B", "lr")} == {
-            "S": 64,
-            "J": 5,
-            "E": 3,
-            "B": 32,
-            "lr": 1e-5,
-        }
-        assert {"nll_target", "nll_base", "eps_rmse", "t_min"} <= set(record["metrics"])
+        record = load_record(root / "book" / "runs" / f"{name}.json")
+        known = record.parameters
+        assert len(record.trace) == trace
+        assert (known.S, known.J, known.E, known.B, known.lr) == (64, 5, 3, 32, 1e-5)
+        assert {"nll_target", "nll_base", "eps_rmse", "t_min"} <= set(record.metrics)
     pages = sorted((root / "book").rglob("*.ipynb"))
     assert len(pages) >= 4
     for path in pages:
@@ -100,9 +95,8 @@ def test_plain_papermill_runs_the_paired_notebook(tmp_path: Path) -> None:
     environment = small_batch.environment(NOTEBOOKS.parent)
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=500)
     assert result.returncode == 0, result.stderr
-    one, two = read_record(record), read_record(small_batch.finished() / "book" / "runs" / "N002_seed0.json")
-    for part in ("parameters", "metrics", "trace"):
-        assert one[part] == two[part]
+    one, two = load_record(record), load_record(small_batch.finished() / "book" / "runs" / "N002_seed0.json")
+    assert (one.parameters, one.metrics, one.trace) == (two.parameters, two.metrics, two.trace)
 
 
 def test_the_real_book_builds_from_a_small_batch() -> None:
