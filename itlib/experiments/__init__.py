@@ -43,6 +43,7 @@ _PLACES = {
     "scaling": "scaling:EXPERIMENT",
     "error_budget": "error_budget:EXPERIMENT",
     "ablation": "ablation:EXPERIMENT",
+    "effective_share": "effective_share:EXPERIMENT",
     "digits_base": "digits.base:EXPERIMENT",
     "digits_truth": "digits.truth:EXPERIMENT",
     "digits": "digits.methods:EXPERIMENT",
