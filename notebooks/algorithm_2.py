@@ -93,8 +93,9 @@ class Model(nn.Module):
 @torch.no_grad()
 def sample(model, n, steps=100):
     """Algorithm 1: from noise to data, each step with fresh noise."""
-    x, times = torch.randn(n, 2), torch.linspace(0.999, 0, steps + 1)
-    for t, s in zip(times[:-1, None, None], times[1:, None, None]):
+    x, times = torch.randn(n, 2), torch.linspace(1, 0, steps + 1)
+    times[0] = 0.999  # alpha vanishes at 1
+    for t, s in zip(times[:-1, None, None], times[1:, None, None], strict=True):
         eps = model(x, t.expand(n, 1))
         std = sigma(s) / sigma(t) * (1 - alpha(t) ** 2 / alpha(s) ** 2).clamp_min(0).sqrt()
         x = alpha(s) / alpha(t) * (x - sigma(t) * eps) + (sigma(s) ** 2 - std**2).clamp_min(0).sqrt() * eps
@@ -228,7 +229,7 @@ print(f"variance of x_1 in the right mode: exact 0.25, reward {spread['plain']:.
 
 # %% [markdown]
 # - *Implement:* subtract the mean reward of the tilt's own samples before the inner loop. It is one change in one line. Does the height come closer to
-#   {glue:text}`height_exact`? {doc}`s3_2_algorithm` explains when and why this helps.
+#   {glue:text}`height_exact`? {doc}`s3_2_algorithm` explains when to expect help from this, and when not.
 
 # %% tags=["hide-cell"]
 
