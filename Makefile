@@ -50,7 +50,7 @@ check: lint  ## Style, types and the tests of the method: what to run while you 
 	@$(BIN)/python -m pytest -n 2 tests/method tests/test_architecture.py
 
 test: $(VENV)/.ready  ## Run all tests, a small batch and a build of the book among them
-	@$(BIN)/python -m pytest -n $(WORKERS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 # Two workers by default: each runs processes of its own.
 WORKERS ?= 2

@@ -20,6 +20,21 @@ settings.register_profile("itlib", derandomize=True, deadline=None, database=Non
 settings.load_profile("itlib")
 
 
+#: What a test is about, by its folder.
+FOLDERS = {"book": "book", "reproduce": "batch"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by what they need, and keep those that share a build on one worker."""
+    for item in items:
+        mark = FOLDERS.get(item.path.parent.name) or ("book" if "reference" in item.path.name else None)
+        if mark:
+            item.add_marker(mark)
+            item.add_marker(pytest.mark.xdist_group(mark))
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker("browser")
+
+
 @pytest.fixture(scope="session")
 def paper() -> GaussianMixture:
     """The base distribution of (4.11)."""
