@@ -8,7 +8,7 @@ With :math:`p_0 = \sum_i \omega_i\,\mathcal N(\mu_i, \Sigma_i)` (4.8) and the fo
    X_0 \mid X_t = x,\, i &\sim \mathcal N\big(\mu_i + \alpha_t \Sigma_i V_i^{-1}(x-\alpha_t\mu_i),\;
        \sigma_t^2\,\Sigma_i V_i^{-1}\big),\qquad V_i = \alpha_t^2\Sigma_i + \sigma_t^2 I,
 
-so the score (2.8), the models (2.5), the posterior (3.3) and the covariance (3.9) have closed forms. Tilting by
+so the score (2.8), the denoisers (2.5), the posterior (3.3) and the covariance (3.9) have closed forms. Tilting by
 :math:`e^{\lambda r}` with the quadratic reward (4.2) gives a mixture again (4.10):
 
 .. math::
@@ -50,8 +50,10 @@ class GaussianMixture:
         covariances: (K, d, d), symmetric positive definite.
 
     Raises:
-        ValueError: if shapes disagree, a number is not finite, a weight is not positive or a covariance is not positive
-            definite.
+        ValueError: if shapes disagree.
+        ValueError: if a number is not finite.
+        ValueError: if a weight is not positive.
+        ValueError: if a covariance is not positive definite.
     """
 
     weights: Tensor
@@ -299,7 +301,7 @@ class HasScore(Protocol):
 class ExactNoisePredictor:
     r"""The exact :math:`\hat x_1(x,t)=\mathbb E[X_1\mid X_t=x] = -\sigma_t\nabla\log p_t(x)` of a mixture, (2.5) and (2.8).
 
-    It has the call of a network, so it runs wherever a learned model does.
+    It is called like a network, so it runs wherever a learned one does.
     """
 
     mixture: HasScore

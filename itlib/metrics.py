@@ -59,7 +59,7 @@ def score_errors(
         schedule: the pair alpha, sigma.
         n: number of draws, each with its own time (the paper's 5,000).
         seed: fixes draws and times, so that two models can be compared on the same ones.
-        truth: what to compare with; the exact model of the mixture by default.
+        truth: what to compare with; the exact noise predictor of the mixture by default.
     """
     generator = torch.Generator().manual_seed(seed)
     x_0 = mixture.sample(n, generator)

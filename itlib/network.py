@@ -61,7 +61,7 @@ class FourierFeatures(nn.Module):
 
 
 class Network(nn.Module):
-    """The model network of Section 4.2.
+    """The network of Section 4.2.
 
     Args:
         d: dimension of the data.
@@ -109,7 +109,7 @@ class Network(nn.Module):
 
 
 class FromX0(nn.Module):
-    r"""Turns an :math:`X_0`-prediction into a model by (2.6): :math:`\hat x_1 = (x - \alpha_t\hat x_0)/\sigma_t`.
+    r"""Turns an :math:`X_0`-prediction into a noise predictor by (2.6): :math:`\hat x_1 = (x - \alpha_t\hat x_0)/\sigma_t`.
 
     Args:
         x0_network: callable predicting X_0, such as a :class:`Network` trained on (2.9).
@@ -129,9 +129,9 @@ class FromX0(nn.Module):
 
 
 class Residual(nn.Module):
-    r"""A frozen model plus a trainable correction that starts at zero.
+    r"""A frozen noise predictor plus a trainable correction that starts at zero.
 
-    This is how a model without parameters, the exact one of a mixture for instance, is fine-tuned, and what the
+    This is how a model without parameters, such as the exact one of a mixture, is fine-tuned, and it is what the
     networks of :mod:`itlib.beyond.preconditioning` are.
 
     Args:

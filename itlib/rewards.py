@@ -92,8 +92,9 @@ def evaluate(reward: Reward, x: Tensor) -> Tensor:
         Finite values, (S,), in the dtype and on the device of x.
 
     Raises:
-        ValueError: if the answer is no real number per sample, or holds a NaN or an infinity. What the reward itself raises
-            is not touched.
+        ValueError: if the answer is not one real number per sample.
+        ValueError: if it holds a NaN or an infinity.
+        Exception: whatever the reward itself raises.
     """
     with torch.no_grad():
         answer = reward(x.detach().clone())  # a reward may write on what it is given

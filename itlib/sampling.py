@@ -169,7 +169,7 @@ def posterior_std(schedule: Schedule, s: float, t: float, std: float, mean_squar
         s: the time stepped to.
         t: the time stepped from.
         std: standard deviation of the bridge, eta_s.
-        mean_square: E ||x1_hat||^2 / d at time t. Above 1, which no exact model reaches, it counts as 1.
+        mean_square: E ||x1_hat||^2 / d at time t. Above 1, which no exact predictor reaches, it counts as 1.
     """
     (alpha_s, sigma_s), (alpha_t, sigma_t) = _at(schedule, s, t)
     c = alpha_s - math.sqrt(sigma_s**2 - std**2) * alpha_t / sigma_t
@@ -231,7 +231,10 @@ def reverse_process(
         (t_k, x_{t_k}) for k = K-1, ..., 0; the last is (0, x_0).
 
     Raises:
-        ValueError: for steps < 1, eta outside [0, 1], an unknown variance or a model that returns another shape.
+        ValueError: if steps < 1.
+        ValueError: if eta lies outside [0, 1].
+        ValueError: for an unknown variance.
+        ValueError: if the model returns another shape than that of x.
     """
     if variance not in ("ddpm", "analytic"):
         raise ValueError(f"variance is 'ddpm' or 'analytic', got {variance!r}")
@@ -292,7 +295,8 @@ def path_log_weights(
     Add lambda r(x_0) to the log weights, and they are samples of the tilted base. Arguments as for :func:`sample`.
 
     Raises:
-        ValueError: for steps < 1, or eta outside (0, 1]: without noise there is nothing to weigh.
+        ValueError: if steps < 1.
+        ValueError: if eta lies outside (0, 1]: steps without noise have no weights.
     """
     if eta <= 0.0:
         raise ValueError(f"paths have weights only if the steps are noisy: eta must be positive, got {eta:g}")

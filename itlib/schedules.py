@@ -119,7 +119,7 @@ def coefficients(schedule: Schedule, t: Tensor, x: Tensor) -> tuple[Tensor, Tens
     """alpha_t and sigma_t, (B, 1) or (), at times t, (B,) or (), for samples x, (B, d).
 
     Raises:
-        ValueError: for a time outside [0, 1], where the formulas of a schedule give numbers that mean nothing.
+        ValueError: for a time outside [0, 1], where a schedule is not defined.
     """
     if not bool(((t >= 0.0) & (t <= 1.0)).all()):
         wrong = t[~((t >= 0.0) & (t <= 1.0))].flatten()[0]

@@ -147,7 +147,8 @@ def train_noise_predictor(
         A :class:`TrainingStep` per epoch.
 
     Raises:
-        ValueError: if the data are too few to split, or not finite.
+        ValueError: if the data are too few to split.
+        ValueError: if they are not finite.
         FloatingPointError: if the loss stops being finite.
     """
     config = config or TrainingConfig()

@@ -193,7 +193,7 @@ display(
 
 # %% tags=["remove-input"]
 WHY = {
-    "step": "errors of earlier tilts are mended, and the noise goes away at the solution: above",
+    "learner": "errors of earlier tilts are mended, and the noise goes away at the solution: above",
     "student": "a small correction of the frozen base, in whitened coordinates and bounded far out",
     "variance": "samples keep their variance: {doc}`b_samplers`",
     "target_ess": "steps from the rewards, which keep this share of the samples effective: {doc}`b_how_many_tilts`",

@@ -612,7 +612,7 @@ first = next(
 )
 b = TiltBatch(*[v.double() if torch.is_tensor(v) else v for v in vars(seen[0]).values()])
 s_old = -b.eps_old / schedule.sigma(b.t).unsqueeze(-1)
-ours = corrected_loss(s_old, s_old, b.x_0, b.x_t, b.t, b.r, config.delta)  # the student starts at the teacher
+ours = corrected_loss(s_old, s_old, b.x_0, b.x_t, b.t, b.r, config.lam / config.N)  # the student starts at the teacher
 assert torch.allclose(ours, first.losses[0].double(), rtol=1e-4)  # x_t is stored in single precision
 display(
     Markdown(

@@ -1,4 +1,4 @@
-r"""What the rivals share: the step that they yield, and an account of what they have spent.
+r"""What the baselines share: the step that they yield, and a count of the evaluations that they spend.
 
 Budgets are counted in samples, whatever the size of a call:
 
@@ -39,7 +39,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class BaselineStep:
-    """What one iteration of a rival leaves behind.
+    """What one iteration of a baseline leaves behind.
 
     Args:
         k: the iteration just finished, from 1.
@@ -58,7 +58,7 @@ class BaselineStep:
 
 @dataclass
 class EvaluationCounter:
-    """Counts what goes through the callables that it wraps, and the time since it was opened."""
+    """Counts what goes through the callables that it wraps, and the processor time since it was made."""
 
     counts: Counts = field(default_factory=Counts)
     opened: float = field(default_factory=time.process_time)
@@ -99,12 +99,12 @@ class EvaluationCounter:
         self.counts.network_gradient += len(output) if output.requires_grad else 0
 
     def step(self, k: int, model: nn.Module, loss: float) -> BaselineStep:
-        """The step to yield, with a snapshot of the account."""
+        """The step to yield, with a snapshot of the counts."""
         return BaselineStep(k, model, loss, replace(self.counts), time.process_time() - self.opened)
 
 
 class FineTuning:
-    """What every rival begins with: a student, a frozen base and the reward, all counted, and an optimiser.
+    """What every baseline starts from: a student, a frozen base and the reward, all counted, and an optimiser.
 
     Args:
         base: the pretrained model; not changed.

@@ -53,7 +53,7 @@ class AdjointMatchingConfig:
         lr: Adam's learning rate.
 
     Raises:
-        ValueError: for a value that makes no sense, saying which (J is at least 2, or no step has noise).
+        ValueError: for a value out of range, naming it (J is at least 2, or no step has noise).
     """
 
     iterations: int = 200

@@ -56,7 +56,7 @@ class DraftConfig:
         lr: Adam's learning rate.
 
     Raises:
-        ValueError: for a value that makes no sense, saying which.
+        ValueError: for a value out of range, naming it.
     """
 
     iterations: int = 200

@@ -94,7 +94,7 @@ class SMCConfig:
         threshold: resample when the effective sample size falls below this share of n.
 
     Raises:
-        ValueError: for a value that makes no sense, saying which.
+        ValueError: for a value out of range, naming it.
     """
 
     n: int = 1000

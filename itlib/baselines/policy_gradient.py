@@ -53,7 +53,7 @@ class PolicyGradientConfig:
         lr: Adam's learning rate.
 
     Raises:
-        ValueError: for a value that makes no sense, saying which.
+        ValueError: for a value out of range, naming it.
     """
 
     iterations: int = 100

@@ -21,10 +21,10 @@ Richter et al., arXiv 2010.10436). For a chain drawn with correction :math:`u` a
 :math:`\theta'` would have needed are :math:`z+u-u'`.
 
 Three things set it apart from the regression of Algorithm 2. It aims at the tilt of the *base*, not of the last model, so
-that each tilt mends what earlier ones got wrong. Its noise goes away at the solution, where all chains say the same, while
-a covariance keeps its variance. And what it learns is the tilt of the chain as it is run. Like Algorithm 2 it evaluates
-:math:`r` forward, once for each sample. What it cannot mend is the base: errors of :math:`\hat x_1^{\mathrm{base}}` and of
-the chain's steps are tilted with it.
+that each tilt corrects what earlier ones got wrong. Its noise vanishes at the solution, where all chains agree, while the
+estimate of a covariance stays noisy. And it learns the tilt of the chain as it is run. Like Algorithm 2 it evaluates
+:math:`r` forward, once for each sample. What it cannot correct is the base: errors of :math:`\hat x_1^{\mathrm{base}}`
+and of the chain's steps are tilted with it.
 
 What learns is a correction of a frozen base: a small network on top of it, or a copy of all its weights
 (:class:`TrainableCopy`).

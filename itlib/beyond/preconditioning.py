@@ -1,7 +1,7 @@
 r"""Denoisers that learn a correction in whitened coordinates: of a Gaussian, or of a pretrained model.
 
 Let :math:`m` and :math:`\Sigma=Q\Lambda Q^\top` be mean and covariance of the data, and
-:math:`V_t=\alpha_t^2\Lambda+\sigma_t^2`. The Gaussian with these two moments has the model
+:math:`V_t=\alpha_t^2\Lambda+\sigma_t^2`. The Gaussian with these two moments has the noise predictor
 :math:`\hat x_1^G(x,t)=Q\,\sigma_tV_t^{-1}Q^\top(x-\alpha_tm)`. What is left to learn on top of it, or on top of a
 pretrained model that is to be tilted, is written as
 
@@ -29,14 +29,14 @@ from itlib.schedules import Schedule, column
 
 
 class Gaussian(nn.Module):
-    r"""The model :math:`\hat x_1^G` of the Gaussian with the mean and covariance of some data; it is affine in x.
+    r"""The noise predictor :math:`\hat x_1^G` of the Gaussian with the mean and covariance of some data; it is affine in x.
 
     Args:
         data: samples that give mean and covariance, (n, d) with n > d; or d, for a standard normal to be loaded over.
         schedule: the pair alpha, sigma.
 
     Raises:
-        ValueError: if the data are too few, or lie in a plane.
+        ValueError: if the data have no variance in some direction.
     """
 
     mean: Tensor
