@@ -18,8 +18,6 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.config import Config
 
-from itlib.experiments.grids import BASE, TEMPLATE
-
 WORDS_PER_MINUTE = 200
 LEARN = "You will see"  # opens the paragraph that says what a page teaches
 #: What is looked at rather than read. Figures and code, most of a page's elements, go before it is parsed.
@@ -52,7 +50,7 @@ def notebook_of(pagename: str) -> str | None:
     if page.parts[:2] == ("book", "pages"):
         return page.stem
     if page.parts[:2] == ("book", "runs"):
-        return BASE if page.stem.startswith("base") else TEMPLATE
+        return "s2_1_base_model" if page.stem.startswith("base") else "s4_2_experiment"
     return None
 
 

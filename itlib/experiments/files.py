@@ -1,4 +1,7 @@
-"""Files that appear whole or not at all: they are written beside their place and moved there in one step."""
+"""Files that appear whole or not at all, and files of the repository that are found from anywhere.
+
+What is written is written beside its place and moved there in one step.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,30 @@ from pathlib import Path
 
 class DamagedFileError(ValueError):
     """A record or checkpoint that is truncated or not what it should be; the message says what to do."""
+
+
+class MissingFileError(FileNotFoundError):
+    """Something of the repository that is not there; the message says how to get it."""
+
+
+def located(path: Path | str) -> Path:
+    """A file or folder of the repository that a notebook names as seen from its own folder, wherever it is run.
+
+    Args:
+        path: such as "../book/reference/paper": as it is seen from the working folder, or else from the notebooks of the
+            checkout that this library lies in.
+
+    Raises:
+        MissingFileError: if it is in neither place.
+    """
+    here, there = Path(path), Path(__file__).parents[2] / "notebooks" / path
+    for place in (here, there):
+        if place.exists():
+            return place
+    raise MissingFileError(
+        f"{path} is not here: records and figures come with the repository (git clone it and open the notebook there), "
+        "and runs of your own with 'make book' in it; or set this notebook's parameter to where you keep them"
+    )
 
 
 def write_atomically(path: Path, content: bytes) -> None:

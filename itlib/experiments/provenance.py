@@ -70,10 +70,18 @@ def _digest(shape: str, modules: Iterable[str], package: Path) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
 
-@cache
 def _read_module(name: str, package: Path) -> tuple[str, frozenset[str]]:
     file = _file(name, package)
-    return _read(file.read_text("utf-8"), package) if file else ("", frozenset())
+    if file is None:
+        return "", frozenset()
+    state = file.stat()
+    return _read_file(file, package, state.st_mtime_ns, state.st_size)
+
+
+@cache
+def _read_file(file: Path, package: Path, changed: int, size: int) -> tuple[str, frozenset[str]]:
+    """As it is now: a process that lives long sees that a module was edited."""
+    return _read(file.read_text("utf-8"), package)
 
 
 def _read(code: str, package: Path) -> tuple[str, frozenset[str]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from itlib.experiments import EXPERIMENTS
 from itlib.experiments.experiment import P, Parameters, Q, Record
-from itlib.experiments.files import DamagedFileError, write_atomically
+from itlib.experiments.files import DamagedFileError, located, write_atomically
 from itlib.experiments.provenance import provenance
 
 _ANEW = "delete it and run again to make it anew"
@@ -130,25 +130,13 @@ def load_record(path: Path) -> Record[Any]:
 def load_records(folder: Path, kind: type[P]) -> list[Record[P]]:
     """The records of a folder whose parameters are of one kind, in the order of their names.
 
+    Args:
+        folder: where they are; from a notebook's folder or from anywhere, see :func:`~itlib.experiments.files.located`.
+        kind: the class of their parameters.
+
     Raises:
+        MissingFileError: if there is no such folder.
         DamagedFileError: if one is truncated or no record.
     """
-    found = (load_record(path) for path in sorted(Path(folder).glob("*.json")))
+    found = (load_record(path) for path in sorted(located(folder).glob("*.json")))
     return [record for record in found if isinstance(record.parameters, kind)]
-
-
-MODULE_OF = {"base": "itlib.experiments.base", "tilting": "itlib.experiments.paper"}
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """One record as names and values."""
-    record = load_record(path)
-    known = asdict(record.parameters)
-    kind = {"paper": "tilting"}.get(record.experiment, record.experiment)
-    parts = {name: getattr(record, name) for name in _FIELDS if getattr(record, name) or name in (*_NEEDED, "trace")}
-    return {"task": kind, "parameters": known | {"config": known.get("method", "paper")}} | parts
-
-
-def read_records(folder: Path, pattern: str = "*.json") -> list[dict[str, Any]]:
-    """All records of a folder, in the order of their names."""
-    return [read_record(path) for path in sorted(Path(folder).glob(pattern))]

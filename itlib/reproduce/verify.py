@@ -10,9 +10,18 @@ is counted along, because it says how much a figure outside means.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import shutil
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
+
+from itlib.experiments.experiment import Record
+from itlib.experiments.files import DamagedFileError
+from itlib.experiments.records import load_record
+from itlib.reproduce.cell import Cell
+from itlib.reproduce.execute import run_batch
 
 #: Seeds that a band needs.
 FEWEST = 3
@@ -35,7 +44,7 @@ class Verdict:
     because: str
 
 
-def figures(record: dict[str, Any]) -> dict[str, float]:
+def figures(record: Record[Any]) -> dict[str, float]:
     """The numbers by which runs are compared: all metrics, one by one, and the mean of the trace."""
     found: dict[str, float] = {}
 
@@ -46,14 +55,14 @@ def figures(record: dict[str, Any]) -> dict[str, float]:
         elif value is not None:
             found[name] = float(value)
 
-    for name, value in record["metrics"].items():
+    for name, value in record.metrics.items():
         add(name, value)
-    if record["trace"]:
-        add("mean of the trace", sum(record["trace"]) / len(record["trace"]))
+    if record.trace:
+        add("mean of the trace", sum(record.trace) / len(record.trace))
     return found
 
 
-def band(records: Sequence[dict[str, Any]]) -> dict[str, tuple[float, float]]:
+def band(records: Sequence[Record[Any]]) -> dict[str, tuple[float, float]]:
     """For each figure that all records have: from its lowest to its highest value, widened by as much on both sides."""
     rows = [figures(record) for record in records]
     result = {}
@@ -64,7 +73,7 @@ def band(records: Sequence[dict[str, Any]]) -> dict[str, tuple[float, float]]:
     return result
 
 
-def outside(record: dict[str, Any], reference: Sequence[dict[str, Any]]) -> dict[str, tuple[float, float, float]]:
+def outside(record: Record[Any], reference: Sequence[Record[Any]]) -> dict[str, tuple[float, float, float]]:
     """The figures of a record outside the band of others: {name: (value, low, high)}."""
     limits, found = band(reference), figures(record)
     return {
@@ -74,7 +83,7 @@ def outside(record: dict[str, Any], reference: Sequence[dict[str, Any]]) -> dict
     }
 
 
-def unlike(one: dict[str, Any], two: dict[str, Any]) -> list[str]:
+def unlike(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[str]:
     """What keeps two records' provenances from promising the same bits, as words; empty if nothing does."""
     reasons = [
         f"{name} {one['versions'][name]} there and {two['versions'][name]} here"
@@ -90,7 +99,7 @@ def unlike(one: dict[str, Any], two: dict[str, Any]) -> list[str]:
     return reasons
 
 
-def judge(record: dict[str, Any], again: dict[str, Any], reference: Sequence[dict[str, Any]]) -> Verdict:
+def judge(record: Record[Any], again: Record[Any], reference: Sequence[Record[Any]]) -> Verdict:
     """Compare a record with what its second run left.
 
     Args:
@@ -98,9 +107,11 @@ def judge(record: dict[str, Any], again: dict[str, Any], reference: Sequence[dic
         again: of the same cell, run again here.
         reference: records with the same parameters but the seed.
     """
-    reasons = unlike(record["provenance"], again["provenance"])
+    reasons = unlike(record.provenance, again.provenance)
     because = "made with " + "; ".join(reasons) if reasons else "made with this processor, these versions and this library"
-    changed = [key for key in ("metrics", "trace", "curve", "samples", "failure") if record.get(key) != again.get(key)]
+    changed = [
+        key for key in ("metrics", "trace", "curve", "samples", "failure") if getattr(record, key) != getattr(again, key)
+    ]
     if not changed:
         return Verdict(True, "the same in every digit: parameters, metrics and trace", because)
     one, two = figures(record), figures(again)
@@ -120,3 +131,60 @@ def judge(record: dict[str, Any], again: dict[str, Any], reference: Sequence[dic
         )
         return Verdict(False, f"outside {seeds}: {listed}", because)
     return Verdict(True, f"inside {seeds}; not the same digits ({gap} at most)", because)
+
+
+# ---- running a record again ----------------------------------------------------------------------------------------
+
+
+def verify(paths: Sequence[Path], root: Path, work: Path, executor: Executor, jobs: int) -> int:
+    """Run records again, say of each whether the same comes out, and return the exit status.
+
+    Args:
+        paths: the records.
+        root: the checkout, whose reference records make the bands.
+        work: folder for everything that is written; it is removed if all could be run.
+        executor: where to run them.
+        jobs: how many at a time.
+
+    Raises:
+        DamagedFileError: if one of them can't be read.
+    """
+    records = {path: load_record(path) for path in paths}
+    cells = {path: cell_of(record, path, work) for path, record in records.items()}
+    failures = run_batch(list(cells.values()), executor, scratch=work / "progress", jobs=jobs)
+    reference = []
+    for path in sorted((root / "book" / "reference").rglob("*.json")):
+        try:
+            reference.append(load_record(path))
+        except DamagedFileError as error:
+            print(f"left out of the bands: {error}")
+    statuses = []
+    for path, cell in cells.items():
+        if cell.name in failures:
+            print(f"{path}\n  could not be run again: {failures[cell.name]}")
+            statuses.append(2)
+            continue
+        verdict = judge(records[path], load_record(Path(cell.record)), peers(records[path], reference))
+        print(f"{path}\n  {verdict.says}\n  {verdict.because}")
+        statuses.append({True: 0, False: 1, None: 2}[verdict.agrees])
+    if not failures:
+        shutil.rmtree(work)
+    return max(statuses)
+
+
+def cell_of(record: Record[Any], path: Path, work: Path) -> Cell:
+    """The cell that makes a record again. The records that it starts from are those beside it; they are read only."""
+    path = path.resolve()
+    name = f"{path.parent.name}_{path.stem}"
+    new = str(work / f"{name}.json")
+    return Cell(name, record.experiment, record.parameters.changes(), record=new, folder=str(path.parent))
+
+
+def peers(record: Record[Any], records: Sequence[Record[Any]]) -> list[Record[Any]]:
+    """The records with the same parameters but the seed."""
+
+    def settings(other: Record[Any]) -> Any:
+        return replace(other.parameters, seed=0)
+
+    mine = [r for r in records if type(r.parameters) is type(record.parameters)]
+    return [r for r in mine if settings(r) == settings(record)]

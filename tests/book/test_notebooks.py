@@ -17,7 +17,7 @@ from run_it import WORDS_PER_MINUTE, words
 from site_checks import check_site
 
 from itlib.experiments.records import load_record
-from itlib.reproduce.batch import parameters_of
+from itlib.reproduce.cell import parameters_of
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 

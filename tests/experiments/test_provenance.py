@@ -37,8 +37,7 @@ def library(tmp_path: Path) -> Path:
 
 
 def hashes(library: Path) -> dict[str, str]:
-    """Of two experiments, a page, and everything; as a process that starts afterwards finds them."""
-    provenance._read_module.cache_clear()
+    """Of two experiments, a page, and everything."""
     return {
         "paper": content("itlib.experiments.paper", library),
         "rivals": content("itlib.experiments.rivals", library),

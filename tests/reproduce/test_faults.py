@@ -27,9 +27,9 @@ import safetensors
 import safetensors.torch
 import small_batch
 import torch
-from small_batch import SMALL, alive, family, kill, wait_for
+from small_batch import SMALL, alive, cell_below, family, kill, wait_for
 
-from itlib.experiments.records import read_record
+from itlib.experiments.records import load_record
 
 #: Where and when a cell can be struck; it is waited for, and then for a moment more.
 STAGES = ("training", "checkpoint", "record", "page")
@@ -98,9 +98,9 @@ class Place:
 def assert_same(place: Place, other: Place) -> None:
     """Records, weights, checkpoints and pages agree in every bit, and nothing else lies about."""
     for cell in place.cells:
-        one, two = (read_record(p.root / "book" / "runs" / f"{cell}.json") for p in (place, other))
+        one, two = (load_record(p.root / "book" / "runs" / f"{cell}.json") for p in (place, other))
         for part in ("parameters", "metrics", "trace"):
-            assert one[part] == two[part], (cell, part)
+            assert getattr(one, part) == getattr(two, part), (cell, part)
         for end in (".ipynb", ".safetensors"):
             a, b = ((p.root / "book" / "runs" / f"{cell}{end}").read_bytes() for p in (place, other))
             assert a == b, (cell, end)
@@ -123,15 +123,6 @@ def undisturbed(N: tuple[str, ...]) -> Place:
 
 
 # ---- who is killed -------------------------------------------------------------------------------------------------
-
-
-def cell_of(pid: int, name: str) -> psutil.Process | None:
-    """The process of a cell, below a batch or a worker."""
-    for process in family(pid):
-        with suppress(psutil.Error):
-            if f'"name": "{name}"' in " ".join(process.cmdline()):
-                return process
-    return None
 
 
 class Cluster:
@@ -175,11 +166,11 @@ def strike(kind: str, cell: str, batch: subprocess.Popen[str], cluster: Cluster 
         return True
     if kind == "worker":
         assert cluster
-        busy = [w for w in cluster.workers if cell_of(w.pid, cell)]
+        busy = [w for w in cluster.workers if cell_below(w.pid)]
         if busy:
             kill(busy[0].pid)
         return bool(busy)
-    process = cell_of(batch.pid, cell)
+    process = cell_below(batch.pid)
     with suppress(psutil.Error):
         if process and kind == "cell":
             process.kill()
@@ -193,7 +184,7 @@ def strike(kind: str, cell: str, batch: subprocess.Popen[str], cluster: Cluster 
 #: What a batch says if it outlives what was killed, and has to be run again.
 SAYS = {
     "cell": "killed by signal 9",
-    "kernel": "its kernel died; if memory was short, run fewer --jobs",
+    "kernel": "its kernel died without a word; if memory was short, run fewer --jobs",
     "scheduler": "the scheduler went away: start it and its workers again",
 }
 
@@ -350,10 +341,10 @@ def test_two_batches_that_share_only_a_cache(tmp_path: Path) -> None:
         assert batch.returncode == 0, error
     alone = undisturbed(("4",))
     for cell in place.cells:
-        expected = read_record(alone.root / "book" / "runs" / f"{cell}.json")
+        expected = load_record(alone.root / "book" / "runs" / f"{cell}.json")
         for name in ("one", "two"):
-            found = read_record(tmp_path / name / f"{cell}.json")
-            assert all(found[part] == expected[part] for part in ("parameters", "metrics", "trace"))
+            found = load_record(tmp_path / name / f"{cell}.json")
+            assert all(getattr(found, part) == getattr(expected, part) for part in ("parameters", "metrics", "trace"))
     assert not list(place.root.rglob("*.tmp"))
 
 
@@ -429,7 +420,7 @@ def test_workers_that_do_not_fit_are_told(tmp_path: Path, fault: str) -> None:
         small_batch.working(other)
         if fault == "library":
             with open(other / "itlib" / "sampling.py", "a") as file:
-                file.write("# another state\n")
+                file.write("ANOTHER_STATE = 1\n")
         else:
             (other / "sitecustomize.py").write_text(
                 "import importlib.metadata as m\nv = m.version\nm.version = lambda n: '1.0' if n == 'torch' else v(n)\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import shutil
 import signal
@@ -12,12 +13,15 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 
 import psutil
 import small_book
 
+from itlib.experiments import base, paper
+from itlib.experiments.experiment import Parameters
 from itlib.experiments.provenance import content
 
 ROOT = Path(__file__).parents[2]
@@ -39,37 +43,42 @@ HEADER = """# ---
 
 """
 
-#: What stands in for the template and the base: it writes a record, after waiting or failing where a file asks it to.
+#: What stands in for the notebooks of the experiments: it writes a record, after waiting or failing where a file asks it to,
+#: its name to ``executed`` and its process to ``kernels``. It imports nothing that takes long.
 PRETEND = """# %% tags=["parameters"]
 {parameters}
-seed = 0
-profile = "full"
-config = "paper"
 record = ""
 
 # %%
 import json, os, time
 from pathlib import Path
 
-name = Path(record).stem
+name, content = Path(record).stem, json.loads(os.environ["CONTENT"])[{experiment!r}]
 with open("../executed", "a") as file:
-    file.write(name + "\\n")
+    file.write(f"{{name}}\\n")
+with open("../kernels", "a") as file:
+    file.write(f"{{name}} {{os.getpid()}}\\n")
 while Path(f"../hold_{{name}}").exists():
     time.sleep(0.05)
 if Path(f"../fail_{{name}}").exists():
     raise ValueError("the moon is\\nin the way")
-given = {{{given}"seed": seed, "profile": profile, "config": config}}
-metrics = dict.fromkeys(
-    "nll_target nll_base mean_mse_target mean_mse_base score_rmse eps_rmse flow_nll sliced_w2".split(), float(seed)
-)
+{chosen}
 found = {{
-    "schema": 1, "task": {task!r}, "parameters": given, "trace": [],
-    "metrics": metrics | {{"mode_weights": [1.0], "component_variances": [[1.0]]}},
-    "seconds": {{"sampling": 0, "training": 0}},
-    "provenance": {{"versions": {{}}, "commit": "", "content": os.environ["CONTENT"], "platform": ""}},
+    "experiment": {experiment!r},
+    "parameters": {{{given}}},
+    "metrics": {{"nll_target": float(seed)}},
+    "seconds": {{"sampling": 0.0, "training": 0.0}},
+    "provenance": {{"versions": {{}}, "commit": "", "content": content, "platform": ""}},
 }}
 Path(record).parent.mkdir(parents=True, exist_ok=True)
 Path(record).write_text(json.dumps(found))
+"""
+#: The knobs that a profile fills in.
+CHOSEN = """
+default = {"full": dict(S=1000, J=200, E=100, lr=1e-4), "smoke": dict(S=500, J=50, E=100, lr=1e-4)}[profile]
+default |= dict(B=64, eta=1.0, epoch="minibatch", optimizer="adam")
+knobs = dict(S=S, J=J, B=B, E=E, lr=lr, eta=eta, epoch=epoch, optimizer=optimizer)
+chosen = {k: default[k] if v is None else v for k, v in knobs.items()}
 """
 
 CHAPTER = """# %% tags=["parameters"]
@@ -96,7 +105,7 @@ def environment(root: Path) -> dict[str, str]:
         "PYTHONPATH": str(root),
         "ITLIB_CACHE": str(folder() / "cache"),
         "OMP_NUM_THREADS": "1",
-        "CONTENT": content("itlib.experiments.checkpoints"),
+        "CONTENT": json.dumps({name: content(f"itlib.experiments.{name}") for name in ("base", "paper")}),
         "PYTHONWARNINGS": "default",
     }
 
@@ -115,24 +124,20 @@ def pretend(root: Path) -> Path:
     """A copy whose notebooks do nothing but leave records, fail (``fail_NAME``) or wait (while there is a ``hold_NAME``)."""
     (root / "notebooks").mkdir(parents=True)
     shutil.copytree(ROOT / "itlib", root / "itlib", ignore=shutil.ignore_patterns("__pycache__"))
-    knobs = {"lam": 1.0, "reward": "paper", "S": None, "J": None, "B": None, "E": None, "lr": None}
-    parameters = "N = 20\n" + "\n".join(f"{name} = {value!r}" for name, value in knobs.items())
-    tilting = PRETEND.format(task="tilting", parameters=parameters, given='"N": N, "lam": lam, "reward": reward, **chosen, ')
-    chosen = "".join(f'"{k}": {k} if {k} is not None else default["{k}"], ' for k in ("S", "J", "B", "E", "lr"))
-    defaults = (
-        '\ndefault = {"full": dict(S=1000, J=200, B=64, E=100, lr=1e-4), '
-        '"smoke": dict(S=256, J=40, B=64, E=20, lr=5e-4)}[profile]\n'
-        f"chosen = {{{chosen}}}\n"
-    )
-    tilting = tilting.replace("\ngiven = ", defaults + "given = ")
-    base = PRETEND.format(task="base", parameters="", given="")
     for stem, title, more, text in (
-        ("s4_2_experiment", "The experiment", "", tilting),
-        ("s2_1_base_model", "The base", "", base),
+        ("s4_2_experiment", "The experiment", "#   itlib:\n#     experiment: paper\n", _pretended(paper.Parameters, CHOSEN)),
+        ("s2_1_base_model", "The base", "#   itlib:\n#     experiment: base\n", _pretended(base.Parameters, "")),
         ("s9_chapter", "A chapter", "#   itlib:\n#     reads: [book/runs]\n", CHAPTER),
     ):
         (root / "notebooks" / f"{stem}.py").write_text(HEADER.format(title=title, more=more) + text)
     return root
+
+
+def _pretended(kind: type[Parameters], chosen: str) -> str:
+    knobs = {field.name: field.default for field in fields(kind)}
+    given = "".join(f'"{name}": {name}, ' for name in knobs) + ("**chosen" if chosen else "")
+    assigned = "\n".join(f"{name} = {value!r}" for name, value in knobs.items())
+    return PRETEND.format(parameters=assigned, given=given, experiment=kind.experiment, chosen=chosen)
 
 
 def executed(root: Path) -> list[str]:
@@ -195,11 +200,18 @@ def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
     return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
-def cell_process(pid: int, name: str = "") -> psutil.Process | None:
-    """The process of a cell whose name starts so, below a batch or a worker; None unless its kernel runs too."""
+def kernel(root: Path, name: str) -> psutil.Process | None:
+    """The kernel of a pretended notebook, which is a child of the process of its cell; None if it has not begun."""
+    log = root / "kernels"
+    lines = log.read_text().splitlines() if log.exists() else []
+    return next((psutil.Process(int(line.split()[1])) for line in reversed(lines) if line.split()[0] == name), None)
+
+
+def cell_below(pid: int) -> psutil.Process | None:
+    """The process of a cell below a batch or a worker of Dask: what a worker of ours has forked."""
     for process in family(pid):
         with suppress(psutil.Error):  # it may end while we look
-            if f'"name": "{name}' in " ".join(process.cmdline()) and process.children():
+            if "itlib.reproduce.worker" in process.cmdline() and "itlib.reproduce.worker" in process.parent().cmdline():
                 return process
     return None
 
@@ -226,23 +238,19 @@ def site() -> Path:
 #: checkpoints, without figures. Each tilt that is computed, not found, is written to ``tilted``.
 WORK = """# %% tags=["parameters"]
 {parameters}
-seed = 0
-profile = "full"
-config = "paper"
 record = ""
 
 # %%
-from dataclasses import asdict, replace
 from pathlib import Path
 
-import safetensors.torch
 import torch
 
+import itlib.experiments.checkpoints
+from itlib.experiments.checkpoints import resumable_base, resumable_tilting
+from itlib.experiments.experiment import Record
+from itlib.experiments.{experiment} import Parameters
+from itlib.experiments.records import save_record
 from itlib.gaussian_mixture import paper_mixture
-from itlib.experiments.files import write_atomically
-from itlib.experiments.records import write_record
-from itlib.rewards import parse_reward
-from itlib.experiments.checkpoints import profile as profile_named, resumable_base, resumable_tilting
 from itlib.schedules import Cosine
 from itlib.training import TrainingConfig
 
@@ -250,13 +258,11 @@ torch.set_num_threads(1)
 name, schedule, mixture = Path(record).stem, Cosine(), paper_mixture()
 with open("../executed", "a") as file:
     file.write(name + "\\n")
-for base in resumable_base(mixture, schedule, TrainingConfig(epochs=4, batch_size=64), n=2000, seed=seed):
+asked = Parameters({given})
+for kept in resumable_base(mixture, schedule, TrainingConfig(epochs=4, batch_size=64), n=2000, seed=seed):
     pass
-kept, parameters = base, {{"seed": seed, "profile": profile, "config": config}}
 """
 TILTS = """
-import itlib.experiments.checkpoints
-
 tilts = itlib.experiments.checkpoints.iterative_tilting
 
 
@@ -268,21 +274,13 @@ def counted(*arguments, **options):
 
 
 itlib.experiments.checkpoints.iterative_tilting = counted
-knobs = {"S": S, "J": J, "B": B, "E": E, "lr": lr}
-settings = replace(profile_named(profile).tilting, N=N, lam=lam, **{k: v for k, v in knobs.items() if v is not None})
-run = resumable_tilting(base.denoiser, mixture, parse_reward(reward), schedule, settings, seed=seed, trace_samples=200)
-for kept in run:
+for kept in resumable_tilting(kept.denoiser, mixture, asked.tilt, schedule, asked.tilting, seed=seed, trace_samples=200):
     pass
-parameters |= asdict(settings) | {"reward": reward}
 """
 LEFT = """
-weights = {k: v.contiguous() for k, v in kept.denoiser.state_dict().items()}
-figures = "nll_target nll_base mean_mse_target mean_mse_base score_rmse eps_rmse flow_nll sliced_w2".split()
-metrics = {figure: float(sum(w.double().sum() for w in weights.values())) for figure in figures}
-metrics |= {"mode_weights": kept.losses, "component_variances": [[1.0]]}
-if record:
-    write_record(Path(record), TASK, parameters, metrics, kept.trace, kept.seconds)
-    write_atomically(Path(record).with_suffix(".safetensors"), safetensors.torch.save(weights))
+weights = dict(kept.denoiser.state_dict())
+metrics = {"nll_target": float(sum(w.double().sum() for w in weights.values())), "losses": kept.losses}
+save_record(Path(record), Record(asked, metrics, trace=kept.trace, seconds=kept.seconds, tensors=weights))
 """
 
 
@@ -321,12 +319,11 @@ def working(root: Path) -> Path:
     """A copy whose notebooks do real, small work, in seconds: see :data:`WORK` and :data:`SITE`."""
     pretend(root)
     (root / "sitecustomize.py").write_text(SITE)
-    knobs = {"N": 20, "lam": 1.0, "reward": "paper", "S": None, "J": None, "B": None, "E": None, "lr": None}
-    assigned = "\n".join(f"{name} = {value!r}" for name, value in knobs.items())
-    for stem, task, parameters, more in (
-        ("s4_2_experiment", "tilting", assigned, TILTS),
-        ("s2_1_base_model", "base", "", ""),
-    ):
-        text = HEADER.format(title=task, more="") + WORK.format(parameters=parameters) + more
-        (root / "notebooks" / f"{stem}.py").write_text(text + LEFT.replace("TASK", repr(task)))
+    for stem, kind, more in (("s4_2_experiment", paper.Parameters, TILTS), ("s2_1_base_model", base.Parameters, "")):
+        knobs = {field.name: field.default for field in fields(kind)}
+        parameters = "\n".join(f"{name} = {value!r}" for name, value in knobs.items())
+        given = ", ".join(f"{name}={name}" for name in knobs)
+        text = WORK.format(parameters=parameters, given=given, experiment=kind.experiment)
+        head = HEADER.format(title=stem, more=f"#   itlib:\n#     experiment: {kind.experiment}\n")
+        (root / "notebooks" / f"{stem}.py").write_text(head + text + more + LEFT)
     return root
