@@ -80,6 +80,12 @@ class Cell:
         kept = {"record": os.path.relpath(self.record, Path(self.notebook).parent)} if self.record else {}
         return self.parameters | kept
 
+    def code(self) -> str:
+        """Hash of the code that it runs: a process that would run another one is refused."""
+        if self.notebook:
+            return content_of(Path(self.notebook).read_text("utf-8"))
+        return content(EXPERIMENTS[self.experiment].parameters.__module__)
+
     def key(self) -> str:
         """Hash of everything the page depends on."""
         text = _HEADER.sub("", Path(self.notebook).read_text("utf-8"))  # editors rewrite the header

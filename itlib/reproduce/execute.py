@@ -15,7 +15,6 @@ from typing import Any
 from tqdm import tqdm
 
 from itlib.experiments.files import DamagedFileError, sweep
-from itlib.experiments.provenance import content_of_all
 from itlib.reproduce.cell import BatchError, Cell
 from itlib.reproduce.plan import order
 from itlib.reproduce.worker import run_in_process
@@ -40,7 +39,6 @@ def run_batch(cells: Sequence[Cell], executor: Executor, *, scratch: Path, jobs:
     ready: list[Cell] = []
     running: dict[Future[str], Cell] = {}
     over: set[str] = set()
-    library = content_of_all()
     scratch.mkdir(parents=True, exist_ok=True)
 
     def end(cell: Cell, error: str = "") -> None:
@@ -70,7 +68,7 @@ def run_batch(cells: Sequence[Cell], executor: Executor, *, scratch: Path, jobs:
                     continue
                 progress = str(scratch / f"{cell.name}.progress")
                 Path(progress).unlink(missing_ok=True)
-                running[executor.submit(run_in_process, asdict(cell), progress, library)] = cell
+                running[executor.submit(run_in_process, asdict(cell), progress, cell.code())] = cell
             done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED) if running else (set(), None)
             for future in done:
                 cell = running.pop(future)

@@ -28,7 +28,8 @@ FORKS = sys.platform == "linux"
 class Worker:
     """A running worker."""
 
-    def __init__(self) -> None:
+    def __init__(self, library: str) -> None:
+        self.library = library
         # One and the same library in the batch, in its workers and in their kernels, wherever they are started.
         path = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
         environment = dict(os.environ) | {
@@ -43,12 +44,12 @@ class Worker:
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self.errors, env=environment, text=True)
 
-    def run(self, cell: dict[str, Any], progress: str, library: str) -> str:
+    def run(self, cell: dict[str, Any], progress: str, code: str) -> str:
         """Run a cell, and return "" or one sentence about what went wrong."""
         assert self.process.stdin
         assert self.process.stdout
         try:
-            self.process.stdin.write(json.dumps([cell, progress, library]) + "\n")
+            self.process.stdin.write(json.dumps([cell, progress, code]) + "\n")
             self.process.stdin.flush()
             answer = self.process.stdout.readline()
         except BrokenPipeError:
@@ -74,7 +75,7 @@ class Worker:
 _idle: list[Worker] = []
 
 
-def run_in_process(cell: dict[str, Any], progress: str = "", library: str = "") -> str:
+def run_in_process(cell: dict[str, Any], progress: str = "", code: str = "") -> str:
     """Run a cell in a process of its own, and return "" or one sentence about what went wrong.
 
     This is what the executor runs, here or on a worker of a cluster; running it twice does no harm.
@@ -82,13 +83,17 @@ def run_in_process(cell: dict[str, Any], progress: str = "", library: str = "") 
     Args:
         cell: the fields of a :class:`~itlib.reproduce.cell.Cell`.
         progress: file in which the cell says how far it is.
-        library: :func:`~itlib.experiments.provenance.content_of_all` of the batch; another library is refused.
+        code: what the batch takes it to run, :meth:`~itlib.reproduce.cell.Cell.code`; anything else is refused.
     """
+    library = content_of_all()
     try:
         worker = _idle.pop()
     except IndexError:
-        worker = Worker()
-    says = worker.run(cell, progress, library)
+        worker = Worker(library)
+    if worker.library != library:  # it may have imported what was edited since
+        worker.close()
+        worker = Worker(library)
+    says = worker.run(cell, progress, code)
     if worker.process.poll() is None:
         _idle.append(worker)
     return says
@@ -108,11 +113,11 @@ def _serve() -> int:
     os.dup2(2, 1)  # what a cell prints is no reply
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the batch's to hear; this ends when the batch does
     for line in iter(sys.stdin.readline, ""):
-        fields, progress, library = json.loads(line)
+        fields, progress, code = json.loads(line)
         cell = Cell(**fields)
 
-        def work(cell: Cell = cell, progress: str = progress, library: str = library) -> str:
-            return _work(cell, progress, library)
+        def work(cell: Cell = cell, progress: str = progress, code: str = code) -> str:
+            return _work(cell, progress, code)
 
         says = _forked(cell, work, replies) if FORKS else work()
         try:
@@ -125,13 +130,13 @@ def _serve() -> int:
     return 0
 
 
-def _work(cell: Cell, progress: str, library: str) -> str:
+def _work(cell: Cell, progress: str, code: str) -> str:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if progress:
         os.environ["ITLIB_PROGRESS"] = progress
-    if library and content_of_all() != library:
-        return f"{PACKAGE} is not the library of this batch, or was edited since it began: run the same command again"
     try:
+        if code and cell.code() != code:
+            return f"its code in {PACKAGE.parent} is not that of the batch, or was edited just now: run the same again"
         execute(cell)
     except BatchError as error:
         return " ".join(str(error).split())

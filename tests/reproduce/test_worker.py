@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import small_batch
 
-from itlib.experiments.provenance import PACKAGE, content_of_all
+from itlib.experiments.provenance import PACKAGE
 from itlib.reproduce import worker
 from itlib.reproduce.cell import Cell
 
@@ -37,9 +37,9 @@ def page(folder: Path, code: str, name: str = "page") -> Cell:
     )
 
 
-def run(cell: Cell, library: str = "") -> str:
+def run(cell: Cell, code: str = "") -> str:
     try:
-        return worker.run_in_process(asdict(cell), library=library)
+        return worker.run_in_process(asdict(cell), code=code)
     finally:
         worker.end_idle()
 
@@ -89,16 +89,17 @@ def test_one_that_dies_later_says_what_it_was(tmp_path: Path) -> None:
     )
 
 
-def test_another_library_than_the_batch_is_refused(tmp_path: Path) -> None:
+def test_other_code_than_that_of_the_batch_is_refused(tmp_path: Path) -> None:
     cell = page(tmp_path, "1")
-    assert run(cell, content_of_all()) == ""
-    Path(cell.page).unlink()
     says = run(cell, "another")
-    assert says == f"{PACKAGE} is not the library of this batch, or was edited since it began: run the same command again"
+    assert says == f"its code in {PACKAGE.parent} is not that of the batch, or was edited just now: run the same again"
     assert not Path(cell.page).exists()
+    assert run(cell, cell.code()) == ""
 
 
-def test_an_experiment_runs_without_a_kernel_and_without_the_worker_before(tmp_path: Path) -> None:
+def test_an_experiment_runs_without_a_kernel_and_without_the_worker_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each in a process of its own, below the same worker; what one raises is a sentence."""
     first = Cell("a", "paper", {"lam": 1.0, "profile": "smoke", "S": 0}, record=str(tmp_path / "a.json"))
     says = worker.run_in_process(asdict(first))
@@ -108,6 +109,9 @@ def test_an_experiment_runs_without_a_kernel_and_without_the_worker_before(tmp_p
     assert worker.run_in_process(asdict(first)) == says
     assert [w.process.pid for w in worker._idle] == [before]
     assert not (tmp_path / "a.json").exists()
+    monkeypatch.setattr(worker, "content_of_all", lambda: "edited")
+    assert worker.run_in_process(asdict(first)) == says
+    assert [w.process.pid for w in worker._idle] != [before], "what it had imported may be another library's"
     worker.end_idle()
     assert not worker._idle
 
