@@ -102,7 +102,7 @@ reference: $(VENV)/.ready  ## Compute the committed reference grids again: about
 	@$(BIN)/python -m itlib.reproduce --grid digits_truth --seeds 0 1 2 --out book/reference/digits
 	@$(BIN)/python -m itlib.reproduce --grid digits --seeds 0 1 2 --out book/reference/digits
 	@cp book/reference/paper/N100_seed0.safetensors book/reference/hero.safetensors
-	@$(BIN)/python -m itlib.reproduce --grid landing --records-only --out book/reference/landing
+	@$(BIN)/python -m itlib.reproduce --grid landing --seeds 0 1 2 --records-only --out book/reference/landing
 	@$(BIN)/python book/live_picture.py
 	@$(BIN)/python book/showcase.py
 
