@@ -38,7 +38,7 @@ explorer("tilts", "From the base to the target, tilt by tilt", ({ mixture, rewar
   const trails = samples.path("line learned faint"),
     dots = samples.path("dots learned");
   const field =
-    level && plane("score", `Arrows: the network's score and the exact one at noise level t = ${level}, on a grid.`, LIMITS);
+    level && plane(`score at t = ${level}`, `Arrows: the network's score and the exact one at noise level t = ${level}, on a grid.`, LIMITS);
   const arrows = field && [field.path("line target wide faint"), field.path("line learned thin")];
 
   const share = { from: 0, to: 1.02, ticks: [0, 0.5, 1], label: "share of the tilts done" },
