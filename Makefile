@@ -29,7 +29,12 @@ help:  ## Show this list
 	@echo '  make book N="10 30" SEEDS="0 1"    other numbers of tilts, several seeds'
 	@echo '  make book PROFILE=smoke            a first look in a few minutes; its figures mean nothing'
 
-$(VENV)/.ready: requirements.txt pyproject.toml
+# Scripts of an environment, and the library in it, name the folder that it was made in. One that was moved or copied along is
+# made anew, as a whole: what was copied by hard links is the original's, too.
+MOVED := $(shell grep -s '^command = ' $(VENV)/pyvenv.cfg | grep -vF ' $(CURDIR)/$(VENV)')
+.PHONY: moved
+$(VENV)/.ready: requirements.txt pyproject.toml $(if $(MOVED),moved)
+	@$(if $(MOVED),echo "$(VENV) was made in another folder and moved or copied here: making it anew"; rm -rf $(VENV),:)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
 	@echo "Installing the locked dependencies into $(VENV) (once)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -40,7 +45,10 @@ $(VENV)/.ready: requirements.txt pyproject.toml
 book: $(VENV)/.ready  ## Run what is out of date, then build the book
 	@$(BIN)/python book/build.py $(GRID)
 
-pdf: book  ## The whole book in one file, printed by Chromium
+# What was built last is brought up to date, unless something else is asked for.
+ASKED := $(strip $(foreach name,PROFILE N SEEDS,$(filter-out file,$(origin $(name)))))
+pdf: $(VENV)/.ready  ## The book that was built last in one file, printed by Chromium
+	@$(BIN)/python book/build.py $(if $(ASKED),,--last) $(GRID)
 	@$(BIN)/python book/publish.py pdf
 
 site.zip: pdf  ## Site and PDF in one archive, for readers who build nothing
@@ -62,7 +70,7 @@ browser:  ## Install Debian's Chromium, in which the tests read the book; withou
 	  { $(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -qq -y --no-install-recommends chromium chromium-driver >/dev/null; }
 
 lab: $(VENV)/.ready  ## Open the notebooks in JupyterLab, or one: CHAPTER=s3_2_algorithm
-	@$(BIN)/jupyter lab notebooks$(if $(CHAPTER),/$(CHAPTER).ipynb)
+	@$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks$(if $(CHAPTER),/$(CHAPTER).ipynb)
 
 # glibc gives what is freed back to the system, or keeps it, as the heap happens to lie; what is given back has to be fetched
 # again at every step. Told to keep it, two runs agree.

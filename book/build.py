@@ -94,10 +94,22 @@ def build(root: Path, arguments: Sequence[str], run: Run = run) -> int:
     return 0
 
 
+def chosen(root: Path, arguments: Sequence[str]) -> list[str]:
+    """The arguments of a build: after ``--last`` those of the one before, if there was one."""
+    if arguments[:1] != ["--last"]:
+        return list(arguments)
+    try:
+        last = json.loads((root / "_build" / "book.json").read_text("utf-8"))["arguments"]
+    except (OSError, ValueError, KeyError):
+        return list(arguments[1:])
+    print(f"What was built last: {' '.join(last)}")
+    return list(last)
+
+
 def main() -> int:
     """Build, and say where the book is."""
     try:
-        status = build(ROOT, sys.argv[1:])
+        status = build(ROOT, chosen(ROOT, sys.argv[1:]))
     except KeyboardInterrupt:  # the step that was running has said so
         return 130
     if not status:

@@ -14,7 +14,7 @@ import small_batch
 from itlib.experiments import base, paper
 from itlib.experiments.experiment import Parameters, Record
 from itlib.experiments.records import save_record
-from itlib.reproduce.cell import BatchError, Cell
+from itlib.reproduce.cell import BatchError, Cell, header
 from itlib.reproduce.pages import check_pairs, tidy
 
 NOTEBOOKS = small_batch.ROOT / "notebooks"
@@ -124,3 +124,36 @@ def test_a_pair_that_was_edited_alone_is_not_built(pair: Path) -> None:
     pair.write_text(pair.read_text() + "\n# %%\n1\n")  # the source is newer: it is what is built
     os.utime(pair, (4e9, 4e9))
     check_pairs([cell])
+
+
+def test_saving_an_unchanged_notebook_in_jupyterlab_changes_no_byte_of_its_source(tmp_path: Path) -> None:
+    """As jupytext's own contents manager does, when JupyterLab has added what it knows of the kernel."""
+    server = pytest.importorskip("jupyter_server.services.contents.largefilemanager")
+    from jupytext.sync_contentsmanager import build_sync_jupytext_contents_manager_class
+
+    shutil.copy(small_batch.ROOT / "pyproject.toml", tmp_path)
+    manager = build_sync_jupytext_contents_manager_class(server.LargeFileManager)()
+    manager.root_dir = str(tmp_path)
+    for stem in ("s4_2_experiment", "s4_2_results", "s3_2_algorithm", "s1_introduction"):
+        for suffix in (".py", ".ipynb"):
+            shutil.copy(NOTEBOOKS / f"{stem}{suffix}", tmp_path)
+        source = tmp_path / f"{stem}.py"
+        before, read = source.read_bytes(), header(source)
+        model = manager.get(f"{stem}.ipynb")
+        model["content"]["metadata"]["language_info"] = {"name": "python", "file_extension": ".py", "version": "3.11.7"}
+        model["content"]["metadata"]["kernelspec"] = {
+            "display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"
+        }  # fmt: skip
+        manager.save(model, f"{stem}.ipynb")
+        assert source.read_bytes() == before, stem
+        assert header(source) == read
+
+
+def test_all_headers_are_written_as_that_one_is() -> None:
+    """But for what they say under ``itlib``."""
+    texts = set()
+    for path in NOTEBOOKS.glob("*.py"):
+        lines = path.read_text().split("# ---\n")[1].splitlines()
+        start = lines.index("#   jupytext:")
+        texts.add("\n".join([lines[0], *lines[start:]]))
+    assert len(texts) == 1, texts
