@@ -44,6 +44,7 @@ _PLACES = {
     "error_budget": "error_budget:EXPERIMENT",
     "ablation": "ablation:EXPERIMENT",
     "effective_share": "effective_share:EXPERIMENT",
+    "untuned": "untuned:EXPERIMENT",
     "digits_base": "digits.base:EXPERIMENT",
     "digits_truth": "digits.truth:EXPERIMENT",
     "digits": "digits.methods:EXPERIMENT",

@@ -1,0 +1,35 @@
+"""Tasks that nobody tuned on: a run judges itself against the exact target and says when it did not arrive."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from itlib.experiments.records import load_record, save_record
+from itlib.experiments.untuned import CHANGES, EXPERIMENT, REPORTED, Parameters, run
+
+
+@pytest.mark.parametrize("method", ["value", "chains"])
+def test_a_first_look_leaves_a_record(tmp_path: Path, method: str) -> None:
+    asked = Parameters(seed=16, method=method, profile="smoke")  # type: ignore[arg-type]
+    record = run(asked, tmp_path)
+    assert record["floor"] == pytest.approx(0.0, abs=1e-4)  # of an exact base, in single precision
+    assert 0 < record["eps_rmse"] < 3 * record["untilted"]
+    assert sum(record["mode_weights"]) == pytest.approx(1.0)
+    saved = save_record(tmp_path / "one.json", record)
+    assert load_record(tmp_path / "one.json").parameters == saved.parameters == asked
+
+
+def test_reported_seeds_are_not_those_that_choices_were_made_on() -> None:
+    grid = EXPERIMENT.cells([0, 1])
+    reported = [p for p in grid.values() if p.seed >= REPORTED]
+    assert [p.change for p in reported] == ["", ""]
+    assert {p.change for p in grid.values() if p.seed < REPORTED} == {"", *CHANGES}
+
+
+def test_a_change_is_one_of_the_value() -> None:
+    with pytest.raises(ValueError, match="choose from"):
+        Parameters(change="nothing")
+    with pytest.raises(ValueError, match="no change"):
+        Parameters(method="chains", change="wider")
