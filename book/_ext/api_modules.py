@@ -1,9 +1,9 @@
 """List the modules of ``itlib`` on the API page, as they are at build time.
 
 The marker line on the page is replaced by what ``import itlib`` gives, with its examples, and by one section per room, from
-the paper's modules upwards, and in it one per module, each after those that it imports. A module or a room that is new finds
-its place by itself. A module that cannot be imported, or a docstring that is not valid reStructuredText, is a warning, and so
-an error.
+the paper's modules upwards, and in it one per module, each after those that it imports. A module or a room that is new
+finds its place by itself. A module that cannot be imported, or a docstring that is not valid reStructuredText, is a
+warning, and so an error.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the landing page shows: Algorithm 2 with few tilts and with many, at equal work.
 
-Every run draws 20,000 samples in all and makes 2,000 steps of the optimiser, whatever the number of its tilts is. The problem
+Every run draws 20,000 samples in all and makes 2,000 steps of the optimiser, whatever the number of its tilts. The problem
 is ``quadratic``, where a first-order step has a remainder: one large tilt loses a mode that the target keeps.
 
 Frames along the tilts, each with samples of the model, always from the same noise, and its scores on a grid at one noise

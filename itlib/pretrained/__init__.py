@@ -1,7 +1,7 @@
 """Other people's models: read, wrapped, adapted, judged, and given back.
 
-:func:`from_diffusers` reads a pipeline in one call; :class:`FromModel` wraps any module by hand. Both give a predictor of the
-noise in flat samples, which is all that the methods of this package ask for.
+:func:`from_diffusers` reads a pipeline in one call; :class:`FromModel` wraps any module by hand. Both give a predictor of
+the noise in flat samples, which is all that the methods of this package ask for.
 """
 
 from itlib.pretrained.adapters import distil, exported, merge_lora, save_lora, trainable, with_lora
