@@ -104,7 +104,8 @@ def landing_picture() -> str:
         right.locator_params(nbins=5)
         alt = (
             "Left: samples of the network after 20 tilts, with the paths that some took from the base, over contours of the "
-            "exact target, whose two modes are closer together and taller. Right: the score of the network and the exact score "
+            "exact target, whose two modes are closer together and taller. Right: the score of the network and the "
+            "exact score "
             "as arrows."
         )
         return figures.to_svg(fig, "landing", alt)
@@ -158,7 +159,8 @@ def errors_picture() -> str:
         ax.set_xticks(range(len(groups) + 1), [f"$N = {n}$" for n, _ in groups] + ["recommended"])
         ax.set(ylabel=r"error of $\hat x_1$", ylim=(0, None), xlim=(-0.5, len(groups) + 0.5))
         alt = (
-            "Error of the tilted models, one dot for each of ten seeds: about 0.14 at N = 20, rising to about 0.24 at N = 200; the "
+            "Error of the tilted models, one dot for each of ten seeds: about 0.14 at N = 20, rising to about 0.24 at "
+            "N = 200; the "
             "recommended algorithm, from the same base networks, has about 0.09; the floor, the error of the base network "
             "itself, is about 0.07."
         )
