@@ -36,6 +36,8 @@ MOVED := $(shell grep -s '^command = ' $(VENV)/pyvenv.cfg | grep -vF ' $(CURDIR)
 $(VENV)/.ready: requirements.txt pyproject.toml $(if $(MOVED),moved)
 	@$(if $(MOVED),echo "$(VENV) was made in another folder and moved or copied here: making it anew"; rm -rf $(VENV),:)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -c 'import platform as p, sys; v = p.mac_ver()[0]; sys.exit(bool(v) and (p.machine() != "arm64" or int(v.split(".")[0]) < 14))' || \
+	  { echo "The locked torch has no wheel for Intel Macs and macOS before 14: use another machine, or the library alone (pip install -e .)"; exit 1; }
 	@echo "Installing the locked dependencies into $(VENV) (once)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9

@@ -32,7 +32,6 @@ bench = "../book/bench.json"  # what `make bench RECORD=1` has left
 
 # %% tags=["remove-cell"]
 import json
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -41,8 +40,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLo
 
 from itlib import figures
 from itlib.beyond.recommended import RecommendedConfig
+from itlib.experiments.files import located
 
-record = json.loads(Path(bench).read_text())
+record = json.loads(located(bench).read_text())
 parts = record["parts"]
 ratios = {name: part["ratios"] for name, part in parts.items()}
 found = {name: part["found"] for name, part in parts.items()}

@@ -36,7 +36,6 @@ import base64
 import io
 import math
 from html import escape
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -60,6 +59,7 @@ from itlib.experiments.digits.methods import (
     path_card,
 )
 from itlib.experiments.digits.truth import Parameters as Truth
+from itlib.experiments.files import located
 from itlib.experiments.records import load_records
 from itlib.sampling import reverse_process, sample
 from itlib.schedules import Cosine
@@ -67,7 +67,7 @@ from itlib.tilting import iterative_tilting
 
 torch.set_num_threads(1)
 full, schedule = profile == "full", Cosine()
-folder = Path(reference)
+folder = located(reference)
 base = trained(folder, schedule)
 of = {name: [r for r in load_records(folder, Truth) if r.parameters.problem == name] for name in PROBLEMS}
 runs = {(r.parameters.problem, r.parameters.method, r.parameters.seed): r for r in load_records(folder, Parameters)}

@@ -37,7 +37,9 @@ import pandas as pd
 import yaml
 from IPython.display import Markdown, display
 
-entries = yaml.safe_load(Path("../book/equations.yml").read_text())
+from itlib.experiments.files import located
+
+entries = yaml.safe_load(located("../book/equations.yml").read_text())
 
 # %% tags=["remove-cell"]
 

@@ -44,6 +44,7 @@ from IPython.display import Markdown, display
 from itlib import figures
 from itlib.experiments import base as base_model
 from itlib.experiments import paper
+from itlib.experiments.files import located
 from itlib.experiments.paper import BASE_ROW, TABLE_1
 from itlib.experiments.records import load_records
 from itlib.gaussian_mixture import paper_mixture
@@ -122,7 +123,7 @@ def density(mixture):
 rows = []
 for N in Ns:
     seed = own.loc[own["N"] == N, "seed"].min()
-    kept = safetensors.torch.load_file(Path(runs) / f"N{N:03d}_seed{seed}.safetensors")
+    kept = safetensors.torch.load_file(located(runs) / f"N{N:03d}_seed{seed}.safetensors")
     rows.append(
         {
             "N": N,
