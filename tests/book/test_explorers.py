@@ -683,7 +683,7 @@ def test_the_landing_page_shows_the_reference_runs() -> None:
     model = found["model"]
     assert path.stat().st_size < 150_000
     assert [run["N"] for run in model["runs"]] == list(landing.TILTS)
-    last, left = {}, {}
+    last, left, spread = {}, {}, {}
     for run_ in model["runs"]:
         frames, N = run_["frames"], run_["N"]
         assert [frame["k"] for frame in frames] == list(range(N + 1))
@@ -696,9 +696,10 @@ def test_the_landing_page_shows_the_reference_runs() -> None:
         }
         assert of_seed[found["seeds"][str(N)]] == sorted(of_seed.values())[len(of_seed) // 2]  # the median, as the page says
         assert frames[-1]["error"] == pytest.approx(of_seed[found["seeds"][str(N)]], abs=6e-5)
-        last[N] = frames[-1]["error"]
+        last[N], spread[N] = frames[-1]["error"], max(of_seed.values()) / min(of_seed.values())
         left[N] = np.mean(np.array(frames[-1]["points"][::2]) < 0)
     assert last[1] > last[5] > last[20]  # what the page says
     exact = float(paper_mixture().tilted(parse_reward(landing.PROBLEM)).weights[0])
     assert left[1] < 0.25 * exact
     assert left[20] > 0.5 * exact
+    assert spread[5] > 5 > 2 > spread[20]
