@@ -52,7 +52,7 @@ class Parameters(experiment.Parameters):
     problem: str = "one-mode"
     share: float = 0.5
     n: int = 10_000
-    J: int = 50
+    J: int = 30
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,13 +87,14 @@ def run(asked: Parameters, folder: Path) -> Record[Parameters]:
     lam = strength_of(toy, asked.share)
     target, schedule = toy.base.tilted(toy.reward, lam), Cosine()
     base, d, n, J = ExactNoisePredictor(toy.base, schedule), toy.d, asked.n, asked.J
+    judged = min(n, 4000)  # all are judged by as many samples, but for best of n, which keeps fewer
 
     def generator(name: str) -> torch.Generator:
         return torch.Generator().manual_seed(derive_seed(asked.seed, name))
 
     def by_weights(name: str) -> Tensor:
         x, log_w = importance(base, toy.reward, schedule, n, d=d, lam=lam, J=J, generator=generator(name))
-        return x[systematic(log_w, n, generator("resampling"))]
+        return x[systematic(log_w, n, generator("resampling"))[torch.randperm(n, generator=generator("order"))]]
 
     def by_choice(name: str) -> Tensor:
         of = min(64, max(2, round(1 / asked.share)))
@@ -102,23 +103,23 @@ def run(asked: Parameters, folder: Path) -> Record[Parameters]:
     def by_smc(name: str) -> Tensor:
         config = SMCConfig(n=n, lam=lam, J=J)
         *_, last = sequential_monte_carlo(base, toy.reward, schedule, config, d=d, generator=generator(name))
-        return last.x[systematic(last.log_w, n, generator("resampling"))]
+        return last.x[systematic(last.log_w, n, generator("resampling"))[torch.randperm(n, generator=generator("order"))]]
 
     def distilled(smc: bool) -> Callable[[str], Tensor]:
         def draw(name: str) -> Tensor:
-            config = DistillationConfig(lam=lam, n=n, J=J, smc=smc, steps=600 if asked.full else 5)
+            config = DistillationConfig(lam=lam, n=n, J=J, smc=smc, steps=400 if asked.full else 5)
             *_, last = distillation(base, toy.reward, schedule, config, d=d, seed=asked.seed)
-            return sample(last.model, schedule, n, d, steps=J, generator=generator(name))
+            return sample(last.model, schedule, judged, d, steps=J, generator=generator(name))
 
         return draw
 
     def by_tilts(name: str) -> Tensor:
         config = TiltingConfig(N=20, lam=lam, S=n // 20, J=J, lr=3e-4, B=min(64, n // 20), E=100 if asked.full else 2)
         *_, last = iterative_tilting(base, toy.reward, schedule, config, d=d, seed=asked.seed)
-        return sample(last.model, schedule, n, d, steps=J, generator=generator(name))
+        return sample(last.model, schedule, judged, d, steps=J, generator=generator(name))
 
     def by_itself(name: str) -> Tensor:
-        return sample(ExactNoisePredictor(target, schedule), schedule, n, d, steps=J, generator=generator(name))
+        return sample(ExactNoisePredictor(target, schedule), schedule, judged, d, steps=J, generator=generator(name))
 
     families: dict[str, Callable[[str], Tensor]] = {
         "importance": by_weights,
@@ -134,7 +135,7 @@ def run(asked: Parameters, folder: Path) -> Record[Parameters]:
     clock, failures = time.process_time(), []
     for name, draw in families.items():
         try:
-            x = draw(name)
+            x = draw(name)[:judged]
             w2[name] = sliced_wasserstein(x, target, seed=asked.seed)
             weights[name] = float((mode_weights(x, target) - target.weights).abs().sum() / 2)
         except FloatingPointError as error:
