@@ -150,7 +150,7 @@ for name, task in PROBLEMS.items():  # one step of 0.3, then 0.7, without the po
 #
 # This is the effective sample size of reweighting, here a guarantee that what the samples hardly visit holds little of the next model. **Rule 2**
 # ({py:func}`~itlib.beyond.step_sizes.constant_ess`) takes the largest $\delta$ that keeps $\mathrm{ESS} \ge \text{share} \cdot S$. Sequential Monte Carlo
-# chooses its temperatures in this way {cite}`jasra2011inference,marion2018finite`.
+# chooses its temperatures in this way {cite}`jasra2011inference,marion2018finite`; trust regions on path space {cite:p}`blessing2025trust` and proximal samplers {cite:p}`guo2025proximal` choose the steps of a learned control in the same spirit.
 #
 # ## Nearly the same rule
 #

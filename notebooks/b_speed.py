@@ -584,7 +584,7 @@ text = (
     f"The records of {{doc}}`s4_2_results`, {g['committed']['runs']} runs on a slower machine, took {g['committed']['a tilt with its trace']:.2f} s a tilt.\n\n"
     f"*The way to less.* Tilts of a run follow one another, so the run of {max(N)} tilts alone takes {g['longest chain']:.1f} minutes, however many cores there are. Fewer tilts and cheaper ones are the way: *recommended* chooses {rec['recommended']['tilts']} tilts by its rule, and all of them take "
     f"{absolute['recommended']['recommended, all tilts']['median']:.1f} s against {absolute['recommended']['paper, all tilts']['median']:.1f} s of the paper's 50, a factor of **{ratios['recommended']['paper at N = 50 / recommended, seconds']['median']:.1f}**. Its error of $\\hat x_1$ is "
-    f"{rec['recommended']['error']:.3f} and not {rec['paper']['error']:.3f}. (One seed; {{doc}}`b_recommended` has more.)"
+    f"{rec['recommended']['error']:.3f} and not {rec['paper']['error']:.3f}. One seed, and two base networks: a good part of the smaller error is the base's, which {{doc}}`b_recommended` tells apart from the method's."
 )
 display(Markdown(text))
 

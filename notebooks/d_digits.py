@@ -44,6 +44,7 @@ from IPython.display import HTML, Markdown, display
 from PIL import Image
 
 from itlib import figures
+from itlib.baselines.policy_gradient import PolicyGradientConfig
 from itlib.experiments.digits.base import Parameters as Base
 from itlib.experiments.digits.base import trained
 from itlib.experiments.digits.images import DIGIT, PROBLEMS, D, digits, image_card, judged
@@ -57,6 +58,7 @@ from itlib.experiments.digits.methods import (
     implicit,
     paper,
     path_card,
+    recommended,
 )
 from itlib.experiments.digits.truth import Parameters as Truth
 from itlib.experiments.files import located
@@ -164,7 +166,7 @@ display(
     Markdown(
         f"Two classifiers that learned from different halves of the data, a forest and a support vector machine, give the same label to {m['agree']:.0%} of the model's samples. "
         + "".join(
-            f"A plain perceptron like the paper's, with as many weights ({r['perceptron']['parameters']:,}; ours has {r['base']['parameters']:,}) and the same training, manages {r['perceptron']['agree']:.0%}. "
+            f"A plain perceptron like the paper's, with as many weights ({r['perceptron']['parameters']:,}; ours has {r['base']['parameters']:,}) and the same training, manages {r['perceptron']['agree']:.0%}; {r['perceptron']['strange']:.1%} of its samples are farther from all digits than ninety-nine in a hundred digits are: it broke, and is no yardstick. "
             for r in load_records(folder, Base)
         )
         + f"A sample is {m['nearest']:.2f} from the nearest digit of the data on average, a digit is {float(near.mean()):.2f} from the nearest other one; {m['copies']:.1%} of the samples are "
@@ -386,7 +388,7 @@ display(
 # $$
 #
 # where $P^*$ is the base's law of paths, tilted by $e^{\lambda r(X_0)}$. The first two terms are means over paths of the model, $\log Z$ comes from samples of the base. It is zero for
-# the exact tilt and for nothing else, it bounds the KL of the samples, and it starts at $\log Z-\lambda\mathbb E_{\mathrm{base}}[r]$ for the base itself.
+# the exact tilt and for nothing else (a chain of 50 Gaussian steps can only come near: the exact tilt of the base's chain has steps that are not quite Gaussian, so the least that a student can reach lies above zero, by an amount that falls with the number of steps), it bounds the KL of the samples, and it starts at $\log Z-\lambda\mathbb E_{\mathrm{base}}[r]$ for the base itself.
 #
 # ## Everyone with as many evaluations
 
@@ -461,9 +463,9 @@ display(
         f"Of the methods that train without a gradient the closest is *{TITLES[free[0]]}* ({pm(distance('class', free[0]))} nats of the {start:.2f} at the start), then *{TITLES[free[1]]}* ({pm(distance('class', free[1]))}); the farthest is "
         f"*{TITLES[free[-1]]}* ({pm(distance('class', free[-1]))}). "
         + (
-            "Some end farther from the exact tilt than the base: "
+            "By this distance some end farther from the exact tilt than the base: "
             + ", ".join(f"*{TITLES[n]}*" for n in ranked if np.nanmean(distance("class", n)) > start)
-            + ". A reward that rises is no sign of arriving."
+            + ". A reward that rises is no sign of arriving. (A path pays for every detour, also where its end is a sample as good as any; and this KL is what DPOK, DRaFT with path KL and *recommended* minimise.)"
             if any(np.nanmean(distance("class", n)) > start for n in ranked)
             else "All of them end closer to the exact tilt than the base is."
         )
@@ -711,6 +713,21 @@ display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=Tr
 # The slope is one for the exact tilt and zero for the base; the next column is the standard deviation of what should be a constant, the last what the base itself would leave. One seed. It sees the law of
 # the samples without a path, but the flow of a network that was trained for noisy steps, and it asks about digits that real people wrote, not about what the model writes.
 #
+# %% tags=["remove-input"]
+residual = {
+    n: np.nanmean(metric("class", n, "identity_residual"))
+    for n in TRAINED
+    if np.isfinite(metric("class", n, "identity_residual")).any()
+}
+above = [n for n, value in residual.items() if value > np.nanmean(metric("class", n, "identity_untilted"))]
+assert len(above) > len(residual) / 2
+display(
+    Markdown(
+        f"By this judge {len(above)} of the {len(residual)} models are farther from the tilt than the untouched base: {', '.join(f'*{TITLES[n]}*' for n in above)}. It is the one judge that says so, and the hardest to please."
+    )
+)
+
+# %% [markdown]
 # ### Samples of everyone
 
 # %% tags=["hide-input"]
@@ -736,12 +753,19 @@ strip(
 
 # %% tags=["remove-input"]
 few = [f"{task}: {n}" for task, n in n_seeds.items() if n < 3]
+policy, ours = PolicyGradientConfig(updates=2), recommended(Parameters().setting(base, schedule))
+updates = {
+    "policy": EVALUATIONS["full"] // policy.B * policy.updates,
+    "recommended": EVALUATIONS["full"] // ours.B * ours.E,
+}
 failed = sum(r.failure is not None for r in runs.values())
 display(
     Markdown(
         f"- The base is one network, trained once: its own luck is in every figure. Seeds differ in fine-tuning and in judging only ({', '.join(f'{task}: {n}' for task, n in n_seeds.items())})."
         + (f" Fewer than three make no band ({', '.join(few)})." if few else "")
         + "\n- Learning rates were set by hand; a search might move any row.\n"
+        f"- Evaluations of the reward are matched, updates are not: DDPO and DPOK make {updates['policy']} steps of the optimiser, recommended {updates['recommended']}, which are cheap beside the chains but not beside nothing.\n"
+        f"- The strength is one at which the best of {CANDIDATES} does well. Where importance weights fail, nothing here says who is ahead. The bytes of the last tables are those of a step on 64 images; recommended steps on whole chains.\n"
         + f"- {failed if failed else 'No'} run{'s' if failed != 1 else ''} diverged.\n"
         "- The images are tiny. A method that is twice as slow here need not be on a model a thousand times as large, and the digits say nothing about text."
     )

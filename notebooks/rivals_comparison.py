@@ -276,7 +276,7 @@ figures.show(
 #
 # ## The figures
 #
-# Mean over seeds, and the standard error. *KL* is that of the target against the model's probability flow, where there is a model and its
+# Mean over seeds, and the standard error. With three seeds an interval of 95 per cent is 4.3 standard errors to either side, not two, and ratios of two such means are wider still. *KL* is that of the target against the model's probability flow, where there is a model and its
 # flow can be followed. *Best on the way* is the smallest distance at any look while training (with 50 steps, so it can be worse than the end), in reach of an oracle only: it tells a method
 # that passes the target from one that never comes near. *Reward* is the mean reward of the samples less that of the target: above zero a method has gone too far.
 

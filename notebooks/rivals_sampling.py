@@ -333,13 +333,14 @@ display(
 #
 # $$\log w \mathrel{+}= \psi_s(x_s) - \psi_t(x_t) + \log\frac{p_{\mathrm{base}}(x_s \mid x_t)}{q(x_s \mid x_t)},$$ (eq-rivals-smc)
 #
-# and when the effective sample size falls below $n/2$, the population is resampled. The sum telescopes to $\lambda r$ and a likelihood ratio, so any $\psi$ and $q$ give the tilt of the base
+# and when the effective sample size falls below $n/2$, the population is resampled. With initial weights $e^{\psi_T}$ at the start $T$ of the sampler, the sum telescopes to $\lambda r$ and a likelihood ratio, so any $\psi$ and $q$ give the tilt of the base
 # *sampler* as $n \to \infty$, with an error $O(n^{-1/2})$ {cite:p}`delmoral2006sequential`. Three choices:
 #
 # - **SMC, plug-in potential**: $\psi_t = \alpha_t^2\,\lambda r(\hat x_0(x, t))$, the reward of the predicted clean sample, tempered; $q$ is the base's step. Forward evaluations only; {cite:t}`kim2025testtime` temper
-#   in the same way.
+#   in the same way. Feynman–Kac steering {cite:p}`singhal2025general` is this with potentials to choose from.
 # - **Twisted**: the same potential, and $q$ moves along $\nabla\psi_t$ {cite:p}`wu2023practical`. Needs $\nabla r$.
 # - **The exact value** $\psi_t = V_t$ of the next section, which nobody has in practice, with and without the move.
+#   It can be learned by regression on samples {cite:p}`lu2023contrastive,uehara2024finetuning`.
 #
 # The error is measured against the exact mean of the tilt of the sampler's law, which we computed above.
 

@@ -28,9 +28,10 @@ and :math:`\mathrm{KL}(q_t\|p_t^\delta)`, with :math:`q_t\propto e^{\delta m}p_t
 **What the samples carry.** The next law is known through samples of this one, whose effective number under the weights
 :math:`e^{\delta r}` is a share :math:`\exp(2K(\delta)-K(2\delta))` of all. It falls as :math:`|\delta|` grows, because K is
 convex. :func:`constant_ess` keeps it up. This is how sequential Monte Carlo chooses its temperatures (Jasra, Stephens,
-Doucet and Tsagaris, Scand. J. Stat. 38, 2011; Marion, Mathews and Schmidler, arXiv 1807.01346). By the inequality of
-Cauchy and Schwarz, a region that has probability 1/S under p has at most :math:`1/\sqrt{\mathrm{ESS}}` under
-:math:`p^\delta`: what S samples hardly visit stays unimportant for one more tilt.
+Doucet and Tsagaris, Scand. J. Stat. 38, 2011; Marion, Mathews and Schmidler, arXiv 1807.01346). Trust regions on path space
+(TR-SOC, arXiv 2508.12511) and proximal samplers (PDNS, arXiv 2510.03824) choose the annealing steps of a control in the same
+spirit. By the inequality of Cauchy and Schwarz, a region that has probability 1/S under p has at most
+:math:`1/\sqrt{\mathrm{ESS}}` under :math:`p^\delta`: what S samples hardly visit stays unimportant for one more tilt.
 
 Both quantities are :math:`\delta^2\,\mathrm{Var}_p(r)` to leading order, halved for the first. So either rule makes steps
 of constant length in :math:`\int\sqrt{\mathrm{Var}_{p^s}(r)}\,ds`, and neither can see how J varies with x: on the paper's
