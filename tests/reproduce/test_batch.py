@@ -22,7 +22,9 @@ import small_batch
 from small_batch import SMALL, alive, batch, executed, family, kernel, kill, started, wait_for
 
 from itlib.experiments import EXPERIMENTS
-from itlib.experiments.records import load_record
+from itlib.experiments.experiment import Record
+from itlib.experiments.provenance import content
+from itlib.experiments.records import load_record, save_record
 from itlib.reproduce import cell as cell_module
 from itlib.reproduce import command, execute
 from itlib.reproduce.cell import BatchError, Cell, parameters_of
@@ -403,6 +405,24 @@ def test_nothing_runs_twice(mine: Path) -> None:
     assert re.match(r"4 cells up to date in \d+ s: book/runs\n$", result.stdout)
     assert executed(mine) == []
     assert {p: p.read_bytes() for p in (mine / "book").rglob("[!.]*") if p.is_file()} == pages
+
+
+@pytest.mark.parametrize("name", list(EXPERIMENTS))
+def test_what_is_up_to_date_never_runs_again(name: str, tmp_path: Path) -> None:
+    """Asked twice of every grid; what a run has left is as :func:`save_record` writes it."""
+    cells = grid(ROOT, name, out=tmp_path, pages=False, profile="smoke")
+    recorder = Recorder()
+    for cell in cells:
+        asked = cell.asked()
+        known = {"versions": {}, "commit": "", "platform": "", "content": content(type(asked).__module__)}
+        record = Record(asked, {"x": 1 / 3}, provenance={} if cell is cells[0] else known)
+        save_record(Path(cell.record), record)
+    for _ in range(2):
+        assert run_batch(cells, recorder, scratch=tmp_path / "progress") == {}
+    assert recorder.names == []
+    Path(cells[-1].record).unlink()
+    assert run_batch(cells, recorder, scratch=tmp_path / "progress") == {}
+    assert recorder.names == [cells[-1].name]
 
 
 def test_staleness_is_by_content(mine: Path) -> None:

@@ -286,6 +286,30 @@ def test_each_kind_at_every_stage(tmp_path: Path, kind: str) -> None:
     assert_same(place, undisturbed(N))
 
 
+@pytest.mark.faults
+def test_twenty_random_kills_end_with_the_same_bits(tmp_path: Path) -> None:
+    """A soak: of the batch and all below it, any process, at any moment, two cells at a time."""
+    draw, N = random.Random(20), ("8", "12")
+    place, killed = Place(tmp_path / "root", N, jobs=2, slow=0.1), 0
+    for _ in range(20):
+        with place.start() as batch:
+            end = time.monotonic() + draw.uniform(0.0, 20.0)
+            while time.monotonic() < end and batch.poll() is None:
+                time.sleep(0.02)
+            below = family(batch.pid)
+            victim = draw.choice([psutil.Process(batch.pid), *below]) if batch.poll() is None else None
+            with suppress(psutil.Error):
+                if victim:
+                    victim.kill()
+                    killed += 1
+            error = over(batch)
+            assert "Traceback" not in error, error
+            wait_for(lambda below=below: not alive(below), "what was below to end", 60)
+    print(f"{killed} of 20 were still running when they were struck")
+    place.finish()
+    assert_same(place, undisturbed(N))
+
+
 # ---- Ctrl-C, two at once, and other trouble ------------------------------------------------------------------------
 
 
