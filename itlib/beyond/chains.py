@@ -17,10 +17,11 @@ correction moves, and no student is the tilt.) So a tilt may be learned by
 .. math:: \min_\theta\ \mathrm{Var}\big[\log W_s\big]
 
 over chains that are held fixed while :math:`\theta` moves: the log-variance loss (Nüsken and Richter, arXiv 2005.05409),
-whose gradient is VarGrad (Richter et al., arXiv 2010.10436). For a diffusion model and its tilt this *is* relative trajectory
-balance (Venkatraman et al., arXiv 2405.20971) with the batch mean for log Z; :mod:`itlib.baselines.relative_trajectory_balance`
-has the form with a learned log Z and replay. On policy its gradient is twice that of the reverse Kullback-Leibler divergence. For a chain drawn with correction :math:`u` and judged at :math:`u'`, the noises that
-:math:`\theta'` would have needed are :math:`z+u-u'`.
+whose gradient is VarGrad (Richter et al., arXiv 2010.10436). For a diffusion model and its tilt this *is* relative
+trajectory balance (Venkatraman et al., arXiv 2405.20971) with the batch mean for log Z;
+:mod:`itlib.baselines.relative_trajectory_balance` has the form with a learned log Z and replay. On policy its gradient is
+twice that of the reverse Kullback-Leibler divergence. For a chain drawn with correction :math:`u` and judged at
+:math:`u'`, the noises that :math:`\theta'` would have needed are :math:`z+u-u'`.
 
 Three things set it apart from the regression of Algorithm 2. It aims at the tilt of the *base*, not of the last model, so
 that each tilt corrects what earlier ones got wrong. Its noise vanishes at the solution, where all chains agree, while the
