@@ -242,7 +242,9 @@ def reverse_process(
     for s, step in zip(times[-2::-1], reverse_steps(schedule, times, eta), strict=True):
         x1_hat = model(x, torch.tensor(step.t, dtype=x.dtype, device=x.device))
         if x1_hat.shape != x.shape:
-            raise ValueError(f"a model must return the shape of its samples, {tuple(x.shape)}, got {tuple(x1_hat.shape)}")
+            raise ValueError(
+                f"a noise predictor must return the shape of its samples, {tuple(x.shape)}, got {tuple(x1_hat.shape)}"
+            )
         if variance == "analytic":
             step = step._replace(std=analytic_std(schedule, s, step.t, step.std, x, x1_hat))
         x = step.mean(x, x1_hat)

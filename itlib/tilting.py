@@ -366,7 +366,7 @@ def run_tilts(
         trained = time.process_time()
         if not all(bool(torch.isfinite(v).all()) for v in (losses, *learner.model.parameters())):
             raise FloatingPointError(
-                f"tilt {k}, to strength {strength:g}: the loss is no longer finite. {_likely_cause(delta, samples, rewards)}"
+                f"tilt {k}, strength {strength:g}: the loss is no longer finite. {_likely_cause(delta, samples, rewards)}"
             )
         seconds, preparation = {"sampling": preparation + sampled - clock, "training": trained - sampled}, 0.0
         yield TiltStep(k, learner.model, samples, rewards, losses, seconds, delta, done, steps.left(done), diagnostics)

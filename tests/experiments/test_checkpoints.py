@@ -367,7 +367,7 @@ def test_a_run_that_diverges_stops_at_its_tilt_and_keeps_the_one_before(
             patch.setattr(tilting, "regression_step", poisoned)
         else:
             patch.setattr(runs, "score_errors", lambda *_, **__: ScoreErrors(1.0, 1.0 if next(calls) < 3 else float("inf")))
-        with pytest.raises(FloatingPointError, match=r"^tilt 3.*no longer finite\. .*lower lr"):
+        with pytest.raises(FloatingPointError, match=r"^tilt 3.*no longer finite\. .*lower the learning rate"):
             tilts()
     (path,) = tmp_path.glob("tilts_*")
     kept = load_state(path, Network(2))

@@ -344,13 +344,13 @@ ROWS = [
         "tilting",
         "a denoiser that returns NaN",
         tilts(lambda x, t: x * NAN),
-        "tilt 1, strength 0 of 1: the model so far no longer samples numbers",
+        "tilt 1, strength 0 so far: the model no longer samples finite numbers",
     ),
     Row(
         "tilting",
         "a learning rate that diverges",
         tilts(Network(2), lambda x: torch.tanh(x[:, 0]), lr=1e30, optimizer="sgd"),
-        "lower lr (1e+30)",
+        "lower the learning rate",
     ),
     Row(
         "tilting",
