@@ -41,7 +41,7 @@ EVERY = names_of(PROJECT["dependencies"], *EXTRAS.values()) - {"itlib"}  # an ex
 def test_the_library_imports_what_the_project_lists() -> None:
     """Somewhere; and what a module of the library needs to be imported at all comes with the library alone."""
     given = {"itlib", "__future__", *sys.stdlib_module_names}
-    brought = {"nbformat", "nbclient", "ipython"}  # what papermill and the kernel are made of
+    brought = {"nbformat", "nbclient", "ipython", "jupyter_client", "yaml"}  # what papermill and the kernel are made of
     for name, path in MODULES.items():
         needed = {found.split(".")[0] for found in imported(path)} - given
         assert {one.lower() for one in needed} <= {IMPORT_NAMES.get(one, one) for one in EVERY} | brought, name
