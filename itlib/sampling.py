@@ -288,13 +288,15 @@ def path_log_weights(
     *,
     steps: int = 200,
     eta: float = 1.0,
+    variance: Variance = "ddpm",
     generator: torch.Generator | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Draw n samples of a model, (n, d), with the log weights, (n,), that make them samples of the base.
 
-    Add lambda r(x_0) to the log weights, and they are samples of the tilted base. Arguments as for :func:`sample`.
+    Add lambda r(x_0) to the log weights, and they are samples of the tilted base. Arguments as for :func:`sample`, with one
+    variance for both: the analytic one is that of the base, measured on n chains of its own beforehand.
 
     Raises:
         ValueError: if steps < 1.
@@ -303,9 +305,16 @@ def path_log_weights(
     if eta <= 0.0:
         raise ValueError(f"paths have weights only if the steps are noisy: eta must be positive, got {eta:g}")
     times = time_grid(schedule, steps)
+    kernels = list(reverse_steps(schedule, times, eta))
+    if variance == "analytic":
+        x = randn((n, d), generator, dtype, device or device_of(model))
+        for k, (s, step) in enumerate(zip(times[-2::-1], list(kernels), strict=True)):
+            x1_hat = base(x, torch.tensor(step.t, dtype=dtype, device=x.device))
+            kernels[k] = step._replace(std=analytic_std(schedule, s, step.t, step.std, x, x1_hat))
+            x = kernels[k].draw(x, x1_hat, randn(x.shape, generator, dtype, x.device))
     x = randn((n, d), generator, dtype, device or device_of(model))
     log_w = torch.zeros_like(x[:, 0])
-    for step in reverse_steps(schedule, times, eta):
+    for step in kernels:
         time = torch.tensor(step.t, dtype=dtype, device=x.device)
         mean = step.mean(x, base(x, time))
         if step.std > 0.0:

@@ -33,8 +33,11 @@ and learns from their rewards, and :class:`StepSizes`, which say how far each ti
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import time
+import types
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeGuard
@@ -504,7 +507,28 @@ def is_trainable(model: NoisePredictor) -> TypeGuard[nn.Module]:
 def trainable_copy(base: NoisePredictor, d: int, seed: int) -> nn.Module:
     """A copy that can be trained; a model without trainable parameters gets a correction, a new :class:`Network`, on top."""
     if is_trainable(base):
-        return copy.deepcopy(base)
+        return copy.deepcopy(base).eval()
+    return corrected(base, d, seed)
+
+
+def corrected(base: NoisePredictor, d: int, seed: int) -> Residual:
+    """A model without trainable parameters under a correction, a new :class:`Network`, that learns in its place.
+
+    Raises:
+        TypeError: for a function around a network that could be trained itself.
+    """
+    parts: list[object] = []
+    if isinstance(base, functools.partial):
+        parts = [base.func, *base.args, *base.keywords.values()]
+    elif isinstance(base, types.FunctionType):
+        parts = [cell.cell_contents for cell in base.__closure__ or ()]
+    if any(is_trainable(part) for part in parts if isinstance(part, nn.Module)):
+        raise TypeError(
+            "the base is a function around a network, whose weights it hides: they would stay as they are, and a new one "
+            "would learn in their place. Pass a torch.nn.Module that does the same (itlib.pretrained.FromModel is one)"
+        )
+    if isinstance(base, nn.Module) and any(True for _ in base.parameters()):
+        warnings.warn("no weight of the base is trainable: a new network learns a correction beside it", stacklevel=3)
     return Residual(base, Network(d, seed=seed)).to(device_of(base))
 
 
@@ -516,7 +540,7 @@ def resumed(state: TiltState) -> tuple[nn.Module, tuple[float, ...]]:
     """
     if not is_trainable(state.model):
         raise ValueError("to resume, pass the model that the last tilt left, and not frozen")
-    return copy.deepcopy(state.model), state.strengths
+    return copy.deepcopy(state.model).eval(), state.strengths
 
 
 def algorithm_1(schedule: Schedule, config: TiltingConfig, d: int, variance: Variance = "ddpm") -> DatasetSampler:

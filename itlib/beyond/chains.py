@@ -38,13 +38,14 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import os
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from itlib.metrics import effective_sample_size
-from itlib.network import Network, NoisePredictor, Residual, device_of
+from itlib.network import NoisePredictor, Residual, device_of
 from itlib.sampling import ReverseStep, Variance, analytic_std, log_density_ratio, randn, reverse_steps, time_grid
 from itlib.schedules import Schedule
 from itlib.tilting import (
@@ -52,6 +53,7 @@ from itlib.tilting import (
     RateFactor,
     Tilt,
     TiltingConfig,
+    corrected,
     derive_seed,
     is_trainable,
     minibatches,
@@ -69,7 +71,9 @@ class TrainableCopy(nn.Module):
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
-        self.base, self.student = copy.deepcopy(base).requires_grad_(False), copy.deepcopy(base)
+        frozen = {id(p): p for p in base.parameters() if not p.requires_grad}  # three models can share what none changes
+        self.base, self.student = (copy.deepcopy(base, dict(frozen)).eval() for _ in range(2))
+        self.base.requires_grad_(False)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """Predict X_1, (B, d)."""
@@ -122,6 +126,16 @@ class Chains:
         """log p_base / p_theta of the chains, (S,), for the theta that has these corrections, (S, K, d)."""
         base = self.z + self.gain * self.correction
         return log_density_ratio(base.flatten(1), (base - self.gain * correction).flatten(1))
+
+    def own_log_ratio(self) -> Tensor:
+        """log p_base / p_theta of the chains, (S,), for the theta that drew them; some chains at a time."""
+        some = max(1, 2**24 // self.x_t[0].numel())
+        parts = [self[index] for index in torch.arange(len(self.x_t)).split(some)]
+        return torch.cat([part.log_ratio(part.correction) for part in parts])
+
+    def rounding(self) -> float:
+        """A variance of log weights that errors of 1e-6 in the corrections already make."""
+        return 1e-12 * self.x_t.shape[-1] * float(self.gain.square().sum())
 
 
 @torch.no_grad()
@@ -176,16 +190,15 @@ def draw_chains(
         generator: source of the noise.
     """
     x = randn((n, d), generator, torch.float32, device_of(student))
-    seen: list[tuple[Tensor, Tensor, Tensor]] = []
-    for step in steps:
+    x_t, z_t, corrections = (x.new_empty(n, len(steps), d) for _ in range(3))
+    for k, step in enumerate(steps):
         time = torch.tensor(step.t, device=x.device)
         correction = student.correction(x, time)
         z = randn(x.shape, generator, x.dtype, x.device)
-        seen.append((x, z, correction))
+        x_t[:, k], z_t[:, k], corrections[:, k] = x, z, correction
         x = step.draw(x, student.base(x, time) + correction, z)
-    x_t, z, correction = (torch.stack(column, 1) for column in zip(*seen, strict=True))
     t_k, gain = (torch.tensor(column, device=x.device) for column in ([s.t for s in steps], [s.gain for s in steps]))
-    return Chains(x, x_t, z, correction, t_k, gain.unsqueeze(-1))
+    return Chains(x, x_t, z_t, corrections, t_k, gain.unsqueeze(-1))
 
 
 def log_variance_step(
@@ -201,10 +214,12 @@ def log_variance_step(
         strength: s, the tilt aimed at.
 
     Returns:
-        The variance before the step, ().
+        The variance before the step, (). If it is a matter of rounding, there is no step: Adam would make a full one of it.
     """
     log_w = strength * rewards + chains.log_ratio(chains.corrections(student))
     loss: Tensor = log_w.var()
+    if float(loss.detach()) <= chains.rounding():
+        return loss.detach()
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
@@ -229,7 +244,25 @@ def diagnose(log_ratio: Tensor, tilt: Tensor) -> Diagnostics:
 
 def correct(base: NoisePredictor, d: int, seed: int) -> Corrected:
     """What learns on chains: a trainable copy beside the frozen base; a base without weights to train gets a correction."""
-    return TrainableCopy(base) if is_trainable(base) else Residual(base, Network(d, seed=seed)).to(device_of(base))
+    return TrainableCopy(base) if is_trainable(base) else corrected(base, d, seed)
+
+
+def check_size(S: int, J: int, d: int, device: torch.device) -> None:
+    """Refuse chains that cannot be kept.
+
+    Raises:
+        ValueError: if they need more than the memory of the device, saying how much.
+    """
+    needed = 3 * S * J * d * 4  # states, noises and corrections
+    if device.type == "cuda":
+        there = torch.cuda.mem_get_info(device)[1]
+    else:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else needed
+    if needed > there:
+        raise ValueError(
+            f"S={S} chains of J={J} steps in {d} dimensions are {needed / 2**30:.1f} GiB, and this device has "
+            f"{there / 2**30:.1f}: lower S or J"
+        )
 
 
 class ChainLearner:
@@ -243,6 +276,11 @@ class ChainLearner:
         seed: fixes the chains on which the noise of the steps is measured.
         variance: of the steps.
         rate: factor of the learning rate; None leaves it constant.
+        pilot: number of chains of the base on which that noise is measured; by default 10,000, or for d above 100 as many as
+            have 10^6 numbers, or S if that is more.
+
+    Raises:
+        ValueError: if the chains need more memory than there is.
     """
 
     def __init__(
@@ -255,11 +293,13 @@ class ChainLearner:
         seed: int = 0,
         variance: Variance = "analytic",
         rate: RateFactor | None = None,
+        pilot: int | None = None,
     ) -> None:
         self.model = model
         self.schedule, self.config, self.d, self.rate = schedule, config, d, rate
+        check_size(config.S, config.J, d, device_of(model))
         widths = torch.Generator().manual_seed(derive_seed(seed, "widths"))
-        pilot = min(10_000, max(config.S, 10**6 // d))
+        pilot = pilot or min(10_000, max(config.S, 10**6 // d))
         self.steps = chain_steps(
             model.base, schedule, pilot, d, steps=config.J, eta=config.eta, variance=variance, generator=widths
         )
@@ -279,4 +319,4 @@ class ChainLearner:
             if len(index) > 1:  # one chain has no variance
                 set_rate(optimizer, self.config, self.rate, len(losses))
                 losses.append(log_variance_step(self.model, optimizer, chains[index], tilt.rewards[index], tilt.strength))
-        return torch.stack(losses), diagnose(chains.log_ratio(chains.correction), tilt.strength * tilt.rewards)
+        return torch.stack(losses), diagnose(chains.own_log_ratio(), tilt.strength * tilt.rewards)

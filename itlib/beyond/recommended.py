@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -59,7 +60,8 @@ class RecommendedConfig(TiltingConfig):
         B: minibatch size, in samples or chains.
         E: epochs per tilt.
         epoch: "minibatch" (one minibatch an epoch) or "pass" (all S samples an epoch).
-        lr: learning rate.
+        lr: learning rate. The default is for adapters: of a copy with n weights that learn it is at most 0.1 / sqrt(n), so
+            that a step of Adam moves all of them together by a length of 0.1.
         optimizer: "adam" or "sgd".
         decay: whether the learning rate falls to zero along a cosine in every tilt.
         learner: "chains" (:class:`~itlib.beyond.chains.ChainLearner`), or the regression of Algorithm 2 with its "explicit"
@@ -69,6 +71,8 @@ class RecommendedConfig(TiltingConfig):
         target_ess: steps are chosen from the rewards so that about this share of the samples stays effective; None takes N
             equal steps.
         polish_rounds: tilts at the end that tilt no further and only correct what is left. Needs "chains".
+        pilot: number of the base's chains on which the noise of the steps is measured; None for as many as
+            :class:`~itlib.beyond.chains.ChainLearner` thinks right.
 
     Raises:
         ValueError: for a value out of range, naming it.
@@ -87,6 +91,7 @@ class RecommendedConfig(TiltingConfig):
     student: Literal["copy", "adapter"] = "adapter"
     target_ess: float | None = 0.9
     polish_rounds: int = 2
+    pilot: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -211,14 +216,45 @@ def recommended_tilting(
         coordinates = torch.Generator().manual_seed(derive_seed(seed, "coordinates"))
         data = sampler(base, 1, max(1000, 2 * d), coordinates) if config.student == "adapter" else d
         model = new_model(base, data, schedule, config, d=d, seed=seed)
+    if config.student == "copy" and config.lr == RecommendedConfig.lr:
+        weights = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        config = replace(config, lr=min(config.lr, 0.1 / math.sqrt(weights)))
     rate = cosine if config.decay else None
     learner: Learner
     if config.learner == "chains":
         if not isinstance(model, Corrected):
             raise ValueError("to resume on chains, pass the model that the last tilt left, which knows its base")
-        learner = ChainLearner(model, schedule, config, d=d, seed=seed, variance=config.variance, rate=rate)
+        learner = ChainLearner(
+            model, schedule, config, d=d, seed=seed, variance=config.variance, rate=rate, pilot=config.pilot
+        )
     else:
         update = implicit if config.learner == "implicit" else PAPER_UPDATE
         learner = Regression(model, schedule, config, d=d, update=update, sampler=sampler, rate=rate)
     spent = time.process_time() - clock
-    yield from run_tilts(learner, reward, config.steps, seed=seed, strengths=strengths, preparation=spent)
+    steps = run_tilts(learner, reward, config.steps, seed=seed, strengths=strengths, preparation=spent)
+    yield from guarded(steps)
+
+
+def guarded(steps: Iterator[TiltStep], *, low: float = 0.02, least: float = 0.005) -> Iterator[TiltStep]:
+    """Pass tilts on, with a warning when few of a tilt's chains are effective, and an end when hardly any are, twice.
+
+    Args:
+        steps: of any learner that measures diagnostics.
+        low: effective share of the chains below which there is a warning.
+        least: below which, in two tilts in a row, there is no third.
+
+    Raises:
+        FloatingPointError: instead of that third tilt.
+    """
+    before = 1.0
+    for step in steps:
+        yield step
+        if step.diagnostics is None:
+            continue
+        share = step.diagnostics.ess
+        advice = f"tilt {step.k}: {share:.2%} of its chains are effective. Lower lr, take more tilts, or more samples"
+        if max(share, before) < least:
+            raise FloatingPointError(f"{advice}; what was learned so far is no tilt of the base")
+        if share < low:
+            warnings.warn(advice, RuntimeWarning, stacklevel=2)
+        before = share

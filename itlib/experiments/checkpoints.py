@@ -118,30 +118,49 @@ def _described(mixture: GaussianMixture, schedule: Schedule) -> list[Any]:
     return [mixture.weights.tolist(), mixture.means.tolist(), mixture.covariances.tolist(), schedule]
 
 
-def save_state(path: Path, state: RunState) -> None:
-    """Write a state as one safetensors file, atomically."""
-    tensors = {f"theta.{name}": value.detach().cpu().contiguous() for name, value in state.denoiser.state_dict().items()}
+def save_state(path: Path | str, state: RunState) -> None:
+    """Write a state as one safetensors file, atomically. Weights that two layers share are written twice."""
+    tensors = {f"theta.{name}": value.detach().cpu().clone() for name, value in state.denoiser.state_dict().items()}
     if state.halfway is not None:
         tensors["halfway"] = state.halfway.cpu().contiguous()
     notes = {key: getattr(state, key) for key in ("done", "total", "trace", "losses", "strengths", "seconds")}
-    write_atomically(path, safetensors.torch.save(tensors, {"notes": json.dumps(notes)}))
+    write_atomically(Path(path), safetensors.torch.save(tensors, {"notes": json.dumps(notes)}))
 
 
-def load_state(path: Path, denoiser: nn.Module) -> RunState:
-    """Read what :func:`save_state` wrote; the weights go into ``denoiser``.
+def load_state(path: Path | str, denoiser: nn.Module) -> RunState:
+    """Read what :func:`save_state` wrote; the weights go into ``denoiser``, whatever wrappers' prefixes their names have.
 
     Raises:
-        DamagedFileError: if the file is truncated or not a checkpoint of such a network.
+        DamagedFileError: if the file is truncated or not a checkpoint.
+        DamagedFileError: if it is the checkpoint of another network, which is no reason to throw it away.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             notes = json.loads(file.metadata()["notes"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         halfway = tensors.pop("halfway", None)
-        denoiser.load_state_dict({name.removeprefix("theta."): value for name, value in tensors.items()})
-        return RunState(denoiser=denoiser, halfway=halfway, **notes)
-    except (safetensors.SafetensorError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
+        state = RunState(denoiser=denoiser, halfway=halfway, **notes)
+    except (safetensors.SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise DamagedFileError(f"{path} is truncated or not a checkpoint: delete it, and the run starts anew") from error
+    found = {_plain(name.removeprefix("theta.")): value for name, value in tensors.items()}
+    wanted = {_plain(name): name for name in denoiser.state_dict()}
+    if found.keys() != wanted.keys():
+        missing, more = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+        raise DamagedFileError(
+            f"{path} is sound, but of another network than this {type(denoiser).__name__}: keep it, and pass one built "
+            f"as that run built its own. Here {len(missing)} weights are missing ({', '.join(missing[:3])}) and "
+            f"{len(more)} are too many ({', '.join(more[:3])})"
+        )
+    try:
+        denoiser.load_state_dict({wanted[name]: value for name, value in found.items()})
+    except RuntimeError as error:
+        raise DamagedFileError(f"{path} is sound, but of a network of another size: keep it. {error}") from error
+    return state
+
+
+def _plain(name: str) -> str:
+    """The name of a weight without what torch.compile and data parallelism put before it."""
+    return ".".join(part for part in name.split(".") if part not in ("_orig_mod", "module"))
 
 
 def _announce(what: str, state: RunState) -> None:

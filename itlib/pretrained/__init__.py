@@ -7,6 +7,8 @@ the noise in flat samples, which is all that the methods of this package ask for
 from itlib.pretrained.adapters import distil, exported, merge_lora, save_lora, trainable, with_lora
 from itlib.pretrained.models import PREDICTIONS, FromModel, Guided, clamped, edm, evaluating, thresholded
 from itlib.pretrained.pipelines import Wrapped, from_diffusers, read_scheduler
+from itlib.pretrained.report import Report, report
+from itlib.pretrained.rewards import Patient, RewardError
 from itlib.pretrained.schedules import ContinuousVP, Flow, ModelSchedule, OnGrid, Tabulated, VarianceExploding
 
 __all__ = [
@@ -17,6 +19,9 @@ __all__ = [
     "Guided",
     "ModelSchedule",
     "OnGrid",
+    "Patient",
+    "Report",
+    "RewardError",
     "Tabulated",
     "VarianceExploding",
     "Wrapped",
@@ -28,6 +33,7 @@ __all__ = [
     "from_diffusers",
     "merge_lora",
     "read_scheduler",
+    "report",
     "save_lora",
     "thresholded",
     "trainable",

@@ -169,7 +169,7 @@ def test_all_weights_of_a_network_learn_on_paths() -> None:
     """A base with weights of its own is copied: the copy learns what it adds to the base, which stays as it is."""
     mixture, reward = paper_mixture(), parse_reward("unequal")
     base = Residual(BASE, Network(2, width=64, depth=3, seed=5))
-    config = RecommendedConfig(S=1500, J=50, student="copy")
+    config = RecommendedConfig(S=1500, J=50, student="copy", lr=5e-3)
     run = [replace(s, model=copy.deepcopy(s.model)) for s in recommended_tilting(base, reward, SCHEDULE, config)]
     last, target = run[-1].model, mixture.tilted(reward)
     assert isinstance(last, TrainableCopy)

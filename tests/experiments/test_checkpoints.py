@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from torch import nn
 
 from itlib import tilting
+from itlib.beyond.chains import TrainableCopy
 from itlib.beyond.recommended import RecommendedConfig
 from itlib.experiments import checkpoints as runs
 from itlib.experiments.checkpoints import (
@@ -374,3 +376,36 @@ def test_a_run_that_diverges_stops_at_its_tilt_and_keeps_the_one_before(
     assert kept.done == 2
     assert all(bool(torch.isfinite(p).all()) for p in kept.denoiser.parameters())
     assert [state.done for state in tilts()] == [2, 3, 4, 5, 6]
+
+
+class Wrapper(nn.Module):
+    """A network under the name that torch.compile, or data parallelism, gives it."""
+
+    def __init__(self, name: str, network: nn.Module) -> None:
+        super().__init__()
+        self.add_module(name, network)
+
+
+def test_names_of_wrappers_do_not_matter_and_another_network_is_no_reason_to_delete(tmp_path: Path) -> None:
+    file = str(tmp_path / "x.safetensors")
+    for name in ("_orig_mod", "module"):
+        saved, found = Network(2, width=8, seed=1), Network(2, width=8, seed=2)
+        save_state(file, RunState(1, 2, Wrapper(name, saved)))
+        load_state(file, found)
+        assert all(torch.equal(a, b) for a, b in zip(saved.parameters(), found.parameters(), strict=True))
+        load_state(file, Wrapper("module", found))
+    for other in (TrainableCopy(Network(2, width=8)), Network(2, width=8, depth=2), Network(2, width=16)):
+        with pytest.raises(DamagedFileError, match=r"is sound, but of .* keep it") as caught:
+            load_state(file, other)
+        assert "delete" not in str(caught.value)
+
+
+def test_shared_and_half_precision_weights_are_kept(tmp_path: Path) -> None:
+    tied = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).to(torch.bfloat16)
+    tied[1].weight = tied[0].weight
+    save_state(tmp_path / "x.safetensors", RunState(1, 2, tied))
+    other = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).to(torch.bfloat16)
+    other[1].weight = other[0].weight
+    load_state(tmp_path / "x.safetensors", other)
+    assert torch.equal(other[1].weight, tied[0].weight)
+    assert other[0].weight.dtype == torch.bfloat16

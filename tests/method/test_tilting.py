@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import math
 from collections.abc import Iterator
@@ -441,7 +442,11 @@ def test_trainable_copy() -> None:
     assert copied is not network
     assert same(copied, network)
     frozen = small().requires_grad_(False)
-    assert isinstance(trainable_copy(frozen, 2, 0), Residual)
+    with pytest.warns(UserWarning, match="no weight of the base is trainable"):
+        assert isinstance(trainable_copy(frozen, 2, 0), Residual)
+    for hidden in (lambda x, t: network(x, t), functools.partial(network)):
+        with pytest.raises(TypeError, match="whose weights it hides"):
+            trainable_copy(hidden, 2, 0)
     assert same(trainable_copy(lambda x, t: x, 2, 3).correction.space, trainable_copy(lambda x, t: x, 2, 3).correction.space)
 
 
