@@ -418,7 +418,7 @@ def test_a_bad_reward_is_an_error(reward: object, message: str) -> None:
 
 
 def test_divergence_is_an_error_that_names_the_tilt() -> None:
-    with pytest.raises(FloatingPointError, match="tilt 1, to strength"):
+    with pytest.raises(FloatingPointError, match="tilt 1, strength"):
         next(iterative_tilting(small(), lambda x: 1e30 * x[:, 0], Cosine(), QUICK))
     config = TiltingConfig(N=3, S=64, B=16, E=5, lr=1e20, optimizer="sgd")
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
