@@ -17,18 +17,17 @@
 # %% [markdown]
 # # Use it on your own model
 #
-# You have a diffusion model and a function that scores what it makes. This page takes both as they are and tilts one by the other. It is a
-# guide: every cell does one thing that you will do, in the order in which you will do it.
+# You have a diffusion model and a function that scores what it makes. This page takes both as they are and tilts one by the other.
 #
-# **You will see** how to wrap a model of the diffusers library, with its own schedule and its own kind of prediction, how to tell that the
-# wrapping is right before you spend an hour, how to write a reward, watch a run, stop it and go on, and what changes with LoRA or a GPU.
+# **You will see** how to read a model of the diffusers library in one call that checks itself, how to write a reward, how to watch a run, stop it
+# and go on, how to tell without a truth whether the tilt has arrived, and how to give the model back.
 
 # %% tags=["parameters", "remove-cell"]
 profile = "full"  # "smoke" trains and tilts for a moment only
 
 # %% tags=["remove-cell"]
+import io
 import logging
-import math
 import tempfile
 from pathlib import Path
 
@@ -46,264 +45,283 @@ full = profile == "full"
 # %% [markdown]
 # ## A model that is not ours
 #
-# The example is a small U-Net of diffusers, with convolutions and attention, on colour images of 4 by 4 pixels. It predicts $v$ on the
-# 1000-step schedule of Stable Diffusion: nothing here is like the networks of the other chapters. Its data are squares that fade from one colour to another.
+# A convolutional U-Net of diffusers, for colour images of 16 by 16 pixels, with the schedule of Stable Diffusion. Its data are patches of the two
+# photographs that come with scikit-learn, a temple and a flower.
 
 # %%
 from diffusers import DDIMScheduler, UNet2DModel
 
 unet = UNet2DModel(
-    sample_size=4,
+    sample_size=16,
     in_channels=3,
     out_channels=3,
     layers_per_block=1,
     block_out_channels=(16, 32),
-    norm_num_groups=4,
-    attention_head_dim=8,
-    down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-    up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    norm_num_groups=8,
+    down_block_types=("DownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "UpBlock2D"),
+    add_attention=False,
 ).eval()
 scheduler = DDIMScheduler(
-    num_train_timesteps=1000,
     beta_schedule="scaled_linear",
     beta_start=0.00085,
     beta_end=0.012,
     prediction_type="v_prediction",
     clip_sample=False,
-    timestep_spacing="trailing",
+    set_alpha_to_one=False,
+    steps_offset=1,
 )
 
 # %% [markdown]
-# ## Wrap it
+# ## Read it
 #
-# Three lines. The first reads the schedule off the scheduler's table; the second says what shape a sample has and what the model predicts, in
-# the words that the scheduler uses itself. What comes out is a denoiser like every other in this book: it takes flat samples and a time in
-# $[0, 1]$ and gives the predicted noise.
+# One call. It takes a pipeline, or a model and its scheduler, and gives back a predictor of the noise like every other in this book, a schedule
+# whose `steps` even steps are the scheduler's own, and what it found when it walked down from the same noise with both.
 
 # %%
-from itlib.pretrained import FromModel, Tabulated
+from itlib.pretrained import from_diffusers
 
-schedule = Tabulated(scheduler.alphas_cumprod)
-base = FromModel(unet, schedule, (3, 4, 4), prediction=scheduler.config.prediction_type)
-d = math.prod(base.shape)
+wrapped = from_diffusers(unet, scheduler, steps=15)
+base, schedule, d = wrapped.predictor, wrapped.schedule, wrapped.predictor.d
+print(wrapped)
 
 # %% [markdown]
-# | your model predicts | in diffusers' words | $\hat x_1$ |
-# |:--|:--|:--|
-# | the noise $\varepsilon$ | `"epsilon"` | $\hat\varepsilon$ |
-# | the clean image $x_0$ | `"sample"` | $(x-\alpha_t\hat x_0)/\sigma_t$ |
-# | the velocity $v=\alpha_t\varepsilon-\sigma_tx_0$ | `"v_prediction"` | $(\alpha_t\hat v+\sigma_tx)/(\alpha_t^2+\sigma_t^2)$ |
+# The wrong prediction type, or a table read backwards, raises no error: it gives noise, after an hour. Here every difference has a name and a size.
+# Stable Diffusion's sampler stops one noise level early (`set_alpha_to_one=False`), and that is all.
 #
-# A text-conditioned model takes its embedding as well: bind it beforehand, with a module whose `forward` adds it. A model of a library of your own fits too, if it
-# maps `(x, timestep)` to a tensor; a schedule in closed form is a class of `itlib.schedules` with four methods; `timestep=` says what the
-# model is told for a time $t$.
+# | your model predicts | the scheduler calls it | your scheduler | |
+# |:--|:--|:--|:--|
+# | the noise | `epsilon` | DDIM, DDPM, Euler, Euler ancestral | equal step by step; clipping and thresholding as there |
+# | the clean image | `sample` | the same | |
+# | $v=\alpha_t\varepsilon-\sigma_tx_0$ | `v_prediction` | the same, also with zero terminal signal | starts at $\alpha=.005$ (`alpha_min`) |
+# | the velocity $\varepsilon-x_0$ | `flow_prediction` | FlowMatchEuler, with its shift (SD3; Flux with `mu=` and `told` in thousandths) | starts at $\alpha=.005$ |
+# | $F$ of EDM | a `sigma_data` | EDMEuler | divided into a variance-preserving process, exactly |
+#
+# Solvers of higher order (PNDM, DPM-Solver, Heun) are told apart, and `DDIMScheduler.from_config(scheduler.config)` takes their place. A model of a
+# library of your own is any module that maps `(x, timestep)` to a tensor: {py:class}`~itlib.pretrained.models.FromModel`, with a schedule from
+# {py:mod}`itlib.pretrained.schedules`. What it needs besides, such as an embedding, goes in `condition={...}`;
+# {py:class}`~itlib.pretrained.models.Guided` adds classifier-free guidance. A function around a model is refused: it would hide the weights.
 #
 # This U-Net is fresh, so it is trained first. You have done that already.
 
-
-# %%
-def fades(n, generator):
-    """Colour images that fade from left to right, (n, 48) in [-1, 1]."""
-    ends = 1.6 * torch.rand(n, 3, 1, 2, generator=generator) - 0.8
-    return torch.nn.functional.interpolate(ends, (4, 4), mode="bilinear").flatten(1)
+# %% tags=["hide-input"]
+from sklearn.datasets import load_sample_images
 
 
-data = fades(2000 if full else 200, torch.Generator().manual_seed(1))
-data = data + 0.05 * torch.randn(data.shape, generator=torch.Generator().manual_seed(2))
-settings = TrainingConfig(epochs=25 if full else 1, batch_size=128, lr=3e-3, averaging=0.98)
+def patches(n, generator):
+    """Patches of the two photographs, shrunk by 8, (n, 768) in [-1, 1]."""
+    photographs = torch.stack([torch.tensor(image) for image in load_sample_images().images]).permute(0, 3, 1, 2).float()
+    small = torch.nn.functional.avg_pool2d(photographs / 127.5 - 1, 4)
+    which = torch.randint(2, (n,), generator=generator)
+    top, left = (torch.randint(size - 15, (n,), generator=generator) for size in small.shape[2:])
+    rows = [small[w, :, i : i + 16, j : j + 16] for w, i, j in zip(which, top, left, strict=True)]
+    return torch.stack(rows).flatten(1)
+
+
+data = patches(3000 if full else 200, torch.Generator().manual_seed(1))
+settings = TrainingConfig(epochs=10 if full else 1, batch_size=64, lr=2e-3, averaging=0.98)
 for epoch in train_noise_predictor(base, data, schedule, settings):
     pass
 
 # %% [markdown]
-# ## Is the wrapping right?
-#
-# The wrong prediction type or a table read backwards does not raise an error: it gives noise, after an hour. So walk down from the same noise
-# twice, once with `itlib` and once with the scheduler that the model came with.
-
-# %%
-from itlib.sampling import reverse_process
-
-x = torch.randn(16, d, generator=torch.Generator().manual_seed(3))
-*_, (_, ours) = reverse_process(base, schedule, x, steps=20, eta=0.0)
-
-scheduler.set_timesteps(20)
-theirs = x.reshape(16, *base.shape)
-with torch.no_grad():
-    for tau in scheduler.timesteps:
-        theirs = scheduler.step(unet(theirs, tau).sample, tau, theirs).prev_sample
-gap = float((ours - theirs.flatten(1)).abs().max())
-assert gap < 1e-2
-
-# %% tags=["remove-input"]
-display(
-    Markdown(
-        f"The largest difference of any pixel of 16 samples after 20 steps is {gap:.1e}: rounding in single precision, and nothing else."
-    )
-)
-
-# %% [markdown]
 # ## Any Python function is a reward
 #
-# It gets a batch of flat samples and returns one finite number for each. It may loop, call another program, or ask a person; nothing is ever
-# differentiated. This one asks that the left half be warmer than the right, and says so with a jump.
-
+# It gets a batch of samples and returns one finite number for each. This one writes each image as a JPEG file and counts the bytes: nobody can
+# differentiate that. {py:class}`~itlib.pretrained.rewards.Patient` calls it in batches, calls again when it fails and remembers the
+# answers, so that a run that is started again asks only for what it does not know.
 
 # %%
-def warm_left(x):
-    """1 for images whose left half has more red and less blue than the right, else 0."""
-    scores = []
-    for image in x.cpu().numpy().reshape(-1, *base.shape):
-        red, blue = image[0], image[2]
-        left, right = (red - blue)[:, :2].mean(), (red - blue)[:, 2:].mean()
-        scores.append(float(left > right + 0.3))
-    return torch.tensor(scores)
+from PIL import Image
 
+from itlib.pretrained import Patient
+
+
+def jpeg_bytes(images):
+    """Size of each image (3, 16, 16) as a JPEG file, in bytes."""
+    sizes = []
+    for pixels in ((images.clamp(-1, 1) + 1) * 127.5).byte().permute(0, 2, 3, 1).numpy():
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "jpeg", quality=90)
+        sizes.append(file.tell())
+    return sizes
+
+
+size = Patient(jpeg_bytes, shape=base.shape, batch=64)
 
 # %% [markdown]
-# What decides is the size of $\lambda r$, not that of $r$. Before any training, weigh samples of the base: if hardly any stay effective, the tilt
-# is far, and takes many steps or a smaller $\lambda$.
+# What decides is the size of $\lambda r$, not that of $r$. So measure the reward on samples of the base, and give it in standard deviations. With
+# $\lambda=1$ the tilt then asks for about one of them.
 
 # %%
-from itlib.metrics import effective_sample_size
 from itlib.sampling import sample
 
-lam = 3.0
-drawn = sample(base, schedule, 512 if full else 64, d, steps=20, generator=torch.Generator().manual_seed(4))
-before = warm_left(drawn)
-wanted = float((before * math.exp(lam)).sum() / torch.exp(lam * before).sum())  # what the exact tilt gives
+n = 128 if full else 32
+drawn = sample(base, schedule, n, d, steps=15, variance="analytic", generator=torch.Generator().manual_seed(4))
+before = size(drawn)
+mean, spread = float(before.mean()), float(before.std())
 
-# %% tags=["remove-input"]
-display(
-    Markdown(
-        f"Of the base's samples {before.mean():.0%} have the reward. Under $e^{{\\lambda r}}$ with $\\lambda = {lam:g}$ it is {wanted:.0%}, and "
-        f"{effective_sample_size(lam * before) / len(before):.0%} of the samples stay effective."
-    )
-)
+
+def smaller(x):
+    return (mean - size(x)) / spread
+
 
 # %% [markdown]
 # ## Tilt, and watch
 #
-# `iterative_tilting` is a generator. Each item is one tilt, with the samples it drew, their rewards, its loss and its seconds: print them,
-# plot them, put a progress bar around them (`tqdm(…, total=config.N)`), stop when you have seen enough. The name of a configuration is enough to begin with; here its numbers are set one by one, so
-# that the page is quick.
+# The recommended configuration on LoRA: `with_lora` freezes the model and puts a low-rank adapter on every layer that can give it back;
+# `student="copy"` lets those learn. The learning rate is then that of a copy, by the number of its weights. `recommended_tilting` is a generator,
+# of one item a tilt. How many there are follows from the rewards (`target_ess`); `RecommendedConfig.equal_steps(5, ...)` makes five in all.
 
 # %%
 from itlib.beyond.recommended import RecommendedConfig, recommended_tilting
 from itlib.experiments.checkpoints import RunState, load_state, save_state
-from itlib.tilting import TiltingConfig, TiltState
+from itlib.pretrained import with_lora
+from itlib.tilting import TiltState
 
-config = RecommendedConfig.like(
-    TiltingConfig(N=10 if full else 3, lam=lam, S=256 if full else 64, J=20, B=64, E=60 if full else 5, lr=3e-4), decay=True
+light = with_lora(base, rank=4)
+config = RecommendedConfig(
+    student="copy", S=n, J=15, B=16, E=2 if full else 1, target_ess=0.8, polish_rounds=2 if full else 1, pilot=n
 )
 checkpoint = Path(tempfile.mkdtemp()) / "run.safetensors"
 rows = []
-for step in recommended_tilting(base, warm_left, schedule, config, d=d, seed=0):
-    rows.append((step.k, step.strength, float(step.rewards.mean()), float(step.losses.mean())))
-    save_state(checkpoint, RunState(step.k, config.N, step.model, strengths=list(step.strengths)))
-    if step.k == config.N // 2:
+for step in recommended_tilting(light, smaller, schedule, config, d=d):
+    rows.append(step)
+    save_state(checkpoint, RunState(step.k, step.k + step.left, step.model, strengths=list(step.strengths)))
+    if step.k == 2:
         break  # a power cut
 
 # %% [markdown]
-# Tilt $k$ depends on the network after tilt $k-1$, the seed and $k$. So a run that was cut goes on from its checkpoint, in another process or
-# on another day, and ends where it would have ended.
+# Tilt $k$ depends on the model after tilt $k-1$, the seed and $k$. So a run that was cut goes on from its checkpoint, in another process or on
+# another day, and ends where it would have ended. Weights in a file need a model to go to: build it as the run did.
 
 # %%
-student = FromModel(UNet2DModel.from_config(unet.config), schedule, (3, 4, 4), scheduler.config.prediction_type)
-found = load_state(checkpoint, student)
+from itlib.beyond.chains import TrainableCopy
+
+found = load_state(checkpoint, TrainableCopy(with_lora(base, rank=4)))
 state = TiltState(found.denoiser, tuple(found.strengths))
-for step in recommended_tilting(base, warm_left, schedule, config, d=d, seed=0, state=state):
-    rows.append((step.k, step.strength, float(step.rewards.mean()), float(step.losses.mean())))
+for step in recommended_tilting(light, smaller, schedule, config, d=d, state=state):
+    rows.append(step)
 tilted = step.model
 
 # %% tags=["hide-input"]
-table = ["| tilt | strength before | mean reward before | loss |", "|--:|--:|--:|--:|"]
-table += [f"| {k} | {s - lam / config.N:.2f} | {r:.2f} | {loss:.2f} |" for k, s, r, loss in rows]
-display(Markdown("\n".join(table)))
-
-# %% tags=["remove-cell"]
-after = sample(tilted, schedule, 512 if full else 64, d, steps=20, generator=torch.Generator().manual_seed(4))
-gained = float(warm_left(after).mean())
-
-# %% tags=["hide-input"]
-with figures.house_style() as plt:
-    fig, axes = plt.subplots(2, 12, figsize=(7.2, 1.35))
-    for row, images, name in zip(axes, (drawn, after), ("base", "tilted"), strict=True):
-        for ax, image in zip(row, images.reshape(-1, *base.shape), strict=False):
-            ax.imshow((image.permute(1, 2, 0).numpy().clip(-1, 1) + 1) / 2)
-            ax.set(xticks=[], yticks=[])
-        row[0].set_ylabel(name)
-figures.show(
-    fig,
-    "fades",
-    "Twelve colour squares of the base in a row, and below them twelve of the tilted model from the same noise, most of which are warmer on the left.",
+figures.table(
+    [
+        {
+            "tilt": step.k,
+            "to strength": step.strength,
+            "bytes before": mean - spread * float(step.rewards.mean()),
+            "effective chains": f"{step.diagnostics.ess:.0%}",
+            "Var log W": step.diagnostics.var_log_w,
+            "KL to the base": step.diagnostics.kl,
+            "loss": float(step.losses.mean()),
+        }
+        for step in rows
+    ]
 )
 
 # %% [markdown]
-# ```{glue:figure} fades
+# Each row says what the chains of the model *before* its step say of the strength it aims at. When only few of them are effective, the run warns, and
+# when hardly any are, twice in a row, it ends: a mean reward that still looks fine is no sign of life.
+#
+# ## Has it arrived?
+#
+# Nobody can sample the exact tilt here. The chains of the tilted model, weighted, still tell what it would have
+# ({py:mod}`itlib.pretrained.report`), and how far away the model is.
+
+# %%
+from itlib.pretrained import report
+
+verdict = report(base, tilted, smaller, schedule, d=d, n=2 * n, steps=15)
+print(verdict)
+
+# %% tags=["hide-input"]
+with figures.house_style() as plt:
+    fig, axes = plt.subplots(2, 13, figsize=(7.2, 1.3), width_ratios=[*[1] * 12, 3])
+    for row, images, rewards, name in zip(axes, verdict.samples, verdict.rewards, ("base", "tilted"), strict=True):
+        for ax, image in zip(row[:12], images.reshape(-1, *base.shape), strict=False):
+            ax.imshow((image.permute(1, 2, 0).numpy().clip(-1, 1) + 1) / 2)
+            ax.set(xticks=[], yticks=[])
+        row[0].set_ylabel(name)
+        row[12].hist(mean - spread * rewards.numpy(), bins=20, range=(mean - 4 * spread, mean + 4 * spread))
+        row[12].set(yticks=[])
+    axes[0, 12].set_xticks([])
+    axes[1, 12].set_xlabel("bytes")
+figures.show(
+    fig,
+    "patches",
+    "Twelve patches of the base in a row and twelve of the tilted model below, each row with a histogram of its sizes in bytes, the lower one further left.",
+)
+
+# %% [markdown]
+# ```{glue:figure} patches
 # :name: fig-your-model
 #
-# Samples of the base and of the tilted model, drawn with the same noise. The reward asks for a left half that is warmer than the right.
+# Samples of the base and of the tilted model, and the sizes of all. The reward asks for images that are small as JPEG files.
 # ```
+#
+# ## Give it back
+#
+# `exported` merges the adapters and takes the model out of what was built around it: a U-Net of diffusers with the keys of the original, for
+# `pipeline.unet` or `save_pretrained`. `save_lora` writes the adapters alone, as peft does. A correction beside a frozen model (`student="adapter"`) is no
+# such model; `distil` teaches it to a copy first. What no file holds is the width of our steps (`variance="analytic"`): the scheduler's are narrower. So measure once more.
+
+# %%
+from itlib.pretrained import exported, save_lora
+
+folder = Path(tempfile.mkdtemp())
+exported(tilted).save_pretrained(folder)
+save_lora(tilted, folder / "lora")
+again = from_diffusers(UNet2DModel.from_pretrained(folder), scheduler, steps=15, check=0)
+theirs = sample(again.predictor, again.schedule, n, d, steps=15, eta=1.0, generator=torch.Generator().manual_seed(5))
 
 # %% tags=["remove-input"]
 display(
     Markdown(
-        f"The share of samples with the reward went from {before.mean():.0%} to {gained:.0%}; the exact tilt of the base has {wanted:.0%}."
-        + (
-            " So few minibatches a tilt lag behind: raise `E`, or the learning rate."
-            if gained < wanted - 0.1 and full
-            else ""
-        )
+        f"Samples of the base take {mean:.0f} bytes on average, those of the tilted model {mean - spread * verdict.reward[0]:.0f}, "
+        f"the exact tilt {mean - spread * verdict.expected[0]:.0f}. In diffusers, with the narrower steps, the tilted model's take {float(size(theirs).mean()):.0f}."
         + ("" if full else " This is a first look, after a moment of training: its figures mean nothing.")
     )
 )
 
 # %% [markdown]
-# ## With LoRA
+# ## Large models
 #
-# A large model is not copied twice to be tilted once. `with_lora` freezes it and puts a low-rank adapter on every linear and convolutional layer;
-# the rest of the page stays as it is. Save what learned, and give the merged model back to the program it came from.
+# - *Memory.* `from_diffusers(..., model={"microbatch": 16})` calls the model on 16 states at a time, and recomputes a call's inside for its gradient instead of keeping it. What remains are
+#   $3SJd$ numbers of the chains; if they do not fit, an error says how much they are before the work starts. Frozen weights are shared, not copied.
+# - *Precision.* The model runs in the dtype of its weights, bfloat16 included; states, schedule and log weights stay in single precision.
+# - *Dropout and batch statistics.* The wrapper runs the model in evaluation mode and leaves your mode as it was.
+# - *A GPU.* Move the base, `base.to("cuda")`, and nothing else. Random numbers are drawn on the processor, so a seed means the same on every device. {doc}`b_speed` has times.
 #
-# Here with the recommended step, on whole chains ({doc}`b_recommended`): `student="copy"` lets all weights learn that are not frozen, beside the base that they started from. On the digits
-# this pair came closest of all methods without a gradient ({doc}`d_digits`).
-
-# %%
-from itlib.pretrained import merge_lora, trainable, with_lora
-
-light = with_lora(base, rank=2)
-one = RecommendedConfig.equal_steps(1, student="copy", lr=1e-3, lam=0.3, S=64, J=10)
-(step,) = recommended_tilting(light, warm_left, schedule, one, d=d)
-learned = trainable(step.model)  # a dictionary of tensors, for safetensors.torch.save_file
-back = merge_lora(step.model.student).model  # a UNet2DModel again, with the keys of the original
-assert back.state_dict().keys() == unet.state_dict().keys()
-
-# %% tags=["remove-input"]
-n_learned, n_all = sum(v.numel() for v in learned.values()), sum(p.numel() for p in base.parameters())
-display(
-    Markdown(
-        f"The adapters have {n_learned:,} weights, the model {n_all:,}. How LoRA compares with all weights in quality, memory and time is measured in "
-        "{doc}`d_digits`."
-    )
-)
-
-# %% [markdown]
-# ## On a GPU
+# ## What cannot be done
 #
-# Move the base, `base.to("cuda")`, and nothing else. Samples are drawn where the weights are, the reward gets them there (hence `.cpu()` above), and
-# a run draws its random numbers on the processor, so that a seed means the same on every device. A `generator` that you pass to `sample` may be one of the GPU.
-# Where there is a GPU, the tests compare every method on it with the processor. The records of this book come from processors; {doc}`b_speed` has times of both.
+# - *Several GPUs.* There is no data-parallel sampling or training here, and `accelerate` is not used. One device, one process.
+# - *A distribution over prompts in one run.* A condition is fixed for a run: variances across prompts would be mistaken for errors, because $\log Z$ is another for each. Run one tilt a prompt.
+# - *Solvers of higher order* are neither tilted nor matched, and chains need noise: a model that you will sample with DDIM at $\eta=0$ is tilted as a DDPM.
+# - *Latent models* are tilted in their latent space: decode inside the reward.
+# - *What the base never makes* cannot be learned from its samples, by any of these methods.
+#
+# ## What else people use
+#
+# | | gradient of the reward | what it converges to | says how far it is | resumes | checked against an exact target |
+# |:--|:--|:--|:--|:--|:--|
+# | this page | no | the tilt of the base's chains | yes | to the bit | yes |
+# | ddpo-pytorch (policy gradient) | no | largest reward, no KL | no | from a checkpoint | no |
+# | soc-fine-tuning-sd (Adjoint Matching) | yes | the tilt | no | from a checkpoint | no |
+# | RTB (diffusion-finetuning) | no | the tilt | its loss | from a checkpoint | toy of 25 modes |
+# | RAM | no | near the tilt ({doc}`rivals_fixed_points`) | no | from a checkpoint | no |
+# | scripts of diffusers | no (DDPO in trl) | largest reward | no | through accelerate | no |
+#
+# What they have and this page has not: many GPUs, a pool of prompts, logging services. How the methods compare with exact targets is in {doc}`rivals_comparison`.
 #
 # ## When it does not work
 #
-# - *The reward does not move.* Look at the standard deviation of $\lambda r$ over one tilt's samples: at 0.01 there is nothing to learn. Raise $\lambda$, or the
-#   learning rate; with LoRA the learning rate is often ten times larger.
-# - *The reward moves and the images fall apart.* Compare with the target's mean reward, as above: a model above it has gone too far. Use more tilts, a smaller
-#   learning rate, or {py:func}`~itlib.beyond.recommended.recommended_tilting`, and look at samples half way.
-# - *The reward is NaN for some samples.* The run stops and says so. Return a small number instead: minus infinity is no reward.
-# - *An error of shapes.* `d` is the product of the sample's shape, and the reward returns shape `(S,)`.
+# - *The reward does not move.* Look at the standard deviation of $\lambda r$ over one tilt's samples: at 0.01 there is nothing to learn.
+# - *Few chains are effective.* Take more tilts (a larger `target_ess`), more samples, or a smaller learning rate.
+# - *The reward fails, or is random.* `Patient` keeps what it knows; noise of variance $v$ costs a factor $e^{-\lambda^2v}$ of the chains and does not move the target.
+# - *An error of shapes.* `d` comes from the wrapper (`predictor.d`), and the reward returns shape `(S,)`.
 #
 # ## Try this
 #
-# - Put a model of your own in the second cell, with its scheduler, and run the check of the wrapping first.
-# - Replace the prediction type by a wrong one and see what the check says.
-# - Return the score itself instead of the jump: which tilt has the larger effective share at the same gain?
+# - Put a model of your own in the second cell, with its scheduler, and read what the call says.
+# - Ask for larger files: is the tilt as easy? Which has the larger effective share before any training?
+# - Leave out `with_lora`: compare time, and the report.
