@@ -99,6 +99,12 @@ def unlike(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[str]:
     return reasons
 
 
+def _told(record: Record[Any]) -> dict[str, Any]:
+    """What a second run has to repeat: all but the clocks, of which a curve may have a column."""
+    told = {key: getattr(record, key) for key in ("metrics", "trace", "samples", "failure")}
+    return told | {"curve": {name: column for name, column in record.curve.items() if name != "seconds"}}
+
+
 def judge(record: Record[Any], again: Record[Any], reference: Sequence[Record[Any]]) -> Verdict:
     """Compare a record with what its second run left.
 
@@ -109,13 +115,12 @@ def judge(record: Record[Any], again: Record[Any], reference: Sequence[Record[An
     """
     reasons = unlike(record.provenance, again.provenance)
     because = "made with " + "; ".join(reasons) if reasons else "made with this processor, these versions and this library"
-    changed = [
-        key for key in ("metrics", "trace", "curve", "samples", "failure") if getattr(record, key) != getattr(again, key)
-    ]
+    one, two = _told(record), _told(again)
+    changed = [key for key in one if one[key] != two[key]]
     if not changed:
         return Verdict(True, "the same in every digit: parameters, metrics and trace", because)
-    one, two = figures(record), figures(again)
-    moved = {n: abs(one[n] - two[n]) / max(abs(one[n]), 1e-12) for n in one.keys() & two.keys() if one[n] != two[n]}
+    was, now = figures(record), figures(again)
+    moved = {n: abs(was[n] - now[n]) / max(abs(was[n]), 1e-12) for n in was.keys() & now.keys() if was[n] != now[n]}
     most = max(moved, key=moved.__getitem__, default="")
     gap = f"{most} by {100 * moved[most]:.2g} %" if most else " and ".join(changed)
     if not reasons:

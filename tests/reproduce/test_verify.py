@@ -189,3 +189,12 @@ def test_figures_are_numbers_one_by_one() -> None:
     flat = Record(base, {"a": 1.0})
     assert band([flat, flat]) == {"a": (1.0 - 1e-5, 1.0 + 1e-5)}
     assert outside(Record(base, {}), [flat, flat]).keys() == {"a"}
+
+
+def test_clocks_are_no_figures() -> None:
+    record = elsewhere(load_record(REFERENCE / "rivals" / "paper_dpok_seed0.json"), processor="this")
+    slower = [None if s is None else 2 * s for s in record.curve["seconds"]]
+    again = replace(record, curve={**record.curve, "seconds": slower}, seconds={"training": 1e3, "sampling": 0.0})
+    assert judge(record, again, []).agrees is True
+    worse = replace(record, curve={**record.curve, "sliced_w2": [9.0 for _ in slower]})
+    assert judge(record, worse, []).agrees is False
