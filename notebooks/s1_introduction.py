@@ -184,7 +184,7 @@ def remainder(reward, N):
 
 # %%
 def coverage(reward, N, n=100_000):
-    """Of 1,000 samples before the first tilt, those above the median reward after it."""
+    """Of 1,000 samples before the first tilt, those above the median after it."""
     seeded = torch.Generator().manual_seed(2)
     before, after = base.sample(n, seeded), base.tilted(reward, 1 / N).sample(n, seeded)
     return 1000 * float((reward(before) > reward(after).median()).double().mean())
@@ -194,8 +194,9 @@ def coverage(reward, N, n=100_000):
 rewards, rows = {"paper": paper, "quadratic": parse_reward("quadratic")}, []
 for N in (1, 5, 20):
     row = {"$N$": f"{N}"}
-    row |= {f"error, `{name}`": f"{remainder(r, N):.1%}" for name, r in rewards.items()}
-    row |= {f"covered, `{name}`": f"{coverage(r, N):.0f}" for name, r in rewards.items()}
+    for name, r in rewards.items():
+        row[f"error, `{name}`"] = f"{remainder(r, N):.1%}"
+        row[f"covered, `{name}`"] = f"{coverage(r, N):.0f}"
     rows.append(row)
     assert remainder(paper, N) < 1e-10
 figures.table(rows)
@@ -251,8 +252,9 @@ figures.show(fig, "coverage", text)
 
 # %%
 for delta in (1.0, 0.05):
-    log_share = 2 * base.log_normaliser(paper, delta) - base.log_normaliser(paper, 2 * delta)
-    figures.check(f"log of ESS/n, delta = {delta:g}", abs(log_share + 8 * delta**2), below=1e-11)
+    one, two = (base.log_normaliser(paper, d) for d in (delta, 2 * delta))
+    gap = abs(2 * one - two + 8 * delta**2)
+    figures.check(f"log of ESS/n, delta = {delta:g}", gap, below=1e-11)
 
 # %% [markdown]
 # ## The whole idea in one picture
@@ -435,7 +437,7 @@ spread = 0.5 * (2 / 1000) ** 0.5  # standard error of a variance of 1000 Gaussia
 if full:
     assert abs(rows[1][3] - 0.5) > 3 * spread  # what the text says
     assert rows[1][3] - rows[3][3] > 3 * spread
-    assert rows[1][3] > rows[2][3] > rows[3][3]
+    assert 0.25 < (rows[1][3] - rows[2][3]) / (rows[1][3] - rows[3][3]) < 1  # share of the first step
 print(
     f"The variance should be 0.5 ± {spread:.2f}. At eta = 0 it is not, and this is only the base: eta keeps the marginals for exact"
 )

@@ -17,21 +17,18 @@
 # %% [markdown]
 # # Gaussian data, quadratic rewards
 #
-# Section 4.1 of the paper builds the place where everything is known. Tilt a Gaussian by a quadratic reward and you get a
-# Gaussian; tilt a mixture and you get a mixture. So a learned model can be held against the truth, tilt by tilt.
+# Section 4.1 of the paper finds a case where everything is known. Tilt a Gaussian by a quadratic reward and you get a
+# Gaussian; tilt a mixture and you get a mixture. So a learned model can be compared with the truth, tilt by tilt.
 #
-# **You will see** the square completed, each line of it checked; when there is no tilted density at all, and that samples do not
-# show it; the paper's target derived, beside three harder ones; and an explorer in which you set the reward yourself.
+# **You will see** the formulas derived, each line checked; when there is no tilted density at all, and that samples do not
+# show it; the paper's target beside three harder ones; and an explorer in which you set the reward yourself.
 
 # %% tags=["parameters", "remove-cell"]
 profile = "full"  # "smoke" uses fewer random problems and coarser pictures
 
-# %% tags=["remove-cell"]
-
+# %%
 import numpy as np
-import pandas as pd
 import torch
-from IPython.display import Markdown, display
 from torch.distributions import MultivariateNormal
 
 from itlib import figures
@@ -55,50 +52,48 @@ generator = torch.Generator().manual_seed(0)
 #
 # $$r(x) = \tfrac12\, x^\top A x + b^\top x + c . \tag{4.2}$$ (eq-4-2)
 #
-# The paper drops
-# $\lambda$ in this section, and so do the formulas below. To have it back, put $\lambda A$, $\lambda b$ and $\lambda c$ for $A$, $b$
-# and $c$: $\lambda r$ is a quadratic reward again.
+# Like the paper, we drop $\lambda$ here. To have it back, put $\lambda A$, $\lambda b$ and $\lambda c$ for $A$, $b$ and $c$.
 #
-# *Step 1, one exponent.* A product of exponentials adds its exponents:
+# *Step 1: add the exponents.*
 #
 # $$\begin{aligned}
 #   e^{r(x)}\, p_0^b(x) = {} & \frac{1}{(2\pi)^{d/2}\,|\Sigma|^{1/2}} \\
 #   & \times \exp\Big\{-\tfrac12 (x-\mu)^\top \Sigma^{-1} (x-\mu) + \big(\tfrac12 x^\top A x + b^\top x + c\big)\Big\}.
 #   \end{aligned} \tag{4.3}$$ (eq-4-3)
 #
-# *Step 2, sort by powers of $x$.* Expand the first square. $\Sigma^{-1}$ and $A$ meet in the quadratic term,
-# $\Sigma^{-1}\mu$ and $b$ in the linear one:
+# *Step 2: sort by powers of $x$.* Expand the first square:
 #
 # $$\begin{aligned}
 #   & -\tfrac12 (x-\mu)^\top \Sigma^{-1} (x-\mu) + \big(\tfrac12 x^\top A x + b^\top x + c\big) \\
 #   & \quad = -\tfrac12\big[x^\top(\Sigma^{-1}-A)\,x - 2(\Sigma^{-1}\mu+b)^\top x\big] + c - \tfrac12 \mu^\top\Sigma^{-1}\mu .
 #   \end{aligned} \tag{4.4}$$ (eq-4-4)
 #
-# *Step 3, complete the square.* Let $\Sigma' = (\Sigma^{-1} - A)^{-1}$ and $\mu' = \Sigma'(\Sigma^{-1}\mu + b)$. The bracket is
-# $(x-\mu')^\top \Sigma'^{-1} (x-\mu') - \mu'^\top\Sigma'^{-1}\mu'$. If $\Sigma^{-1}-A$ is positive definite, the first part is a Gaussian's,
-# and what it lacks to be a density is the constant $|\Sigma'|^{1/2}$:
+# *Step 3: complete the square.* Let $\Sigma' = (\Sigma^{-1} - A)^{-1}$ and $\mu' = \Sigma'(\Sigma^{-1}\mu + b)$. The bracket is
+# $(x-\mu')^\top \Sigma'^{-1} (x-\mu') - \mu'^\top\Sigma'^{-1}\mu'$. If $\Sigma^{-1}-A$ is positive definite, the first part belongs to a Gaussian:
 #
 # $$e^{r(x)}\, p_0^b(x) = \Big(\frac{|\Sigma'|}{|\Sigma|}\Big)^{1/2}
 #   \exp\Big\{\tfrac12\big[\mu'^\top\Sigma'^{-1}\mu' - \mu^\top\Sigma^{-1}\mu\big] + c\Big\}\; \mathcal N(x; \mu', \Sigma'). \tag{4.5}$$ (eq-4-5)
 #
-# *Step 4, integrate.* A density integrates to one, so the factor in front is $Z$:
+# *Step 4: integrate.* A density integrates to one, so the factor in front is $Z$:
 #
 # $$Z = \int e^{r(x)}\, p_0^b(x)\, dx = \Big(\frac{|\Sigma'|}{|\Sigma|}\Big)^{1/2}
 #   \exp\Big\{\tfrac12\big[\mu'^\top\Sigma'^{-1}\mu' - \mu^\top\Sigma^{-1}\mu\big] + c\Big\}. \tag{4.6}$$ (eq-4-6)
 #
-# Here are the four steps in code, for any Gaussian and any reward.
+# In code:
 
 
 # %%
 def complete_the_square(mu, Sigma, r):
-    """Mean and covariance after the tilt by exp(r), and log Z, as in (4.5) and (4.6)."""
+    """Mean and covariance after the tilt by exp(r), and log Z: (4.5), (4.6)."""
     precision = torch.linalg.inv(Sigma)
     Sigma_new = torch.linalg.inv(precision - r.A)
     mu_new = Sigma_new @ (precision @ mu + r.b)
     squares = mu_new @ (precision - r.A) @ mu_new - mu @ precision @ mu
-    return mu_new, Sigma_new, 0.5 * (torch.logdet(Sigma_new) - torch.logdet(Sigma)) + 0.5 * squares + r.c
+    volumes = torch.logdet(Sigma_new) - torch.logdet(Sigma)
+    return mu_new, Sigma_new, 0.5 * volumes + 0.5 * squares + r.c
 
 
+# %% tags=["hide-input"]
 def draw(d):
     """A random Gaussian and a random reward, of either curvature, that it can be tilted by."""
     root, A = (torch.randn(d, d, generator=generator) for _ in range(2))
@@ -109,65 +104,63 @@ def draw(d):
 
 
 # %% [markdown]
-# Line {eq}`eq-4-4` is an identity in $x$, so it has to hold at points drawn at random. {eq}`eq-4-5` has to hold at each point
-# too; we compare logarithms. {eq}`eq-4-6` is an integral, so a sum over a grid must give it. That sum knows nothing of
-# squares: it takes values of $r$ and of the base density, and adds them up.
+# {eq}`eq-4-4` and {eq}`eq-4-5` must hold at every point $x$, so we try points and problems at random. {eq}`eq-4-6` is an integral, so a
+# sum of $e^{r} p_0^b$ over a grid must give it.
+
 
 # %%
-worst = {"(4.4)": 0.0, "(4.5)": 0.0, "(4.6)": 0.0}
+def relative(left, right):
+    return float(((left - right) / (1 + left.abs())).abs().max())
+
+
+worst_square = worst_density = worst_integral = 0.0
 problems = 20 if full else 5
-for d in (1, 2, 5):
-    for _ in range(problems):
-        mu, Sigma, r = draw(d)
-        x = 3 * torch.randn(50, d, generator=generator)
-        P = torch.linalg.inv(Sigma)
-        left = -0.5 * torch.einsum("bi,ij,bj->b", x - mu, P, x - mu) + r(x)
-        right = -0.5 * (torch.einsum("bi,ij,bj->b", x, P - r.A, x) - 2 * x @ (P @ mu + r.b)) + r.c - 0.5 * mu @ P @ mu
-        worst["(4.4)"] = max(worst["(4.4)"], float(((left - right) / (1 + left.abs())).abs().max()))
+for d in (1, 2, 5) * problems:
+    mu, Sigma, r = draw(d)
+    x, P = 3 * torch.randn(50, d, generator=generator), torch.linalg.inv(Sigma)
+    left = -0.5 * ((x - mu) @ P * (x - mu)).sum(-1) + r(x)
+    bracket = (x @ (P - r.A) * x).sum(-1) - 2 * x @ (P @ mu + r.b)
+    worst_square = max(worst_square, relative(left, -0.5 * bracket + r.c - 0.5 * mu @ P @ mu))
 
-        mu_new, Sigma_new, log_z = complete_the_square(mu, Sigma, r)
-        left = r(x) + MultivariateNormal(mu, Sigma).log_prob(x)
-        right = log_z + MultivariateNormal(mu_new, Sigma_new).log_prob(x)
-        worst["(4.5)"] = max(worst["(4.5)"], float(((left - right) / (1 + left.abs())).abs().max()))
+    mu_new, Sigma_new, log_z = complete_the_square(mu, Sigma, r)
+    left = r(x) + MultivariateNormal(mu, Sigma).log_prob(x)
+    right = log_z + MultivariateNormal(mu_new, Sigma_new).log_prob(x)
+    worst_density = max(worst_density, relative(left, right))
+figures.check("(4.4) at random points, relative", worst_square, below=1e-9)
+figures.check("(4.5) at random points, logarithms, relative", worst_density, below=1e-9)
 
+# %%
 axis, h = torch.arange(-40, 40, 0.2), 0.2
 plane = torch.cartesian_prod(axis, axis)
 for _ in range(problems):
     mu, Sigma, r = draw(2)
-    integral = torch.logsumexp(r(plane) + MultivariateNormal(mu, Sigma).log_prob(plane), 0) + 2 * np.log(h)
-    worst["(4.6)"] = max(worst["(4.6)"], float((integral - complete_the_square(mu, Sigma, r)[2]).abs()))
-
-assert max(worst.values()) < 1e-9  # rounding, times the condition numbers of the matrices
-words = {"(4.4)": "relative, at random x", "(4.5)": "relative, of logarithms, at random x", "(4.6)": "of log Z, quadrature"}
-table = pd.DataFrame(
-    [{"equation": k, "what is compared": words[k], "largest difference": f"{v:.0e}"} for k, v in worst.items()]
-)
-display(Markdown(table.to_markdown(index=False)))
+    values = r(plane) + MultivariateNormal(mu, Sigma).log_prob(plane)
+    integral = torch.logsumexp(values, 0) + 2 * np.log(h)
+    gap = float((integral - complete_the_square(mu, Sigma, r)[2]).abs())
+    worst_integral = max(worst_integral, gap)
+figures.check("(4.6) by quadrature, of log Z", worst_integral, below=1e-9)
 
 # %% [markdown]
 # ## What the formula says
 #
-# The same result in other coordinates is easier to read. Write $g = \nabla r(\mu) = A\mu + b$ for the slope of the reward at the
+# In other coordinates the result is easier to read. Write $g = \nabla r(\mu) = A\mu + b$ for the slope of the reward at the
 # old mean. Then
 #
 # $$\mu' = \mu + \Sigma' g, \qquad
 #   \log Z = r(\mu) + \tfrac12\, g^\top \Sigma' g + \tfrac12 \log\frac{|\Sigma'|}{|\Sigma|}.$$ (eq-newton)
 #
-# The first takes one line: subtract $\Sigma'^{-1}\mu = \Sigma^{-1}\mu - A\mu$ from $\Sigma'^{-1}\mu' = \Sigma^{-1}\mu + b$. It is
-# *one Newton step* on $r + \log p_0^b$ from $\mu$, and for a quadratic one such step is enough. The second follows from
-# {eq}`eq-4-6`, or from expanding $r$ about $\mu$. It says what a Gaussian is worth to the reward: its value at the mean, plus a
-# gain for every direction in which the mass can move uphill, plus a gain for growing wider.
+# For the first, subtract $\Sigma'^{-1}\mu = \Sigma^{-1}\mu - A\mu$ from $\Sigma'^{-1}\mu' = \Sigma^{-1}\mu + b$. It is
+# *one Newton step* on $r + \log p_0^b$ from $\mu$. The second follows by expanding $r$ about $\mu$. It says what a Gaussian is
+# worth to the reward: the value at its mean, plus a gain for moving uphill, plus a gain for growing wider.
 #
-# How far did the tilt go? With $\lambda$ back in place, $\log Z_{\lambda r}$ is the cumulant generating function of the reward. So its
-# slope in $\lambda$ is the mean reward under the tilt, and
+# How far did the tilt go? With $\lambda$ back in place, the slope of $\log Z_{\lambda r}$ in $\lambda$ is the mean reward under the tilt, so
 #
 # $$\mathrm{KL}\big(p_0^{\lambda r} \,\|\, p_0^b\big) = \lambda\, \mathbb E_{p_0^{\lambda r}}[r(X)] - \log Z_{\lambda r}
 #   = \lambda\, \frac{d}{d\lambda} \log Z_{\lambda r} - \log Z_{\lambda r}.$$ (eq-tilt-kl)
 #
-# Draw the tangent to $\log Z$ at $\lambda$, follow it back to $\lambda = 0$, and it meets the axis at minus the divergence:
-# the left half of {numref}`fig-gaussian-tilts-normaliser`.
+# The tangent to $\log Z$ at $\lambda$ meets the axis at minus the divergence ({numref}`fig-gaussian-tilts-normaliser`, left).
 
-# %%
+# %% tags=["hide-input"]
 for d in (1, 2, 5):
     mu, Sigma, r = draw(d)
     mu_new, Sigma_new, log_z = complete_the_square(mu, Sigma, r)
@@ -204,71 +197,60 @@ for d in (1, 2, 5):
 #     \exp\Big\{\tfrac12\big[\mu_i'^\top\Sigma_i'^{-1}\mu'_i - \mu_i^\top\Sigma_i^{-1}\mu_i\big] + c\Big\}.
 #   \end{cases} \tag{4.10}$$ (eq-4-10)
 #
-# Two things differ from the printed page. The paper's $\mu'^\top \Sigma'^{-1}\mu'$ lost its index $i$: each component has its own.
-# And these $\omega'_i$ are masses, not weights. They add up to $Z$, and leave the simplex {eq}`eq-4-7` unless they are divided by it:
+# Two things differ from the printed page. The paper's $\mu'^\top \Sigma'^{-1}\mu'$ has lost its index $i$.
+# And these $\omega'_i$ are masses, not weights: they add up to $Z$, and must be divided by it to be in the simplex {eq}`eq-4-7`:
 #
 # $$Z_r = \sum_{i\in[K]} \omega'_i, \qquad p_0^{r}(x) = \sum_{i\in[K]} \frac{\omega'_i}{Z_r}\, \mathcal N(x; \mu'_i, \Sigma'_i).$$ (eq-tilted-mixture)
 #
-# Each $\omega_i'/\omega_i$ is the $Z$ of its own component. So the tilt moves weight to the components that are worth most in the
-# sense of {eq}`eq-newton`. The constant $c$ multiplies all masses alike: it changes $Z$ and nothing else.
+# So the tilt moves weight to the components that are worth most in the sense of {eq}`eq-newton`. The constant $c$ changes $Z$ and
+# nothing else.
 #
-# The check takes a random mixture of three and a reward with all its parts, $\lambda$ included. It computes the masses from
-# {eq}`eq-4-10`, by the library, and by quadrature. One more column takes the misprint at its word and uses the first
-# component's $\mu'^\top \Sigma'^{-1}\mu'$ for all.
+# Check: masses of a random mixture of three, from {eq}`eq-4-10`, from the library, and by quadrature. One more column takes the
+# misprint literally and uses the first component's $\mu'^\top \Sigma'^{-1}\mu'$ for all.
 
 # %%
 K, lam = 3, 0.8
-pieces = [draw(2) for _ in range(K)]
-mixture = GaussianMixture(
-    torch.tensor([0.5, 0.3, 0.2]), torch.stack([2 * p[0] for p in pieces]), torch.stack([p[1] for p in pieces])
-)
-reward = QuadraticReward(torch.tensor([0.6, -0.9]), torch.tensor([[-0.5, 0.3], [0.3, 0.2]]), 0.4)
-scaled = QuadraticReward(lam * reward.b, lam * reward.A, lam * reward.c)  # lambda r
+mus, Sigmas = zip(*(draw(2)[:2] for _ in range(K)), strict=True)
+omegas = torch.tensor([0.5, 0.3, 0.2])
+mixture = GaussianMixture(omegas, 2 * torch.stack(mus), torch.stack(Sigmas))
+A, b = torch.tensor([[-0.5, 0.3], [0.3, 0.2]]), torch.tensor([0.6, -0.9])
+reward = QuadraticReward(b, A, 0.4)
+scaled = QuadraticReward(lam * b, lam * A, lam * 0.4)  # lambda r
 
-tilts = [complete_the_square(m, S, scaled) for m, S in zip(mixture.means, mixture.covariances, strict=True)]
-masses = mixture.weights * torch.stack([t[2] for t in tilts]).exp()  # (4.10)
+components = list(zip(mixture.weights, mixture.means, mixture.covariances, strict=True))
+tilts = [complete_the_square(m, S, scaled) for _, m, S in components]
+masses = mixture.weights * torch.stack([log_z for *_, log_z in tilts]).exp()  # (4.10)
+
+# %% tags=["hide-input"]
 tilted, log_z = mixture.tilted(reward, lam), mixture.log_normaliser(reward, lam)
+densities = [w.log() + scaled(plane) + MultivariateNormal(m, S).log_prob(plane) for w, m, S in components]
+summed = torch.stack([torch.logsumexp(v, 0) + 2 * np.log(h) for v in densities]).exp()
+squares = torch.stack([m @ torch.linalg.solve(S, m) for m, S, _ in tilts])
+literal = masses * (0.5 * (squares[0] - squares)).exp()  # the square without its index
 
-summed, literal = [], []
-shared = tilts[0][0] @ torch.linalg.solve(tilts[0][1], tilts[0][0])  # the square without its index
-for i, (w, m, S) in enumerate(zip(mixture.weights, mixture.means, mixture.covariances, strict=True)):
-    summed.append(torch.logsumexp(w.log() + scaled(plane) + MultivariateNormal(m, S).log_prob(plane), 0) + 2 * np.log(h))
-    own = tilts[i][0] @ torch.linalg.solve(tilts[i][1], tilts[i][0])
-    literal.append(masses[i] * (0.5 * (shared - own)).exp())
-summed, literal = torch.stack(summed).exp(), torch.stack(literal)
-
-assert torch.allclose(masses, tilted.weights * np.exp(log_z), rtol=1e-11)
-assert torch.allclose(masses, summed, rtol=1e-9)  # rounding of a sum over 160,000 points
-assert torch.allclose(tilted.means, torch.stack([t[0] for t in tilts]), rtol=0, atol=1e-11)
-assert torch.allclose(tilted.covariances, torch.stack([t[1] for t in tilts]), rtol=0, atol=1e-11)
+figures.check("masses: (4.10) and quadrature, relative", float((masses / summed - 1).abs().max()), below=1e-9)
+library = tilted.weights * np.exp(log_z)
+figures.check("masses: (4.10) and the library, relative", float((masses / library - 1).abs().max()), below=1e-9)
+assert torch.allclose(tilted.means, torch.stack([m for m, *_ in tilts]), rtol=0, atol=1e-11)
+assert torch.allclose(tilted.covariances, torch.stack([S for _, S, _ in tilts]), rtol=0, atol=1e-11)
 assert not torch.allclose(literal, summed, rtol=0.05)  # the misprint matters
 x = 3 * torch.randn(200, 2, generator=generator)
 assert torch.allclose(tilted.log_prob(x), scaled(x) + mixture.log_prob(x) - log_z, rtol=0, atol=1e-9)  # (4.9) pointwise
-
-columns = {
-    "weight before": mixture.weights,
-    "mass (4.10)": masses,
-    "quadrature": summed,
-    "without the index": literal,
-    "weight after": tilted.weights,
-}
-table = pd.DataFrame({"component": range(1, K + 1)} | {k: v.numpy() for k, v in columns.items()})
-table["component"] = table["component"].astype(str)
-table.loc[K] = ["sum", *(float(v.sum()) for v in columns.values())]
-display(Markdown(table.to_markdown(index=False, floatfmt=".4f")))
+columns = {"mass (4.10)": masses, "quadrature": summed, "without the index": literal, "weight after": tilted.weights}
+rows = [{"component": str(i + 1)} | {k: float(v[i]) for k, v in columns.items()} for i in range(K)]
+figures.table([*rows, {"component": "sum"} | {k: float(v.sum()) for k, v in columns.items()}], floatfmt=".4f")
 
 # %% [markdown]
 # ## When there is no tilted density
 #
-# A reward that curves upward in some direction $v$, with $v^\top A v > 0$, grows like a square there. The exponent of the Gaussian
-# falls like a square. The tilted density exists if and only if the Gaussian wins in every direction and every component:
+# If the reward curves upward in some direction, it grows there like a square, and the exponent of the Gaussian falls like a square.
+# The tilted density exists if and only if the Gaussian wins in every direction and every component:
 #
 # $$\Sigma_i^{-1} - \lambda A \succ 0 \ \text{ for all } i
 #   \qquad\Longleftrightarrow\qquad \lambda < \lambda^\star = \min_i \frac{1}{\max\big(0,\ \max\mathrm{eig}(\Sigma_i A)\big)} .$$ (eq-lambda-star)
 #
-# Equality is not enough: along the direction where the squares cancel, the integrand is the exponential of a linear
-# function, and its integral diverges. One component too wide is enough to lose all of them. A linear reward has
-# $\lambda^\star = \infty$. With the paper's base, the reward `quadratic` curves upward along $x_2$:
+# One component too wide is enough to lose all of them. A linear reward has $\lambda^\star = \infty$. The reward `quadratic` curves
+# upward along $x_2$; on the paper's base $\lambda^\star = 2$, and on the way there everything blows up:
 
 # %%
 base, quadratic = paper_mixture(), parse_reward("quadratic")
@@ -281,28 +263,15 @@ def largest_tilt(mixture, reward):
 
 
 edge = largest_tilt(base, quadratic)
+figures.check("distance of the bound from 2", abs(edge - 2), below=1e-12)
 rows = []
 for lam in (0.5, 1.0, 1.5, 1.9, 1.99):
-    target = base.tilted(quadratic, lam)
-    rows.append(
-        {
-            "lambda": lam,
-            "mean of x_2": float(target.mean[1]),
-            "variance of x_2": float(target.covariances[0, 1, 1]),
-            "log Z": base.log_normaliser(quadratic, lam),
-            "KL": base.tilt_kl(quadratic, lam),
-        }
-    )
-table = pd.DataFrame(rows).rename(
-    columns={
-        "lambda": r"$\lambda$",
-        "mean of x_2": "mean of $x_2$",
-        "variance of x_2": "variance of $x_2$",
-        "log Z": r"$\log Z$",
-    }
-)
-display(Markdown(rf"The bound is $\lambda^\star = {edge:g}$. On the way there, everything blows up:"))
-display(Markdown(table.to_markdown(index=False, floatfmt=("g", ".2f", ".2f", ".2f", ".2f"))))
+    law = base.tilted(quadratic, lam)
+    row = {r"$\lambda$": f"{lam:g}", "mean of $x_2$": float(law.mean[1])}
+    row |= {"variance": float(law.covariances[0, 1, 1])}
+    row |= {r"$\log Z$": base.log_normaliser(quadratic, lam)}
+    rows.append(row | {"KL": base.tilt_kl(quadratic, lam)})
+figures.table(rows, floatfmt=("", ".2f", ".2f", ".2f", ".2f"))
 
 # %% [markdown]
 # At the bound and beyond, the library refuses, and says what to change:
@@ -312,17 +281,16 @@ for lam in (edge, 1.25 * edge):
     try:
         base.tilted(quadratic, lam)
     except NotNormalisableError as error:
-        message = str(error)
+        print(f"NotNormalisableError: {error}")
     else:
         raise AssertionError("a tilt without a normaliser was accepted")
 base.tilted(quadratic, 0.999 * edge)  # still fine
-display(Markdown(f"> NotNormalisableError: {message}"))
 
 # %% [markdown]
 # Is it right to refuse? Integrate $e^{\lambda r} p_0^b$ over the box $|x_1|, |x_2| \le L$ and let the box grow. Below the bound the
-# integral settles at the closed form {eq}`eq-tilted-mixture`. At the bound and above it never settles.
+# integral settles at the closed form. At the bound and above it never settles.
 
-# %%
+# %% tags=["hide-input"]
 step = 0.1 if full else 0.2
 side = torch.arange(-30, 30 + step / 2, step)
 box = torch.cartesian_prod(side, side)
@@ -389,36 +357,35 @@ figures.show(
 #   K = 2 \\ \mu_1 = (-2, 0);\ \mu_2 = (2, 0) \\ \Sigma_1 = \Sigma_2 = \sigma^2 I;\ \sigma^2 = 1/2 \\ \omega_1 = \omega_2 = 1/2
 #   \end{cases} \tag{4.11}$$ (eq-4-11)
 #
-# and its reward is $r(x) = b^\top x$ with $b = (0, 4)$. There is no curvature, so $\Sigma'_i = \Sigma_i$. Both modes climb the same slope,
-# $\mu_i' = \mu_i + \lambda\,\Sigma_i b = \mu_i + (0, 2\lambda)$. Both are worth the same by {eq}`eq-newton`, since
-# $b^\top\mu_i = 0$, so the weights stay. And $\log Z = \frac{\lambda^2}{2} b^\top\Sigma_i b = 4\lambda^2$. The paper prints
+# and its reward is $r(x) = b^\top x$ with $b = (0, 4)$. There is no curvature, so $\Sigma'_i = \Sigma_i$. Both modes move up,
+# $\mu_i' = \mu_i + \lambda\,\Sigma_i b = \mu_i + (0, 2\lambda)$. Since $b^\top\mu_i = 0$, both are worth the same by {eq}`eq-newton`, so the
+# weights stay. And $\log Z = \frac{\lambda^2}{2} b^\top\Sigma_i b = 4\lambda^2$. The paper prints
 #
 # $$\begin{cases}
 #   K' = 2 \\ \mu'_1 = (-2, 2);\ \mu'_2 = (2, 2) \\ \Sigma'_1 = \Sigma'_2 = \sigma^2 I;\ \sigma^2 = 1/2 \\ \omega'_1 = \omega'_2 = 1/2
 #   \end{cases} \tag{4.12}$$ (eq-4-12)
 #
-# so its tilt strength, which it never states, must be $\lambda = 1$. Here the weights are normalised; by {eq}`eq-4-10` as printed they
-# would each be $\frac12 e^4$. The mean reward under the target is $4 \cdot 2 = 8$, and $\mathrm{KL} = 8 - 4 = 4$ nats.
+# so its tilt strength, which it never states, must be $\lambda = 1$. The mean reward under the target is $4 \cdot 2 = 8$, and $\mathrm{KL} = 8 - 4 = 4$ nats.
 
 # %%
 paper = parse_reward("paper")
 target = base.tilted(paper, lam=1.0)
 assert torch.equal(target.weights, torch.tensor([0.5, 0.5]))
-assert torch.allclose(target.means, torch.tensor([[-2.0, 2.0], [2.0, 2.0]]), rtol=0, atol=1e-15)
-assert torch.allclose(target.covariances, 0.5 * torch.eye(2).expand(2, 2, 2), rtol=0, atol=1e-15)
-assert abs(base.log_normaliser(paper) - 4) < 1e-12
-assert abs(target.expected_reward(paper) - 8) < 1e-12
-assert abs(base.tilt_kl(paper) - 4) < 1e-12
+shift = target.means - torch.tensor([[-2.0, 2.0], [2.0, 2.0]])
+figures.check("means of (4.12)", float(shift.abs().max()), below=1e-14)
+widening = target.covariances - 0.5 * torch.eye(2)
+figures.check("covariances of (4.12)", float(widening.abs().max()), below=1e-14)
+figures.check("log Z is 4", abs(base.log_normaliser(paper) - 4), below=1e-12)
+figures.check("mean reward is 8", abs(target.expected_reward(paper) - 8), below=1e-12)
+figures.check("divergence is 4 nats", abs(base.tilt_kl(paper) - 4), below=1e-12)
 
 # %% [markdown]
 # ## Three more rewards
 #
-# In the paper's case nothing happens to the weights or to the shapes. Both modes only move up. {doc}`s3_1_tilted_score`
-# shows what that hides. So the book has three more rewards on the same base, named in {py:data}`~itlib.rewards.NAMED_REWARDS`.
-# Their coefficients list the entries of $b$ and the diagonal of $A$. Their $\log Z$ and divergence are checked by quadrature as
-# they are put into the table.
+# In the paper's case weights and shapes stay, which hides a lot ({doc}`s3_1_tilted_score`). So the book has three more rewards on the
+# same base, {py:data}`~itlib.rewards.NAMED_REWARDS`. Their coefficients list the entries of $b$ and the diagonal of $A$.
 
-# %%
+# %% tags=["hide-input"]
 h = 0.05 if full else 0.1
 axis = torch.arange(-11, 11, h)
 plane = torch.cartesian_prod(axis, axis)
@@ -429,6 +396,7 @@ def pair(v):
     return ", ".join(f"{float(a):.4g}".replace("-", "−") for a in v)
 
 
+# %% tags=["hide-input"]
 rows, largest = [], 0.0
 for name, coefficients in NAMED_REWARDS.items():
     reward = parse_reward(name)
@@ -450,9 +418,8 @@ for name, coefficients in NAMED_REWARDS.items():
             "KL": f"{kl:.3f}",
         }
     )
-assert largest < 1e-9
-display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)))
-display(Markdown(f"Largest difference between the closed forms and quadrature: {largest:.0e}."))
+figures.table(rows, floatfmt="")
+figures.check("log Z and KL, closed form and quadrature", largest, below=1e-9)
 
 # %% [markdown]
 # `unequal` tips the balance to the right-hand mode, and `one-mode` all but empties the left one. `quadratic` squeezes along $x_1$
@@ -469,6 +436,7 @@ def density(mixture):
     return values - values.max()
 
 
+# %% tags=["hide-input"]
 with figures.house_style() as plt:
     fig, axes = plt.subplots(2, 2, figsize=(7.2, 6.4), sharex=True, sharey=True)
     for ax, (name, coefficients) in zip(axes.flat, NAMED_REWARDS.items(), strict=True):
@@ -510,10 +478,10 @@ figures.show(
 #
 # ## A tilt explorer
 #
-# Now it is your turn. The reward is $r(x) = \frac12 x^\top A x + b^\top x$, the base is {eq}`eq-4-11`. Start from `quadratic`, and raise $\lambda$ past $\lambda^\star$, until there
-# is nothing left to draw. With $A_{12}$ the tilted modes turn.
+# Your turn. The base is {eq}`eq-4-11`. Start from `quadratic`, and raise $\lambda$ to $\lambda^\star$, where there is nothing left to draw. With $A_{12}$ the
+# tilted modes turn.
 
-# %% tags=["remove-input"]
+# %% tags=["hide-input"]
 with figures.house_style() as plt:
     fig, axes = plt.subplots(1, 4, figsize=(7.2, 2.5), sharey=True)
     for ax, lam in zip(axes, (0.5, 1.0, 1.5, edge), strict=True):
@@ -535,6 +503,7 @@ figures.show(
 )
 
 
+# %% tags=["hide-input"]
 def setting(reward, lam=1.0):
     """One position of the sliders: lambda, b, and A row by row."""
     (xx, xy), (_, yy) = reward.A.tolist()
@@ -554,25 +523,21 @@ figures.explorer("tilt", {"mixture": figures.as_model(base), "presets": presets,
 #
 # ## Try this
 #
-# - The paper's reward does not look at $x_1$, and it is zero at both means. Make the right one narrower, with variance
-#   0.3 instead of 0.5. Which one gains weight?
+# - *Predict, then run.* The paper's reward does not look at $x_1$, and it is zero at both means. Make the right mode narrower, with
+#   variance 0.3 instead of 0.5. Which mode gains weight? (Hint: {eq}`eq-newton`.)
 
 # %% tags=["hide-cell"]
 eye = torch.eye(2)
 uneven = GaussianMixture(base.weights, base.means, torch.stack([0.5 * eye, 0.3 * eye])).tilted(paper)
 worth = 0.5 * 16 * (0.5 - 0.3)
 assert abs(float((uneven.weights[0] / uneven.weights[1]).log()) - worth) < 1e-12
-display(
-    Markdown(
-        f"The wide one: its weight is now {float(uneven.weights[0]):.3f}. By {{eq}}`eq-newton` a mode is worth "
-        r"$r(\mu) + \frac12 b^\top \Sigma b$: the mode that can move further uphill is worth more, "
-        f"here $e^{{{worth:.1f}}}$ times as much. The means are now at different heights too, "
-        f"{float(uneven.means[0, 1]):.1f} and {float(uneven.means[1, 1]):.1f}."
-    )
+print(f"The wide one: its weight is {float(uneven.weights[0]):.3f}. A mode that can move further uphill is worth more,")
+print(
+    f"here e^{worth:.1f} times as much. The means end at heights {float(uneven.means[0, 1]):.1f} and {float(uneven.means[1, 1]):.1f}."
 )
 
 # %% [markdown]
-# - Tilt by $\lambda = 1/2$, and tilt the result by $\lambda = 1/2$ again. Then tilt that by $\lambda = -1$. What comes out?
+# - *Derive, then check.* Tilt by $\lambda = 1/2$, and tilt the result by $\lambda = 1/2$ again. Then tilt that by $\lambda = -1$. What comes out?
 
 # %% tags=["hide-cell"]
 twice, once = base.tilted(quadratic, 0.5).tilted(quadratic, 0.5), base.tilted(quadratic, 1.0)
@@ -580,14 +545,10 @@ back = twice.tilted(quadratic, -1.0)
 for a, b in ((twice, once), (back, base)):
     for key in ("weights", "means", "covariances"):
         assert torch.allclose(getattr(a, key), getattr(b, key), rtol=0, atol=1e-12)
-display(
-    Markdown(
-        "Two halves make the whole, and the base comes back: exponents add. The path {eq}`eq-3-8` of small tilts rests on this."
-    )
-)
+print("Two halves make the whole, and the base comes back: exponents add. The path (3.8) of small tilts rests on this.")
 
 # %% [markdown]
-# - Estimate $\log Z$ of the reward `quadratic` by the mean of $e^{\lambda r}$ over samples of the base, at $\lambda = 1.5$ and at $\lambda = 2.5$,
+# - *Predict, then run.* Estimate $\log Z$ of the reward `quadratic` by the mean of $e^{\lambda r}$ over samples of the base, at $\lambda = 1.5$ and at $\lambda = 2.5$,
 #   where $Z$ is infinite. Can you tell from the samples?
 
 # %% tags=["hide-cell"]
@@ -600,11 +561,8 @@ for lam in (0.75 * edge, 1.25 * edge):
     row["truth"] = base.log_normaliser(quadratic, lam) if lam < edge else float("inf")
     rows.append(row)
 assert all(np.isfinite(row["100,000 samples"]) for row in rows)
-display(Markdown(pd.DataFrame(rows).to_markdown(index=False, floatfmt=".2f")))
-display(
-    Markdown(
-        "No: a mean of finitely many numbers is finite. And at 1.5, where $Z$ does exist, the terms have an infinite "
-        r"variance: $\mathbb E\, e^{2 \lambda r}$ is the $Z$ of twice the tilt, which is past $\lambda^\star$. The few largest "
-        "rewards decide the mean. A method that only sees samples gets no warning that its target does not exist."
-    )
+figures.table(rows, floatfmt=".2f")
+print(
+    "No: a mean of finitely many numbers is finite. Even at 1.5, where Z exists, the terms have infinite variance, because"
 )
+print("their second moment is the Z of twice the tilt. A method that only sees samples gets no warning.")
