@@ -271,7 +271,7 @@ from itlib.pretrained import exported, save_lora
 folder = Path(tempfile.mkdtemp())
 exported(tilted).save_pretrained(folder)
 save_lora(tilted, folder / "lora")
-again = from_diffusers(UNet2DModel.from_pretrained(folder), scheduler, steps=15, check=0)
+again = from_diffusers(UNet2DModel.from_pretrained(folder, use_safetensors=True), scheduler, steps=15, check=0)
 theirs = sample(again.predictor, again.schedule, n, d, steps=15, eta=1.0, generator=torch.Generator().manual_seed(5))
 
 # %% tags=["remove-input"]

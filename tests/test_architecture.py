@@ -65,13 +65,15 @@ def imported(path: Path, nested: bool = True) -> set[str]:
     return found
 
 
-def code(path: Path, imports: bool = True) -> Iterator[tuple[int, str]]:
-    """Number and text of the lines that are neither blank, nor comment, nor docstring; imports only if told."""
+def code(path: Path, bare: bool = False) -> Iterator[tuple[int, str]]:
+    """Number and text of the lines that are not blank, comment or docstring; if bare, nor imports or signatures."""
     source = path.read_text("utf-8")
     quiet: set[int] = set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import | ast.ImportFrom) and not imports:
+        if bare and isinstance(node, ast.Import | ast.ImportFrom):
             quiet |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+        if bare and isinstance(node, ast.FunctionDef):
+            quiet |= set(range(node.lineno, node.body[0].lineno))
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
             first = node.body[0]
             quiet |= set(range(first.lineno, (first.end_lineno or first.lineno) + 1))
@@ -146,7 +148,7 @@ def test_nothing_is_written_twice() -> None:
     """No ten lines of code follow one another in two places."""
     seen: dict[tuple[str, ...], str] = {}
     for name, path in MODULES.items():
-        lines = list(code(path, imports=False))
+        lines = list(code(path, bare=True))
         for start in range(len(lines) - 9):
             run = tuple(text for _, text in lines[start : start + 10])
             place = f"{name}:{lines[start][0]}"

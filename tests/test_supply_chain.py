@@ -119,9 +119,10 @@ def test_a_licence_is_found_wherever_a_package_puts_it() -> None:
     assert licence(Package()) == "BSD-3-Clause"
 
 
-#: What would run foreign code, or ask the network, at run time.
+#: What would run foreign code, or ask the network, at run time. A folder of safetensors may be read.
 UNWANTED = re.compile(
-    r"(?<!safetensors\.)\btorch\.(?:load|save)\b|\b(?:pickle|np\.load|requests|urllib\.request|urlretrieve|from_pretrained)\b"
+    r"(?<!safetensors\.)\btorch\.(?:load|save)\b|\b(?:pickle|np\.load|requests|urllib\.request|urlretrieve)\b"
+    r"|\bfrom_pretrained\b(?!\(folder, use_safetensors=True\))"
 )
 
 
