@@ -86,8 +86,8 @@ def lean_adjoint(states: list[Tensor], base: NoisePredictor, reward: Reward, sch
         x = states[-1].detach().requires_grad_()
         (gradient,) = torch.autograd.grad(reward(x).sum(), x)
         adjoints = [-lam * gradient]
-        rising = list(reverse_steps(schedule, times, 1.0))[:0:-1]
-        for k, step in enumerate(rising, 1):  # from the state at t_{k-1} to that at t_k
+        for k in range(1, steps):  # from the state at t_{k-1} to that at t_k
+            step = next(reverse_steps(schedule, times[k - 1 : k + 1], 1.0))
             x = states[steps - k].detach().requires_grad_()
             t = torch.tensor(step.t, dtype=x.dtype, device=x.device)
             (product,) = torch.autograd.grad(step.mean(x, base(x, t)), x, grad_outputs=adjoints[-1])

@@ -108,7 +108,8 @@ def rollout(
     times = time_grid(schedule, config.J)
     keep = config.J if config.K is None else config.K
     cost = x.new_zeros(len(x))
-    for k, step in zip(range(config.J, 0, -1), reverse_steps(schedule, times, config.eta), strict=True):
+    for k in range(config.J, 0, -1):
+        step = next(reverse_steps(schedule, times[k - 1 : k + 1], config.eta))
         t = torch.tensor(step.t, dtype=x.dtype, device=x.device)
         with torch.set_grad_enabled(k <= keep):
             if config.kl and step.std == 0.0:
