@@ -7,6 +7,7 @@ where they lie, so a newcomer needs no line here.
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -110,6 +111,14 @@ def test_imports_point_down(path: Path) -> None:
 def test_guests_stay_in_their_room(path: Path) -> None:
     for name in {name.split(".")[0] for name in imported(path)} & GUESTS.keys():
         assert room(path) == GUESTS[name], name
+
+
+@every_module
+def test_no_module_knows_the_name_of_a_notebook(path: Path) -> None:
+    """Not in its docstrings either: what a page is for is said in its own header."""
+    names = "|".join(notebook.stem for notebook in (PACKAGE.parent / "notebooks").glob("*.py"))
+    strings = [node.value for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Constant)]
+    assert not [text for text in strings if isinstance(text, str) and re.search(rf"\b({names})\b", text)]
 
 
 @every_module
