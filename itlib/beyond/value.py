@@ -35,11 +35,12 @@ much of the mean comes from chains rarer than :math:`e^{-\mathrm{clamp}}`, and d
 rewarded.
 
 **Strengths.** The first chains are the base's. s is the largest strength at which the weights :math:`e^{sr+L}` of the last
-chains keep an effective share, so it may fall again where a fit went wrong. A part of every draw follows the student at a
-fraction of its correction: modes that V has lost by mistake are still visited. A run ends when the share of the student's
-own chains at full strength rises no more. The best model seen is kept, and if its share is below ``enough``, an
-:class:`UnreachedWarning` says so. The share is that of chains which the student draws: it cannot see a mode that none
-visits.
+chains keep an effective share, so it may fall again where a fit went wrong. A fit takes the chains of the last few rounds.
+Older ones are unbiased too, but on chains of a student far from the tilt :math:`e^{\Delta}` has heavy tails, and fitting to
+all of them ended farther away. A small part of every draw follows the student at a fraction of its correction: modes that V
+has lost by mistake are still visited. A run ends when the share of the student's own chains at full strength rises no more.
+The best model seen is kept, and if its share is below ``enough``, an :class:`UnreachedWarning` says so. The share is that
+of chains which the student draws: it cannot see a mode that none visits.
 
 Sources: soft values and Doob's transform in Uehara et al. (arXiv 2408.08252); contrastive energy prediction, the same target
 without chains (Lu et al., arXiv 2304.12824); losses on chains of Nüsken and Richter (arXiv 2005.05409) and relative
@@ -86,6 +87,7 @@ class ValueConfig:
         explore: share of them that follow the student at a random fraction of its correction.
         B: states in a minibatch.
         fit: minibatches of a round; the first has twice as many.
+        replay: rounds, the last ones, whose chains are fitted to.
         lr: learning rate while the strength grows; half of it at full strength. It falls to zero in every fit.
         clamp: largest log weight of a state.
         target_ess: effective share of the chains that a strength must leave.
@@ -102,10 +104,11 @@ class ValueConfig:
     lam: float = 1.0
     J: int = 50
     pilot: int = 6000
-    S: int = 1800
-    explore: float = 0.25
+    S: int = 3000
+    explore: float = 0.1
     B: int = 1024
     fit: int = 300
+    replay: int = 3
     lr: float = 0.01
     clamp: float = 5.0
     target_ess: float = 0.3
@@ -116,7 +119,7 @@ class ValueConfig:
     depth: int = 3
 
     def __post_init__(self) -> None:
-        whole = ("J", "pilot", "S", "B", "fit", "rounds", "patience", "width", "depth")
+        whole = ("J", "pilot", "S", "B", "fit", "replay", "rounds", "patience", "width", "depth")
         shares = ("explore", "target_ess", "enough")
         check_numbers(self, whole=whole, real=("lam", "lr", "clamp", *shares))
         for name in shares:
@@ -392,6 +395,7 @@ def value_tilting(
         pools.append(draw_pool(model, steps, fraction, d, generator=draws))
         _refuse_infinite(pools[-1].x_0, k + 1)
         rewards.append(evaluate(reward, pools[-1].x_0))
+        pools, rewards = pools[-c.replay :], rewards[-c.replay :]
     if best_ess < c.enough:
         reached = f"with an effective share of {best_ess:.2g}" if best else f"at strength {strengths[-1]:.3g} of {c.lam:g}"
         warnings.warn(

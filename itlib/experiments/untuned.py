@@ -38,6 +38,8 @@ REPORTED = 1000
 #: One change of the value method at a time.
 CHANGES: Mapping[str, Mapping[str, Any]] = {
     "no-exploring": {"explore": 0.0},
+    "all-chains": {"replay": 100},
+    "last-chains": {"replay": 1},
     "small-batches": {"B": 128},
     "narrow-clamp": {"clamp": 2.0},
     "one-step": {"target_ess": 0.0},
