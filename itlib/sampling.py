@@ -288,10 +288,10 @@ def path_log_weights(
     *,
     steps: int = 200,
     eta: float = 1.0,
-    variance: Variance = "ddpm",
     generator: torch.Generator | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
+    variance: Variance = "ddpm",
 ) -> tuple[Tensor, Tensor]:
     """Draw n samples of a model, (n, d), with the log weights, (n,), that make them samples of the base.
 
