@@ -7,6 +7,7 @@ where they lie, so a newcomer needs no line here.
 from __future__ import annotations
 
 import ast
+import io
 import re
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from docutils.core import publish_doctree
+from sphinx.ext.napoleon import Config, GoogleDocstring
 
 PACKAGE = Path(__file__).parents[1] / "itlib"
 #: From bottom to top: a room imports itself and those below it. What lies flat in ``itlib`` is the paper, but for its
@@ -119,6 +122,18 @@ def test_no_module_knows_the_name_of_a_notebook(path: Path) -> None:
     names = "|".join(notebook.stem for notebook in (PACKAGE.parent / "notebooks").glob("*.py"))
     strings = [node.value for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Constant)]
     assert not [text for text in strings if isinstance(text, str) and re.search(rf"\b({names})\b", text)]
+
+
+@every_module
+def test_docstrings_are_valid(path: Path) -> None:
+    """As the API page reads them, whose build is strict; roles and directives are left to Sphinx."""
+    config, warnings = Config(napoleon_use_ivar=True, napoleon_use_rtype=False), io.StringIO()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (text := ast.get_docstring(node)):
+            settings = {"warning_stream": warnings, "report_level": 2, "halt_level": 6}
+            publish_doctree(str(GoogleDocstring(text, config)), getattr(node, "name", "module"), settings_overrides=settings)
+    found = [line for line in warnings.getvalue().splitlines() if re.search(r"\((WARNING|ERROR|SEVERE)/", line)]
+    assert [line for line in found if not re.search(r"Unknown (interpreted|directive)|No (role|directive)", line)] == []
 
 
 @every_module

@@ -39,7 +39,7 @@ class Patient:
     """A reward that is called in batches, again if it fails, and once for each sample.
 
     Args:
-        reward: from samples, (B, *shape), to B numbers. What it does with autograd inside is its own affair.
+        reward: from samples, (B, ...), to B numbers. What it does with autograd inside is its own affair.
         shape: of a sample as the reward sees it, such as (3, 64, 64); flat if not given.
         batch: largest B.
         retries: number of further calls for a batch that failed.
