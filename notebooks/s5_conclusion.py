@@ -3,6 +3,8 @@
 #   itlib:
 #     reads:
 #     - book/reference/paper
+#     - book/reference/rivals
+#     - book/reference/digits
 #   jupytext:
 #     cell_metadata_filter: tags,mystnb,-all
 #     formats: py:percent,ipynb
