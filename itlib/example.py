@@ -2,7 +2,8 @@
 
 Two Gaussians at (-2, 0) and (2, 0) are learned by denoising and tilted by r(x, y) = 4 y, to (-2, 2) and (2, 2). Data become
 noise along X_t = (1 - t) X_0 + t X_1, and a model predicts the noise X_1. :mod:`itlib.tilting` does the same for any
-schedule, sampler and estimate of the covariance; a test holds that the numbers agree.
+schedule, sampler and estimate of the covariance, with other defaults; with the same knobs the numbers agree, which a test
+holds.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@
 ``python -m itlib.reproduce --grid mine`` then runs its cells, and :func:`itlib.experiments.records.load_records` reads them.
 
 **A new method** of the comparison is an entry of ``METHODS`` in :mod:`itlib.experiments.rivals`, for images in
-:mod:`itlib.experiments.digits.methods`; **a new problem** one of ``PROBLEMS`` in :mod:`itlib.experiments.problems`. Grids,
-tables and charts follow.
+:mod:`itlib.experiments.digits.methods`; **a new problem** one of ``PROBLEMS`` in :mod:`itlib.experiments.problems`; the
+``cells`` of an experiment say which problems it runs on.
 """
 
 from __future__ import annotations
