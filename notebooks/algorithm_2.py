@@ -24,8 +24,8 @@
 #
 # ## In words
 #
-# A diffusion model draws from $p$. Each sample $x$ has a reward $r(x)$. We want the model of $e^{r}p$, up to normalisation: whatever has one unit
-# more reward becomes $e$ times as likely, relative to before. The model is a network $\varepsilon_\theta(x_t, t)$ that sees a sample with noise in it,
+# A diffusion model draws from $p$. Each sample $x$ has a reward $r(x)$. We want the model of $e^{r}p$, up to normalisation: one more unit of
+# reward multiplies a sample's odds against another by $e$. (This is the strength $\lambda = 1$.) The model is a network $\varepsilon_\theta(x_t, t)$ that sees a sample with noise in it,
 # $x_t = \alpha_t x_0 + \sigma_t z$, and predicts the noise $z$.
 #
 # > **Repeat $N$ times:**
@@ -126,7 +126,8 @@ def tilt(N, S=1000, E=100, B=64, lr=1e-3):
 
 
 # %% [markdown]
-# Two runs with the same work: 20,000 samples drawn, 2,000 gradient steps. One spends it on a single large tilt, the other on twenty small ones.
+# `sample(tilt(20), 2000)` tilts twenty times and draws from the result. Here are two runs
+# with the same work: 20,000 samples drawn, 2,000 gradient steps. One spends it on a single large tilt, the other on twenty small ones.
 
 # %%
 S, E = (1000, 100) if profile == "full" else (100, 10)

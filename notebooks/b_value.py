@@ -18,7 +18,7 @@
 #
 # Every method so far moves a score. But what a tilt adds to a score is the gradient of one number, and a number can be learned by regression.
 #
-# **You will see** that number, the *value* of a state; a loss for it that accepts chains of any student and whose noise goes away at the solution; a run of it, round by round, on a ring of eight Gaussians where mode
+# **You will see** that number, the *value* of a state; a loss for it that accepts chains of any student and whose noise vanishes, in continuous time, when the chains are those of the exact tilt; a run of it, round by round, on a ring of eight Gaussians where mode
 # weights are the difficulty; how it says that it has not arrived; and where it is not good enough yet.
 
 # %% tags=["parameters", "remove-cell"]
@@ -50,7 +50,7 @@ schedule = Cosine()
 #
 # $$\hat x_1^{s}(x, t) = \hat x_1(x, t) - \sigma_t \nabla V_s(x, t).$$ (eq-value)
 #
-# $e^{V}$ is the function $h$ of Doob's transform, $V$ the soft value of control {cite}`uehara2024finetuning`. To first order in $s$ its gradient is the covariance of Algorithm 2: $\partial_s \nabla V_s = \mathrm{Cov}(\nabla \log q, r)$. The expectation is over chains of
+# $e^{V}$ is the function $h$ of Doob's transform, $V$ the soft value of control {cite}`uehara2024finetuning`. To first order its gradient is $s$ times the covariance of Algorithm 2: at $s=0$, $\partial_s \nabla V_s = \mathrm{Cov}(\nabla \log q, r)$. The expectation is over chains of
 # the *base*. Chains of another student count too, if they carry their weight. A student that shifts each step by $u$ of its standard deviations and draws the noises $z$ leaves, from time $t$ on,
 #
 # $$L_t = \log \frac{p_{\text{base}}(x_{<t} \mid x_t)}{p_{\text{student}}(x_{<t} \mid x_t)} = -\sum_{t' \le t} \big(u_{t'}^\top z_{t'} + \tfrac12 |u_{t'}|^2\big), \qquad \mathbb E_{\text{student}}\big[e^{s\,r(x_0) + L_t} \mid x_t\big] = e^{V_s(x_t, t)},$$ (eq-value-weights)
@@ -60,7 +60,7 @@ schedule = Cosine()
 # ## The loss
 #
 # With $\Delta = s\,r(x_0) + L_t - V_\phi(x_t, t)$ the loss is $\mathrm{sg}[1 - e^{\Delta}]\, V_\phi$, where sg stops the gradient. Its mean gradient at a state is $(1 - \mathbb E[e^\Delta \mid x_t])\, \nabla_\phi V_\phi$, which vanishes if and only if $V_\phi = V_s$, *whatever law* the states have. (It is
-# the gradient of $V + e^{\log w - V}$, the likelihood of a weight $w$ under an exponential law of mean $e^V$.) Regressing with squares on $s\,r + L_t$ would learn the mean of a logarithm instead, and that lies below by Jensen's inequality.
+# the gradient of $V + e^{\log w - V}$, the negative log-likelihood of a weight $w$ under an exponential law of mean $e^V$.) Regressing with squares on $s\,r + L_t$ would learn the mean of a logarithm instead, and that lies below by Jensen's inequality.
 #
 # Now let the student be right. Then in continuous time $s\,r(x_0) + L_t = V_s(x_t, t)$ on *every* chain, so $\Delta = 0$ and the noise of the loss is gone. Here are the base's chains and those of the exact tilt, on the ring of {doc}`rivals_comparison`.
 
@@ -210,7 +210,7 @@ print(*(warning.message for warning in said), sep="\n")
 # %% [markdown]
 # ## Where it is not good enough
 #
-# - **Dimension and distance.** On random tasks of several modes in more than a handful of dimensions the default network and number of chains leave shares well below that of the exact value: the fit is what is short, not the method. Runs with a share below the threshold say so, and
+# - **Dimension and distance.** On random tasks of several modes in more than a handful of dimensions the default network and number of chains leave shares well below that of the exact value: the fit is what is short, not the method. A run warns when the effective share of its last chains is below `enough`, and
 #   above it weights of modes may still be off by several hundredths. `python -m itlib.reproduce --grid untuned` runs such tasks. This is why {doc}`b_recommended` has another method.
 # - **The share is blind to what no chain visits.** A mode that neither the student nor the explorers meet does not lower it.
 # - **Sampling costs a gradient of V** at each step, small beside a large base.

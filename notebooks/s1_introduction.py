@@ -262,7 +262,7 @@ for delta in (1.0, 0.05):
 # Below is a run of {doc}`Algorithm 2 <s3_2_algorithm>` on the paper's own experiment. (The first page shows `quadratic`, where one large tilt fails.)
 # A network is trained on samples of the base, then tilted $N$ times. The reward is wrapped in {py:class}`~itlib.rewards.ForwardOnly`, which raises an error
 # if anything tries to differentiate it. After each tilt we draw samples from the *same* noise, so that a point can be followed, and compare the
-# network's prediction $\hat x_1$ of the noise with the exact one for $p_0^k$ ({doc}`s2_1_3_score`).
+# network's prediction $\hat x_1$ of the noise (written $\varepsilon_\theta$ on the page before; not a coordinate) with the exact one for $p_0^k$ ({doc}`s2_1_3_score`).
 
 # %%
 work = profile_named(profile)

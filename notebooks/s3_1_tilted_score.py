@@ -76,7 +76,7 @@ full = profile == "full"
 #
 # Insert {eq}`eq-3-7` into {eq}`eq-3-6` to get {eq}`eq-3-4`. $\square$
 #
-# The paper asks for a reward that grows at most linearly. The proof only needs the integral {eq}`eq-3-5` to exist. For a
+# The paper asks for a reward that grows at most linearly. The proof needs $Z_{\lambda r} < \infty$ and differentiation under the integral {eq}`eq-3-5`, no more. For a
 # Gaussian mixture and a quadratic reward the condition is $\Sigma_i^{-1} - \lambda A \succ 0$; for a base with heavy tails, linear
 # growth may be too much.
 #
@@ -380,7 +380,7 @@ gap = float((covariances - predicted).abs().max())
 figures.check("the formula agrees with the exact covariance", gap, below=1e-12)
 
 # %% [markdown]
-# So {eq}`eq-3-10` is exact for every $N$, and one tilt is as good as two hundred. **On the exact laws, nothing in the paper's
+# So {eq}`eq-3-10` is exact for every $N$: with exact covariances one tilt is as good as two hundred. (Learned from samples it is not: {doc}`s1_introduction` counts how few of them reach the target.) **On the exact laws, nothing in the paper's
 # experiment that depends on $N$ is the error of the Taylor step.** A learned model, whose modes differ slightly in variance, brings
 # little of it back (last question below). What depends on $N$ in the paper's Table 1 and Figure 2 is noise in the estimated
 # covariance, optimisation, the sampler, or a region that the samples do not reach.
