@@ -388,7 +388,7 @@ display(
 # $$
 #
 # where $P^*$ is the base's law of paths, tilted by $e^{\lambda r(X_0)}$. The first two terms are means over paths of the model, $\log Z$ comes from samples of the base. It is zero for
-# the exact tilt and for nothing else (a chain of 50 Gaussian steps can only come near: the exact tilt of the base's chain has steps that are not quite Gaussian, so the least that a student can reach lies above zero, by an amount that falls with the number of steps), it bounds the KL of the samples, and it starts at $\log Z-\lambda\mathbb E_{\mathrm{base}}[r]$ for the base itself.
+# the exact tilt and for nothing else (the steps of that tilt are not quite Gaussian, so the least that a student can reach lies a little above zero), it bounds the KL of the samples, and it starts at $\log Z-\lambda\mathbb E_{\mathrm{base}}[r]$ for the base itself.
 #
 # ## Everyone with as many evaluations
 

@@ -154,7 +154,8 @@ def load_state(path: Path | str, denoiser: nn.Module) -> RunState:
     try:
         denoiser.load_state_dict({wanted[name]: value for name, value in found.items()})
     except RuntimeError as error:
-        raise DamagedFileError(f"{path} is sound, but of a network of another size: keep it. {error}") from error
+        first = str(error).splitlines()[1].strip()
+        raise DamagedFileError(f"{path} is sound, but of a network of another size: keep it ({first})") from error
     return state
 
 
@@ -284,7 +285,8 @@ def resumable_tilting(
         )
         if not math.isfinite(errors.score_rmse):
             raise FloatingPointError(
-                f"tilt {step.k}: the score error is no longer finite. The network has diverged: lower lr ({config.lr:g})"
+                f"tilt {step.k}: the score error is no longer finite. The network has diverged: "
+                f"lower the learning rate ({config.lr:g})"
             )
         equal = getattr(config, "target_ess", None) is None
         passed = step.k / config.N > 0.5 if equal else (step.strength - step.delta) / config.lam >= 0.5

@@ -281,7 +281,7 @@ def test_the_key_sees_everything_that_changes_a_number(tmp_path: Path, monkeypat
 
     changed: dict[str, Any] = {"N": 7, "lam": 0.5, "S": 65, "J": 6, "eta": 0.5, "B": 31, "E": 4, "lr": 2e-4}
     changed |= {"epoch": "pass", "optimizer": "sgd", "decay": True, "learner": "implicit", "variance": "analytic"}
-    changed |= {"student": "adapter", "target_ess": 0.9, "polish_rounds": 1}
+    changed |= {"student": "adapter", "target_ess": 0.9, "polish_rounds": 1, "pilot": 50}
     assert set(changed) == {field.name for field in dataclasses.fields(RecommendedConfig)}
     variants = [{}, *({name: value} for name, value in changed.items()), {"reward": "unequal"}, {"reward": "b=0,4 c=1"}]
     variants += [{"schedule": Linear()}, {"schedule": Cosine(0.01)}, {"seed": 1}, {"n": 10}, {"base": Network(2, seed=1)}]

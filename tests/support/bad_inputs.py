@@ -400,7 +400,7 @@ ROWS = [
         "checkpoint",
         "of a network in three dimensions",
         checkpoint(weights(3, {"done": 1, "total": 2})),
-        "truncated or not a checkpoint: delete it",
+        "is sound, but of a network of another size: keep it",
     ),
     Row("checkpoint", "without its notes", checkpoint(weights(2, None)), "truncated or not a checkpoint: delete it"),
     Row(

@@ -280,7 +280,7 @@ for kept in resumable_tilting(kept.denoiser, mixture, asked.tilt, schedule, aske
 LEFT = """
 weights = dict(kept.denoiser.state_dict())
 metrics = {"nll_target": float(sum(w.double().sum() for w in weights.values())), "losses": kept.losses}
-save_record(Path(record), Record(asked, metrics, trace=kept.trace, seconds=kept.seconds, tensors=weights))
+_ = save_record(Path(record), Record(asked, metrics, trace=kept.trace, seconds=kept.seconds, tensors=weights))
 """
 
 
