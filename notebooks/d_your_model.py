@@ -259,6 +259,9 @@ figures.show(
 # Samples of the base and of the tilted model, and the sizes of all. The reward asks for images that are small as JPEG files.
 # ```
 #
+# The verdict is no formality: with so few chains and tilts this run has moved toward the tilt and not arrived, and it says so. More chains, more passes and
+# more rounds are what to spend next.
+#
 # ## Give it back
 #
 # `exported` merges the adapters and takes the model out of what was built around it: a U-Net of diffusers with the keys of the original, for

@@ -197,14 +197,23 @@ def family(pid: int) -> list[psutil.Process]:
 
 def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
     """Those that still run."""
-    return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    found = []
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):  # it may end while we look
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
 
 
 def kernel(root: Path, name: str) -> psutil.Process | None:
     """The kernel of a pretended notebook, which is a child of the process of its cell; None if it has not begun."""
     log = root / "kernels"
     lines = log.read_text().splitlines() if log.exists() else []
-    return next((psutil.Process(int(line.split()[1])) for line in reversed(lines) if line.split()[0] == name), None)
+    for line in reversed(lines):
+        if line.split()[0] == name:
+            with suppress(psutil.NoSuchProcess):  # it may have ended
+                return psutil.Process(int(line.split()[1]))
+    return None
 
 
 def cell_below(pid: int) -> psutil.Process | None:
