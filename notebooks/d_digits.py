@@ -474,9 +474,7 @@ display(
 )
 
 # %% [markdown]
-# A rise of the reward is not the whole of a tilt: every nat that goes into directions which the reward does not ask for counts against a method. One way to lose nats is noise. The paper's single-sample
-# covariance $r\,(\hat x_1-X_1)$ multiplies the reward with a noise in 64 directions, and the mean of a log-probability, which says nothing, with it. Such a mean also moves the model toward the law of its
-# own samples, or away from it where the mean is negative, as here: {doc}`s3_2_algorithm`.
+# A rise of the reward is not the whole of a tilt: every nat that goes into directions which the reward does not ask for counts against a method.
 
 # %% tags=["remove-input"]
 TILTS = [n for n in TRAINED if n.startswith(("paper", "centred", "implicit", "recommended"))]
@@ -774,7 +772,6 @@ display(
 # %% [markdown]
 # ## Try this
 #
-# - Change `DIGIT` in `itlib.experiments.digits.images` to 8 and run the page up to the slider: is a class whose share of the base is the same as easy to reach? (*The exact tilt* and the tables are of records, and stay those of the 3.)
 # - Replace `setting.problem.reward` in *A run* by a function of your own, such as "dark on the left", and move the slider.
 # - `python -m itlib.reproduce --grid digits --only class --seeds 3 --out book/reference/digits` adds a seed to the tables.
 # - {doc}`d_your_model` does the same with a model and a reward of yours.
