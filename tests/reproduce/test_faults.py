@@ -293,7 +293,7 @@ def test_twenty_random_kills_end_with_the_same_bits(tmp_path: Path) -> None:
     place, killed = Place(tmp_path / "root", N, jobs=2, slow=0.1), 0
     for _ in range(20):
         with place.start() as batch:
-            end = time.monotonic() + draw.uniform(0.0, 20.0)
+            end = time.monotonic() + draw.uniform(0.0, 10.0)
             while time.monotonic() < end and batch.poll() is None:
                 time.sleep(0.02)
             below = family(batch.pid)
@@ -359,7 +359,7 @@ def test_two_batches_in_one_folder(tmp_path: Path) -> None:
 def test_two_batches_that_share_only_a_cache(tmp_path: Path) -> None:
     """The same cells at the same time into two folders: each leaves what one alone would."""
     place = Place(tmp_path / "root", ("4",))
-    both = [place.start("--records-only", "--out", str(tmp_path / name)) for name in ("one", "two")]
+    both = [place.start("--out", str(tmp_path / name)) for name in ("one", "two")]
     for batch in both:
         _, error = batch.communicate(timeout=900)
         assert batch.returncode == 0, error
@@ -393,7 +393,7 @@ def test_a_short_memory_is_one_sentence(tmp_path: Path) -> None:
     template = root / "notebooks" / "s2_1_base_model.py"
     greedy = "import resource, torch\nresource.setrlimit(resource.RLIMIT_AS, (1 << 34, 1 << 34))\ntorch.empty(1 << 36)\n"
     template.write_text(template.read_text() + greedy)
-    result = small_batch.batch(root, "--N", "2", "--records-only")
+    result = small_batch.batch(root, "--N", "2")
     assert result.returncode == 1
     (line,) = (line for line in result.stderr.splitlines() if line.startswith("  base_seed0: "))
     assert "not enough memory" in line or "can't allocate memory" in line
