@@ -18,7 +18,7 @@
 # ---
 
 # %% [markdown]
-# # Introduction
+# # 1 Introduction
 #
 # A diffusion model {cite}`sohldickstein2015deep,ho2020denoising,song2021score` has learned to draw from some distribution. We
 # would like it to draw things that we *prefer*, and otherwise stay as it is. {cite:t}`pachebat2025iterative` get there in

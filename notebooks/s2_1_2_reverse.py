@@ -15,7 +15,7 @@
 # ---
 
 # %% [markdown]
-# # Reverse process and DDIM
+# # 2.1.2 Reverse process and DDIM
 #
 # Section 2.1.2 of the paper walks the forward process backwards. Its transitions would be exact, but they need what nobody knows, and
 # conditional means take its place. This chapter looks at both: the freedom that the exact transitions leave, and the price of the means.

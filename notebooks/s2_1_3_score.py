@@ -18,7 +18,7 @@
 # ---
 
 # %% [markdown]
-# # Score, denoiser and training
+# # 2.1.3 Score, denoiser and training
 #
 # A diffusion model needs one function, the score of the noised law. Section 2.1.3 of the paper says that it is a conditional mean,
 # and that a regression learns conditional means. Two regressions are on offer. They have the same answer, and weigh its errors

@@ -15,7 +15,7 @@
 # ---
 
 # %% [markdown]
-# # Stochastic and ordinary differential equations
+# # 2.1.4 Stochastic and ordinary differential equations
 #
 # Section 2.1.4 of the paper puts the noising process in continuous time. Data turn into noise along a stochastic differential
 # equation; a second one turns noise into data; an ordinary differential equation does the same without chance. DDPM and DDIM

@@ -15,7 +15,7 @@
 # ---
 
 # %% [markdown]
-# # Fine-tuning formulations
+# # 2.2 Fine-tuning formulations
 #
 # A pretrained model draws from $p_0^b$; a reward says what we would rather have. Section 2.2 of the paper recalls two ways to get there
 # that differentiate the reward: through the sampler (DRaFT), and along a path (stochastic optimal control, Adjoint Matching).

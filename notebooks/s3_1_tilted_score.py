@@ -15,7 +15,7 @@
 # ---
 
 # %% [markdown]
-# # The tilted score
+# # 3.1 The tilted score
 #
 # Section 3.1 of the paper rests on one identity and one Taylor expansion. The identity says how a tilt changes the score. The
 # expansion makes it cheap: a small tilt adds a covariance that needs only values of the reward.

@@ -15,7 +15,7 @@
 # ---
 
 # %% [markdown]
-# # From corollary to algorithm
+# # 3.2 From corollary to algorithm
 #
 # Corollary 3.2 says where the score goes in one small tilt. Section 3.2 of the paper turns this into something that a network can
 # learn: a regression, three simplifications, and a loop.

@@ -15,7 +15,7 @@
 # ---
 
 # %% [markdown]
-# # Gaussian data, quadratic rewards
+# # 4.1 Gaussian data, quadratic rewards
 #
 # Section 4.1 of the paper finds a case where everything is known. Tilt a Gaussian by a quadratic reward and you get a
 # Gaussian; tilt a mixture and you get a mixture. So a learned model can be compared with the truth, tilt by tilt.

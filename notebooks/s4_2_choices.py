@@ -19,7 +19,7 @@
 # ---
 
 # %% [markdown]
-# # What the paper leaves open
+# # 4.2 What the paper leaves open
 #
 # Section 4.2 gives the network, the number of samples and the number of steps. It does not give the learning rate, the optimiser,
 # what an epoch is, where time is cut off, or what Table 1 is scored against. A reader who repeats the experiment has to choose.

@@ -19,7 +19,7 @@
 # ---
 
 # %% [markdown]
-# # Results
+# # 4.2 Results
 #
 # The paper runs its experiment for $N = 20, 50, 100, 200$. We ran it with ten seeds for each $N$, every seed with a base network
 # of its own. These 40 *reference runs* are part of the project, and the figures and tables below are made from their records.

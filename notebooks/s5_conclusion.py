@@ -20,7 +20,7 @@
 # ---
 
 # %% [markdown]
-# # What holds, what does not, what is open
+# # 5 What holds, what does not, what is open
 #
 # The paper closes with a summary of its claims. This page checks each of them against the evidence of the chapters before.
 #

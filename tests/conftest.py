@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +21,13 @@ from itlib.training import TrainingConfig, TrainingStep, train_noise_predictor
 torch.set_num_threads(1)
 settings.register_profile("itlib", derandomize=True, deadline=None, database=None, max_examples=25)
 settings.load_profile("itlib")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give the workers one folder: what takes minutes to build is built once."""
+    if not hasattr(config, "workerinput") and "ITLIB_TESTS" not in os.environ:
+        os.environ["ITLIB_TESTS"] = path = tempfile.mkdtemp(prefix="itlib-tests-")
+        config.add_cleanup(lambda: shutil.rmtree(path, ignore_errors=True))
 
 
 #: What a test is about, by its folder.

@@ -22,7 +22,7 @@ WORDS_PER_MINUTE = 200
 LEARN = "You will see"  # opens the paragraph that says what a page teaches
 #: What is looked at rather than read. Figures and code, most of a page's elements, go before it is parsed.
 UNREAD = re.compile(r"<(svg|pre|script|style)\b.*?</\1>", re.DOTALL)
-SILENT = ".math, .headerlink, .eqno, .run-it, .hurried, details.hide > summary"
+SILENT = ".math, .headerlink, .eqno, .run-it, .hurried, .provenance, .source-mark, details.hide > summary"
 HURRIED = (
     '<div class="admonition warning hurried"><p class="admonition-title">A first look</p><p>This page comes from '
     "<code>PROFILE=smoke</code>, which shows that everything works. What it computes means nothing, and may contradict its "

@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
+import provenance
 import publish
 import pytest
 import small_book
@@ -704,3 +705,22 @@ def test_search_works_without_a_server(browser: Any, site: Path) -> None:
     assert documents == sorted(documents), "chapters come before what documents the library"
     assert 0 < sum(documents) < len(documents)
     assert [m["message"] for m in browser.get_log("browser") if m["level"] == "SEVERE"] == []
+
+
+def test_a_page_says_where_its_numbers_come_from(site: Path, tmp_path: Path) -> None:
+    """Read off the records themselves; and each figure's and table's caption leads there."""
+    html = (site / "book" / "pages" / "s4_2_results.html").read_text("utf-8")
+    captions = html.count("<figcaption>") + html.count("<caption>")
+    assert captions >= 2
+    assert html.count('href="#where-it-comes-from">source</a>') == captions
+    note = BeautifulSoup(html, "html.parser").select_one("#where-it-comes-from")
+    assert note is not None
+    assert "notebooks/s4_2_results.py" in note.get_text()
+    for seed in (0, 1, 2, 5):
+        made = {"parameters": {"seed": seed}, "provenance": {"commit": "0123456789", "processor": "Some Chip (AVX)"}}
+        (tmp_path / f"run{seed}.json").write_text(json.dumps(made))
+    found = provenance.records(tmp_path.parent, tmp_path.name)
+    assert found is not None
+    assert (found.count, provenance.ranges(found.seeds)) == (4, "0 to 2, 5")
+    assert (found.commits, found.processors) == (("0123456",), ("Some Chip",))
+    assert provenance.records(tmp_path, "nothing") is None

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import psutil
 import small_book
+from filelock import FileLock
 
 from itlib.experiments import base, paper
 from itlib.experiments.experiment import Parameters
@@ -92,10 +93,22 @@ with open("../executed", "a") as file:
 
 @cache
 def folder() -> Path:
-    """A folder of this test session, removed at its end."""
-    path = tempfile.mkdtemp(prefix="itlib-tests-")
-    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    """A folder of this test session, which its workers share, removed at its end (see conftest.py)."""
+    if not (path := os.environ.get("ITLIB_TESTS")):
+        path = tempfile.mkdtemp(prefix="itlib-tests-")
+        atexit.register(shutil.rmtree, path, ignore_errors=True)
     return Path(path)
+
+
+def once(make: Callable[[Path], None], name: str) -> Path:
+    """A folder that the first worker who asks for it makes, and the others wait for."""
+    place = folder() / name
+    with FileLock(place.with_suffix(".lock")):
+        if not place.with_suffix(".made").exists():
+            shutil.rmtree(place, ignore_errors=True)
+            make(place)
+            place.with_suffix(".made").touch()
+    return place
 
 
 def environment(root: Path) -> dict[str, str]:
@@ -228,19 +241,24 @@ def cell_below(pid: int) -> psutil.Process | None:
 @cache
 def finished() -> Path:
     """A copy with a finished batch of the real notebooks: N = 2 and 3, tiny parameters. Copy it before changing it."""
-    root = copy(folder() / "finished")
-    result = batch(root, "--N", "2", "3", *SMALL)
-    assert result.returncode == 0, result.stderr
-    return root
+
+    def make(root: Path) -> None:
+        result = batch(copy(root), "--N", "2", "3", *SMALL)
+        assert result.returncode == 0, result.stderr
+
+    return once(make, "finished")
 
 
 @cache
 def site() -> Path:
     """The real book, built from that batch: the folder of its pages."""
-    root = Path(shutil.copytree(finished(), folder() / "site"))
-    result = small_book.build(root)
-    assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
-    return root / "_build" / "html"
+
+    def make(root: Path) -> None:
+        shutil.copytree(finished(), root)
+        result = small_book.build(root)
+        assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
+
+    return once(make, "site") / "_build" / "html"
 
 
 #: What stands in for base and template where the work has to be real and the time short: the true training, tilts and
