@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
+from itlib.beyond.chains import chain_steps
 from itlib.network import NoisePredictor, device_of
 from itlib.rewards import Reward
-from itlib.sampling import ReverseStep, randn, reverse_process, reverse_steps, time_grid
+from itlib.sampling import ReverseStep, Variance, randn, reverse_process, reverse_steps, time_grid
 from itlib.schedules import Schedule
-from itlib.tilting import derive_seed, trainable_copy
+from itlib.tilting import TiltStep, derive_seed, trainable_copy
 
 
 @dataclass
@@ -47,6 +49,8 @@ class BaselineStep:
         loss: of this iteration.
         counts: what was spent so far.
         seconds: processor seconds spent so far.
+        strength: of the tilt that the model aims at, as a share of lambda.
+        share: effective share of the model's own chains, before the iteration, for a method that measures it.
     """
 
     k: int
@@ -54,6 +58,8 @@ class BaselineStep:
     loss: float
     counts: Counts
     seconds: float
+    strength: float = 1.0
+    share: float | None = None
 
 
 @dataclass
@@ -102,6 +108,12 @@ class EvaluationCounter:
         """The step to yield, with a snapshot of the counts."""
         return BaselineStep(k, model, loss, replace(self.counts), time.process_time() - self.opened)
 
+    def tilt(self, step: TiltStep, lam: float) -> BaselineStep:
+        """The step to yield after a tilt of a run of strength lam, with a snapshot of the counts."""
+        loss = float(step.losses.mean()) if len(step.losses) else 0.0
+        share = step.diagnostics.ess if step.diagnostics else None
+        return replace(self.step(step.k, step.model, loss), strength=step.strength / lam, share=share)
+
 
 class FineTuning:
     """What every baseline starts from: a student, a frozen base and the reward, all counted, and an optimiser.
@@ -130,6 +142,14 @@ class FineTuning:
         like = self.parameters[0]
         return randn((n, *self._shape), generator, like.dtype, device_of(self.student))
 
+    def widths(self, schedule: Schedule, steps: int, variance: Variance, seed: int, n: int = 2000) -> list[float] | None:
+        """Standard deviations of the sampler's noise for :func:`trajectory`: None for DDPM's, else those of n chains."""
+        if variance == "ddpm":
+            return None
+        generator = torch.Generator().manual_seed(derive_seed(seed, "widths"))
+        chains = chain_steps(self.base, schedule, n, *self._shape, steps=steps, variance=variance, generator=generator)
+        return [step.std for step in chains]
+
     def descend(self, k: int, loss: Tensor) -> None:
         """One optimiser step of iteration k.
 
@@ -155,8 +175,20 @@ def trajectory(
     x: Tensor,
     steps: int,
     generator: torch.Generator | None = None,
+    widths: Sequence[float] | None = None,
 ) -> list[Tensor]:
-    """States x_K, ..., x_0 of Algorithm 1 with DDPM's noise, each (B, d); the last step, which has none, is the base's."""
+    """States x_K, ..., x_0 of Algorithm 1, each (B, d); the last step is the base's.
+
+    Noise has the standard deviations ``widths`` of the K steps, from noise to data; by default DDPM's, zero in the last.
+    """
+    if widths is not None:
+        states, kernels = [x], reverse_steps(schedule, time_grid(schedule, steps), 1.0)
+        for k, (step, std) in enumerate(zip(kernels, widths, strict=True), 1):
+            with torch.no_grad():
+                eps = (model if k < steps else base)(x, torch.tensor(step.t, dtype=x.dtype, device=x.device))
+            x = step._replace(std=std).draw(x, eps, randn(x.shape, generator, x.dtype, x.device))
+            states.append(x)
+        return states
     last = torch.tensor(time_grid(schedule, steps)[1], dtype=x.dtype, device=x.device)
 
     def either(x: Tensor, t: Tensor) -> Tensor:
@@ -182,11 +214,15 @@ class NoisySteps:
     eps_base: Tensor
 
     @classmethod
-    def of(cls, states: list[Tensor], base: NoisePredictor, schedule: Schedule) -> NoisySteps:
-        """Those of trajectories x_K, ..., x_0, as :func:`trajectory` gives them."""
+    def of(
+        cls, states: list[Tensor], base: NoisePredictor, schedule: Schedule, widths: Sequence[float] | None = None
+    ) -> NoisySteps:
+        """Those of trajectories x_K, ..., x_0, as :func:`trajectory` gives them for the same widths."""
         x, B, steps = torch.cat(states[:-2]), len(states[0]), len(states) - 1
         times = time_grid(schedule, steps)
         each = list(reverse_steps(schedule, times, 1.0))[:-1]
+        if widths is not None:
+            each = [step._replace(std=std) for step, std in zip(each, widths, strict=False)]
         step = ReverseStep(
             *(
                 torch.tensor(v, dtype=x.dtype, device=x.device).repeat_interleave(B).unsqueeze(-1)

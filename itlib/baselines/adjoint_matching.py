@@ -35,7 +35,7 @@ from torch import Tensor
 from itlib.baselines.accounting import BaselineStep, FineTuning, NoisySteps, trajectory
 from itlib.network import NoisePredictor
 from itlib.rewards import Reward
-from itlib.sampling import reverse_steps, time_grid
+from itlib.sampling import Variance, reverse_steps, time_grid
 from itlib.schedules import Schedule
 from itlib.tilting import derive_seed
 from itlib.training import check_numbers
@@ -50,6 +50,7 @@ class AdjointMatchingConfig:
         lam: tilt strength.
         B: trajectories of an iteration.
         J: steps of the sampler.
+        variance: of its noise: "ddpm", or "analytic", measured on chains of the base beforehand.
         lr: Adam's learning rate.
 
     Raises:
@@ -61,6 +62,7 @@ class AdjointMatchingConfig:
     B: int = 64
     J: int = 50
     lr: float = 1e-4
+    variance: Variance = "ddpm"
 
     def __post_init__(self) -> None:
         check_numbers(self, whole=("iterations", "B", "J"), real=("lam", "lr"))
@@ -122,12 +124,13 @@ def adjoint_matching(
     """
     config = config or AdjointMatchingConfig()
     bench = FineTuning(base, reward, d, seed, config.lr)
+    widths = bench.widths(schedule, config.J, config.variance, seed)
     for k in range(1, config.iterations + 1):
         generator = torch.Generator().manual_seed(derive_seed(seed, "adjoint matching", k))
         x = bench.noise(config.B, generator)
-        states = trajectory(bench.student, bench.base, schedule, x, config.J, generator)
+        states = trajectory(bench.student, bench.base, schedule, x, config.J, generator, widths)
         adjoints = lean_adjoint(states, bench.base, bench.reward, schedule, config.lam)
-        steps = NoisySteps.of(states, bench.base, schedule)
+        steps = NoisySteps.of(states, bench.base, schedule, widths)
         adjoint = torch.cat(adjoints[:0:-1])  # at the states that the steps reach, from noise to data
         residual = steps.control(bench.student(steps.x, steps.t)) + steps.step.std * adjoint
         loss = residual.square().sum() / config.B

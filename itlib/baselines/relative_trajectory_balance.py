@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from itlib.baselines.accounting import BaselineStep, FineTuning, NoisySteps, trajectory
 from itlib.network import NoisePredictor
 from itlib.rewards import Reward, evaluate
+from itlib.sampling import Variance
 from itlib.schedules import Schedule
 from itlib.tilting import derive_seed
 from itlib.training import check_numbers
@@ -44,6 +45,7 @@ class TrajectoryBalanceConfig:
         lam: tilt strength.
         B: fresh chains of an iteration.
         J: steps of the sampler.
+        variance: of its noise: "ddpm", or "analytic", measured on chains of the base beforehand.
         lr: Adam's learning rate for the student.
         lr_log_z: the same for the normaliser.
         replay: chains of earlier iterations in each iteration, as a multiple of B; drawn evenly from the last ``memory``.
@@ -61,6 +63,7 @@ class TrajectoryBalanceConfig:
     lr_log_z: float = 0.1
     replay: int = 1
     memory: int = 50
+    variance: Variance = "ddpm"
 
     def __post_init__(self) -> None:
         check_numbers(self, whole=("iterations", "B", "J", "memory"), real=("lam", "lr", "lr_log_z", "replay"))
@@ -103,18 +106,20 @@ def trajectory_balance(
     """
     config = config or TrajectoryBalanceConfig()
     bench = FineTuning(base, reward, d, seed, config.lr)
+    widths = bench.widths(schedule, config.J, config.variance, seed)
     log_z = nn.Parameter(torch.zeros((), dtype=bench.parameters[0].dtype, device=bench.parameters[0].device))
     bench.optimizer.add_param_group({"params": [log_z], "lr": config.lr_log_z})
     kept: list[tuple[Tensor, Tensor]] = []
     for k in range(1, config.iterations + 1):
         generator = torch.Generator().manual_seed(derive_seed(seed, "trajectory balance", k))
         x = bench.noise(config.B, generator)
-        states = torch.stack(trajectory(bench.student, bench.base, schedule, x, config.J, generator))  # (J + 1, B, d)
+        # (J + 1, B, d)
+        states = torch.stack(trajectory(bench.student, bench.base, schedule, x, config.J, generator, widths))
         fresh = (states, config.lam * evaluate(bench.reward, states[-1]))
         chosen = [kept[int(i)] for i in torch.randint(len(kept), (config.replay,), generator=generator)] if kept else []
         states, rewards = torch.cat([s for s, _ in (fresh, *chosen)], 1), torch.cat([r for _, r in (fresh, *chosen)])
         kept = [*kept, fresh][-config.memory :]
-        steps = NoisySteps.of(list(states), bench.base, schedule)
+        steps = NoisySteps.of(list(states), bench.base, schedule, widths)
         loss = 0.5 * (log_ratio(bench.student, steps, len(rewards)) + log_z - rewards).square().mean()
         bench.descend(k, loss)
         yield bench.step(k, loss)

@@ -6,16 +6,21 @@ The strength is set by the share of the base's samples that the tilt leaves effe
           = \exp\big(2\log Z_\lambda-\log Z_{2\lambda}\big) ,
 
 from a half, where importance weights do, to :math:`10^{-8}`, where no sample of the base counts. The base is exact, so what
-goes wrong is the family's own fault. Each draws the same number of samples from the base or its chains: importance
+goes wrong is the family's own fault. Each evaluates the reward on at most as many samples or ends of chains: importance
 resampling, best of n (n is 1/share, at most 64), sequential Monte Carlo, each of the first and the last distilled into a
-network, and Algorithm 2 with twenty tilts of a twentieth of the samples.
+network; Algorithm 2 with twenty tilts of a twentieth of the samples; the recommended steps on chains of the same size, of
+which there may be fewer; and the value, on a quarter of the samples and then seven rounds of a tenth. The last two
+measure the effective share of their own chains, ``own_share``: what they would tell a user who has no exact target. These
+two train on chains of half as many steps, which keep the variance, as every model does when it is judged.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -24,11 +29,14 @@ from torch import Tensor
 
 from itlib.baselines.distillation import DistillationConfig, distillation
 from itlib.baselines.monte_carlo import SMCConfig, best_of_n, importance, sequential_monte_carlo, systematic
+from itlib.beyond.recommended import RecommendedConfig, recommended_tilting
+from itlib.beyond.value import ValueConfig, value_tilting
 from itlib.experiments import experiment
 from itlib.experiments.experiment import Experiment, Metric, Record
 from itlib.experiments.problems import Toy, problem
 from itlib.gaussian_mixture import ExactNoisePredictor, NotNormalisableError
 from itlib.metrics import mode_weights, sliced_wasserstein
+from itlib.network import NoisePredictor
 from itlib.sampling import sample
 from itlib.schedules import Cosine
 from itlib.tilting import TiltingConfig, derive_seed, iterative_tilting
@@ -45,14 +53,14 @@ class Parameters(experiment.Parameters):
         problem: a name of :data:`itlib.experiments.problems.PROBLEMS`.
         share: effective share of the base's samples under the tilt, between 0 and 1.
         n: samples of each family; Algorithm 2 draws a twentieth of them in each of twenty tilts.
-        J: steps of the sampler.
+        J: steps of the sampler; half as many for the two that learn on chains.
     """
 
     experiment: ClassVar[str] = "effective_share"
     problem: str = "one-mode"
     share: float = 0.5
     n: int = 10_000
-    J: int = 30
+    J: int = 100
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,6 +97,9 @@ def run(asked: Parameters, folder: Path) -> Record[Parameters]:
     base, d, n, J = ExactNoisePredictor(toy.base, schedule), toy.d, asked.n, asked.J
     judged = min(n, 4000)  # all are judged by as many samples, but for best of n, which keeps fewer
 
+    def drawn(model: NoisePredictor, name: str) -> Tensor:
+        return sample(model, schedule, judged, d, steps=J, variance="analytic", generator=generator(name))
+
     def generator(name: str) -> torch.Generator:
         return torch.Generator().manual_seed(derive_seed(asked.seed, name))
 
@@ -109,17 +120,30 @@ def run(asked: Parameters, folder: Path) -> Record[Parameters]:
         def draw(name: str) -> Tensor:
             config = DistillationConfig(lam=lam, n=n, J=J, smc=smc, steps=400 if asked.full else 5)
             *_, last = distillation(base, toy.reward, schedule, config, d=d, seed=asked.seed)
-            return sample(last.model, schedule, judged, d, steps=J, generator=generator(name))
+            return drawn(last.model, name)
 
         return draw
 
     def by_tilts(name: str) -> Tensor:
         config = TiltingConfig(N=20, lam=lam, S=n // 20, J=J, lr=3e-4, B=min(64, n // 20), E=100 if asked.full else 2)
         *_, last = iterative_tilting(base, toy.reward, schedule, config, d=d, seed=asked.seed)
-        return sample(last.model, schedule, judged, d, steps=J, generator=generator(name))
+        return drawn(last.model, name)
+
+    def on_chains(name: str) -> Tensor:
+        steps = RecommendedConfig(lam=lam, S=n // 20, J=J // 2)
+        *_, last = itertools.islice(recommended_tilting(base, toy.reward, schedule, steps, d=d, seed=asked.seed), 20)
+        strength[name], own_share[name] = last.strength / lam, last.diagnostics.ess if last.diagnostics else None
+        return drawn(last.model, name)
+
+    def by_value(name: str) -> Tensor:
+        config = ValueConfig(lam=lam, J=J // 2, pilot=n // 4, S=n // 10, rounds=7)
+        config = config if asked.full else replace(config, B=32, fit=5)
+        *_, last = value_tilting(base, toy.reward, schedule, config, d=d, seed=asked.seed)
+        strength[name], own_share[name] = last.strength / lam, last.diagnostics.ess if last.diagnostics else None
+        return drawn(last.model, name)
 
     def by_itself(name: str) -> Tensor:
-        return sample(ExactNoisePredictor(target, schedule), schedule, judged, d, steps=J, generator=generator(name))
+        return drawn(ExactNoisePredictor(target, schedule), name)
 
     families: dict[str, Callable[[str], Tensor]] = {
         "importance": by_weights,
@@ -128,14 +152,20 @@ def run(asked: Parameters, folder: Path) -> Record[Parameters]:
         "resample, distil": distilled(smc=False),
         "smc, distil": distilled(smc=True),
         "tilting": by_tilts,
+        "recommended": on_chains,
+        "value": by_value,
         "exact": by_itself,
     }
+    strength: dict[str, float | None] = {}
+    own_share: dict[str, float | None] = {}
     w2: dict[str, float | None] = {}
     weights: dict[str, float | None] = {}
     clock, failures = time.process_time(), []
     for name, draw in families.items():
         try:
-            x = draw(name)[:judged]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that it has not arrived: the own share is recorded
+                x = draw(name)[:judged]
             w2[name] = sliced_wasserstein(x, target, seed=asked.seed)
             weights[name] = float((mode_weights(x, target) - target.weights).abs().sum() / 2)
         except FloatingPointError as error:
@@ -143,7 +173,7 @@ def run(asked: Parameters, folder: Path) -> Record[Parameters]:
             failures.append(f"{name}: {error}")
     seconds = {"sampling": time.process_time() - clock, "training": 0.0}
     metrics: dict[str, Metric] = {"lam": lam, "log_share": log_share(toy, lam), "sliced_w2": w2}
-    metrics["mode_weight_error"] = weights
+    metrics |= {"mode_weight_error": weights, "strength": strength, "own_share": own_share}
     return Record(asked, metrics, seconds=seconds, failure="; ".join(failures) or None)
 
 

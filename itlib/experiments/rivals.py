@@ -13,17 +13,19 @@ no run ends). Every other knob is the source's default where it states one that 
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 
 from itlib.baselines.accounting import BaselineStep, EvaluationCounter
 from itlib.baselines.adjoint_matching import AdjointMatchingConfig, adjoint_matching
+from itlib.baselines.distillation import DistillationConfig, distillation
 from itlib.baselines.draft import DraftConfig, draft
 from itlib.baselines.guidance import exactly_guided, guided, plug_in_value
 from itlib.baselines.monte_carlo import (
@@ -34,9 +36,12 @@ from itlib.baselines.monte_carlo import (
     systematic,
 )
 from itlib.baselines.policy_gradient import PolicyGradientConfig, policy_gradient
+from itlib.baselines.reinforce_adjoint_matching import reinforce_adjoint
+from itlib.baselines.relative_trajectory_balance import TrajectoryBalanceConfig, trajectory_balance
 from itlib.baselines.reward_weighted import reweighted
 from itlib.baselines.tilt_matching import EXPLICIT, IMPLICIT
 from itlib.beyond.recommended import RecommendedConfig, recommended_tilting
+from itlib.beyond.value import Guided, ValueConfig, value_tilting
 from itlib.experiments import base, experiment, methods
 from itlib.experiments.checkpoints import Profile, profile
 from itlib.experiments.experiment import Experiment, Metric, Record, choose
@@ -44,7 +49,7 @@ from itlib.experiments.methods import UNENDING, Drawn, watched
 from itlib.experiments.problems import Toy, problem
 from itlib.metrics import effective_sample_size, flow_nll, sample_card, score_errors, sliced_wasserstein
 from itlib.network import Network, NoisePredictor
-from itlib.sampling import sample
+from itlib.sampling import Variance, sample
 from itlib.schedules import Cosine, Schedule
 from itlib.tilting import PAPER_UPDATE, TiltingConfig, Update, iterative_tilting
 
@@ -54,6 +59,9 @@ RATES = (1e-4, 3e-4, 1e-3)
 TUNING_SEED = 100
 #: Shares of the budget at which a method that trains is looked at.
 LOOKS = (2**-8, 2**-7, 2**-6, 2**-5, 2**-4, 2**-3, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
+
+#: The same for :data:`LATER`, of which no curve is drawn.
+RARELY = (0.25, 0.5, 0.75, 1.0)
 
 Setting = methods.Setting[Toy]
 Method = methods.Method[Toy]
@@ -70,9 +78,19 @@ def _tilting(update: Update, one_shot: bool = False) -> Callable[[Setting], Iter
         if one_shot:  # one tilt with the samples and the training of twenty
             config = TiltingConfig(N=1, lr=s.lr, S=20 * config.S, J=config.J, E=20 * config.E)
         for step in iterative_tilting(base, reward, s.schedule, config, d=s.problem.d, seed=s.seed, update=update):
-            yield account.step(step.k, step.model, float(step.losses.mean()))
+            yield account.tilt(step, s.problem.lam)
 
     return train
+
+
+def _reinforce(s: Setting) -> Iterator[BaselineStep]:
+    """RAM in rounds of Algorithm 2's size, each of the whole strength."""
+    account = EvaluationCounter()
+    base, reward = s.counted(account)
+    config = TiltingConfig(N=20, lr=s.lr, S=1000, J=200, E=100) if s.full else TiltingConfig(N=20, lr=s.lr, S=128, J=10, E=5)
+    update = reinforce_adjoint(base, s.problem.lam, centred=True)
+    for step in iterative_tilting(base, reward, s.schedule, config, d=s.problem.d, seed=s.seed, update=update):
+        yield account.step(step.k, step.model, float(step.losses.mean()))
 
 
 def _recommended(s: Setting) -> Iterator[BaselineStep]:
@@ -82,7 +100,50 @@ def _recommended(s: Setting) -> Iterator[BaselineStep]:
     S, J = (900, 50) if s.full else (64, 10)
     config = RecommendedConfig(student="copy", S=S, J=J, lr=s.lr)
     for step in recommended_tilting(base, reward, s.schedule, config, d=s.problem.d, seed=s.seed):
-        yield account.step(step.k, step.model, float(step.losses.mean()))
+        yield account.tilt(step, s.problem.lam)
+
+
+def _rounds(first: bool) -> Callable[[Setting], Iterator[BaselineStep]]:
+    """Twelve rounds of it, as many as the budget lasts for: ten equal steps and two that settle, or one and eleven."""
+
+    def train(s: Setting) -> Iterator[BaselineStep]:
+        account = EvaluationCounter()
+        base, reward = s.counted(account)
+        S, J = (900, 50) if s.full else (64, 10)
+        settle = 11 if first else 2
+        config = RecommendedConfig.equal_steps(12, student="copy", S=S, J=J, lr=s.lr, polish_rounds=settle)
+        for step in recommended_tilting(base, reward, s.schedule, config, d=s.problem.d, seed=s.seed):
+            yield account.tilt(step, s.problem.lam)
+
+    return train
+
+
+def _value(s: Setting) -> Iterator[BaselineStep]:
+    """The value on chains; its evaluations count like the base's, of which it has a fifteenth of the weights."""
+    account = EvaluationCounter()
+    base, reward = s.counted(account)
+    config = ValueConfig(S=1800, B=256, fit=400, lr=s.lr, rounds=5, patience=5, enough=0.0)
+    config = config if s.full else replace(config, pilot=256, S=64, J=10, B=64, fit=10, rounds=3)
+    for step in value_tilting(base, reward, s.schedule, config, d=s.problem.d, seed=s.seed):
+        if step.k == 1:  # it was made and fitted on the way to the first step
+            account.counts.network += 2 * config.fit * config.B
+            account.counts.network_gradient += 2 * config.fit * config.B
+            account.count_model(step.model.value)
+        yield account.tilt(step, s.problem.lam)
+
+
+def _distilled(config: DistillationConfig) -> Callable[[Setting], Iterator[BaselineStep]]:
+    def train(s: Setting) -> Iterator[BaselineStep]:
+        known = replace(config, lr=s.lr)
+        known = known if s.full else replace(known, rounds=10, n=100, J=20, steps=5, B=32)
+        return distillation(s.base, s.problem.reward, s.schedule, known, d=s.problem.d, seed=s.seed)
+
+    return train
+
+
+def _balance(s: Setting) -> Iterator[BaselineStep]:
+    config = TrajectoryBalanceConfig(iterations=UNENDING, lr=s.lr, variance="analytic")
+    return trajectory_balance(s.base, s.problem.reward, s.schedule, config, d=s.problem.d, seed=s.seed)
 
 
 def _draft(config: DraftConfig) -> Callable[[Setting], Iterator[BaselineStep]]:
@@ -93,9 +154,12 @@ def _draft(config: DraftConfig) -> Callable[[Setting], Iterator[BaselineStep]]:
     return train
 
 
-def _adjoint(s: Setting) -> Iterator[BaselineStep]:
-    config = AdjointMatchingConfig(iterations=UNENDING, lr=s.lr)
-    return adjoint_matching(s.base, s.problem.reward, s.schedule, config, d=s.problem.d, seed=s.seed)
+def _adjoint(variance: Variance) -> Callable[[Setting], Iterator[BaselineStep]]:
+    def train(s: Setting) -> Iterator[BaselineStep]:
+        config = AdjointMatchingConfig(iterations=UNENDING, lr=s.lr, variance=variance)
+        return adjoint_matching(s.base, s.problem.reward, s.schedule, config, d=s.problem.d, seed=s.seed)
+
+    return train
 
 
 def _policy(config: PolicyGradientConfig) -> Callable[[Setting], Iterator[BaselineStep]]:
@@ -142,6 +206,8 @@ def _guided(exact: bool) -> Callable[[Setting, EvaluationCounter], Drawn]:
     return draw
 
 
+SIFT = DistillationConfig(rounds=6, n=5000, J=50, steps=300)
+
 METHODS: Mapping[str, Method] = {
     "tilting": Method("iterative tilting", False, True, 1e-4, _tilting(PAPER_UPDATE), tilts=True),
     "centred": Method("explicit Tilt Matching", False, True, 3e-4, _tilting(EXPLICIT), tilts=True),
@@ -158,7 +224,15 @@ METHODS: Mapping[str, Method] = {
     "draft-5": Method("DRaFT-5", True, False, 1e-4, _draft(DraftConfig(K=5))),
     "draft-lv": Method("DRaFT-LV", True, False, 1e-4, _draft(DraftConfig(K=1, renoise=2))),
     "draft-kl": Method("DRaFT with path KL", True, True, 3e-4, _draft(DraftConfig(kl=1.0))),
-    "adjoint": Method("Adjoint Matching", True, True, 3e-4, _adjoint),
+    "adjoint": Method("Adjoint Matching", True, True, 3e-4, _adjoint("ddpm")),
+    "value": Method("value on chains", False, True, 1e-2, _value),
+    "distilled": Method("resample, then distil", False, True, 1e-3, _distilled(DistillationConfig(n=20_000, J=100))),
+    "sift": Method("resample, distil, repeat", False, True, 1e-3, _distilled(SIFT)),
+    "equal-steps": Method("recommended, ten equal steps", False, True, 3e-4, _rounds(first=False)),
+    "at-once": Method("recommended, at once", False, True, 3e-4, _rounds(first=True)),
+    "balance": Method("trajectory balance", False, True, 3e-4, _balance),
+    "adjoint-kept": Method("Adjoint Matching, kept variance", True, True, 3e-4, _adjoint("analytic")),
+    "ram": Method("RAM", False, False, 3e-4, _reinforce),
     "importance": Method("importance resampling", False, True, draw=_importance),
     "best": Method("best of 16", False, False, draw=_best_of_n),
     "smc": Method("SMC", False, True, draw=_smc(False)),
@@ -221,7 +295,7 @@ def run(parameters: Parameters, folder: Path) -> Record[Parameters]:
         *_, trained = base.train(needed, schedule)
     setting, work = p.setting(trained.denoiser, schedule), profile(p.profile)
     account, drawn, denoiser = EvaluationCounter(), Drawn(), None
-    failure, curve = None, list[dict[str, float]]()
+    failure, curve, reached = None, list[dict[str, float]](), dict[str, Metric]()
     torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # the first optimiser of a process imports for seconds
     if chosen.draw:
         account = EvaluationCounter()
@@ -230,9 +304,10 @@ def run(parameters: Parameters, folder: Path) -> Record[Parameters]:
     else:
         denoiser = trained.denoiser
         try:
-            for step, seconds in watched(chosen, setting, LOOKS):
+            for step, seconds in watched(chosen, setting, RARELY if p.method in LATER else LOOKS):
                 denoiser, row = look(step, asked, schedule, work, p.seed)
                 curve.append(asdict(step.counts) | {"seconds": seconds} | row)
+                reached = {"strength": step.strength, "share": step.share}
         except FloatingPointError as error:
             failure = str(error)
         taken = {"training": curve[-1]["seconds"] if curve else 0.0, "sampling": 0.0}
@@ -250,7 +325,7 @@ def run(parameters: Parameters, folder: Path) -> Record[Parameters]:
         failure, shown = failure or "the samples are not finite", []
     # The best on the way is what an oracle's early stopping would end with.
     metrics |= {"best_sliced_w2": min((row["sliced_w2"] for row in curve), default=None), "ess": drawn.ess}
-    metrics |= asdict(account.counts) if chosen.draw else {}
+    metrics |= asdict(account.counts) if chosen.draw else reached
     columns = {key: [row[key] for row in curve] for key in curve[0]} if curve else {}
     return Record(p, metrics, curve=columns, samples=shown, seconds=taken, failure=failure)
 
@@ -260,14 +335,26 @@ def finite(x: Tensor) -> bool:
     return bool(torch.isfinite(x).all())
 
 
-def look(step: BaselineStep, asked: Toy, schedule: Schedule, work: Profile, seed: int) -> tuple[Network, dict[str, float]]:
+def copied(model: torch.nn.Module, d: int) -> torch.nn.Module:
+    """A copy whose evaluations are not counted."""
+    if isinstance(model, Guided):
+        value = copy.deepcopy(model.value)
+        value._forward_hooks.clear()
+        return Guided(copied(cast(torch.nn.Module, model.base), d), value, model.schedule)
+    network = Network(d)
+    network.load_state_dict(getattr(model, "student", model).state_dict())  # of two, the one that learns
+    return network
+
+
+def look(
+    step: BaselineStep, asked: Toy, schedule: Schedule, work: Profile, seed: int
+) -> tuple[NoisePredictor, dict[str, float]]:
     """A copy of the network, whose evaluations are not counted, and how far it is from the target.
 
     Raises:
         FloatingPointError: once its samples have run away.
     """
-    network = Network(asked.d)
-    network.load_state_dict(getattr(step.model, "student", step.model).state_dict())  # of two, the one that learns
+    network = copied(step.model, asked.d)
     generator = torch.Generator().manual_seed(seed)
     x = sample(network, schedule, work.samples // 2, asked.d, steps=50, generator=generator)
     if not finite(x):
@@ -300,6 +387,17 @@ def judge(parameters: Parameters, x: Tensor, denoiser: NoisePredictor | None, sc
 MAIN, OTHER = ("paper", "one-mode"), ("unequal", "quadratic", "eight", "nine")
 BEST = ("tilting", "implicit", "recommended", "dpok", "adjoint")
 REFERENCES = ("importance", "best", "smc", "exact")
+#: Methods that run on every problem, and whose learning rates were chosen on :data:`UNSEEN`.
+LATER = ("value", "distilled", "sift", "equal-steps", "at-once", "balance", "adjoint-kept", "ram")
+#: A task that is in no table.
+UNSEEN = "tails"
+#: The best of three that is not at an edge. The others share loss and optimiser, and so the rate, with one that was tried.
+LATER_RATES: Mapping[str, Sequence[float]] = {
+    "value": (3e-3, 1e-2, 3e-2),
+    "distilled": (3e-4, 1e-3, 3e-3),
+    "balance": RATES,
+    "ram": RATES,
+}
 #: Methods that are also run with fewer tilts than the paper's fewest: they cost less, and what does the rest buy?
 FEWER = ("tilting", "implicit")
 
@@ -309,7 +407,7 @@ def cells(seeds: Sequence[int]) -> dict[str, Parameters]:
     found: dict[str, Parameters] = {}
     for seed in seeds:
         for problem_name in (*MAIN, *OTHER):
-            for name in METHODS if problem_name in MAIN else (*BEST, *REFERENCES):
+            for name in METHODS if problem_name in MAIN else (*BEST, *LATER, *REFERENCES):
                 known: dict[str, Any] = {"problem": problem_name, "method": name, "seed": seed}
                 if not METHODS[name].tilts:
                     found[f"{problem_name}_{name}_seed{seed}"] = Parameters(**known)
@@ -321,12 +419,18 @@ def cells(seeds: Sequence[int]) -> dict[str, Parameters]:
 
 def tuning_cells(seeds: Sequence[int]) -> dict[str, Parameters]:
     """The grid that chooses learning rates; its seed is :data:`TUNING_SEED`."""
-    trained = [name for name, method in METHODS.items() if method.train]
-    return {
+    trained = [name for name, method in METHODS.items() if method.train and name not in LATER]
+    first = {
         f"paper_{name}_lr{lr:.0e}_seed{seed}": Parameters(method=name, lr=lr, seed=seed)
         for seed in seeds
         for name in trained
         for lr in RATES
+    }
+    return first | {
+        f"{UNSEEN}_{name}_lr{lr:.0e}_seed{seed}": Parameters(problem=UNSEEN, method=name, lr=lr, seed=seed)
+        for seed in seeds
+        for name, rates in LATER_RATES.items()
+        for lr in rates
     }
 
 

@@ -36,6 +36,7 @@ def test_every_family_answers() -> None:
     record = run(Parameters(profile="smoke", share=0.5), Path())
     assert record.failure is None
     assert set(record["sliced_w2"]) == set(record["mode_weight_error"]) >= {"importance", "smc", "tilting", "exact"}
+    assert set(record["own_share"]) == set(record["strength"]) == {"recommended", "value"}
     assert record["log_share"] == pytest.approx(math.log(0.5))
     with pytest.raises(ValueError, match="between 0 and 1"):
         Parameters(share=1.0)
