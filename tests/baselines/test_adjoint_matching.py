@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from itlib.baselines.accounting import trajectory
+from itlib.baselines.accounting import FineTuning, trajectory
 from itlib.baselines.adjoint_matching import AdjointMatchingConfig, adjoint_matching, lean_adjoint
 from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture
 from itlib.network import Network
@@ -26,6 +26,20 @@ def test_the_trajectory_is_algorithm_1(paper: GaussianMixture) -> None:
     theirs = sample(denoiser, Cosine(), 10, steps=7, generator=torch.Generator().manual_seed(0), dtype=F64)
     torch.testing.assert_close(states[-1], theirs)
     assert len(states) == 8
+
+
+def test_widths_of_the_base_keep_its_variance() -> None:
+    """Chains of few steps of N(0, v): narrower than v with DDPM's noise, and v with the widths that are measured."""
+    v, J = 0.5, 12
+    gaussian = GaussianMixture(torch.ones(1), torch.zeros(1, 2), v * torch.eye(2)[None])
+    base, schedule = ExactNoisePredictor(gaussian, Cosine()), Cosine()
+    widths = FineTuning(base, lambda x: x[:, 1], 2, 0, 1e-3).widths(schedule, J, "analytic", 0)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(40_000, 2, generator=generator)
+    narrow = trajectory(base, base, schedule, x, J, generator)[-1].var()
+    kept = trajectory(base, base, schedule, x, J, generator, widths)[-1].var()
+    assert narrow < 0.9 * v
+    assert float(kept) == pytest.approx(v, rel=0.05)  # of 2,000 chains' means, and 40,000 draws
 
 
 def test_the_lean_adjoint_is_the_gradient_through_the_base(paper: GaussianMixture) -> None:

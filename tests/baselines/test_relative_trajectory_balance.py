@@ -32,19 +32,24 @@ class Tilt(nn.Module):
         return self.exact(x, t) + self.shift * scale
 
 
-def test_the_ratio_is_that_of_the_densities() -> None:
+@pytest.mark.parametrize("wider", [0.0, 0.3])
+def test_the_ratio_is_that_of_the_densities(wider: float) -> None:
     """Written out step by step with torch's own normal densities, for a law that is neither student nor base."""
     model, base, law, J, B = Tilt(), Tilt(), Tilt(), 7, 5
     with torch.no_grad():
         model.shift += torch.tensor([0.4, -0.7])
         law.shift += torch.tensor([-1.0, 0.2])
     generator = torch.Generator().manual_seed(0)
-    states = trajectory(law, base, SCHEDULE, torch.randn(B, 2, generator=generator, dtype=F64), J, generator)
-    ours = log_ratio(model, NoisySteps.of(states, base, SCHEDULE), B)
-    times, exact = time_grid(SCHEDULE, J), torch.zeros(B, dtype=F64)
+    times, x = time_grid(SCHEDULE, J), torch.randn(B, 2, generator=generator, dtype=F64)
+    bridges = [transition(SCHEDULE, times[J - j - 1], times[J - j], 1.0)[2] for j in range(J)]
+    widths = [std + wider for std in bridges] if wider else None
+    states = trajectory(law, base, SCHEDULE, x, J, generator, widths)
+    ours = log_ratio(model, NoisySteps.of(states, base, SCHEDULE, widths), B)
+    exact = torch.zeros(B, dtype=F64)
     for j in range(J - 1):
         t = torch.tensor(times[J - j], dtype=F64)
-        a, b, std = transition(SCHEDULE, times[J - j - 1], times[J - j], 1.0)
+        a, b, _ = transition(SCHEDULE, times[J - j - 1], times[J - j], 1.0)
+        std = bridges[j] + wider
         for sign, f in ((1, model), (-1, base)):
             density = torch.distributions.Normal(a * states[j] + b * f(states[j], t), std)
             exact += sign * density.log_prob(states[j + 1]).sum(1)
