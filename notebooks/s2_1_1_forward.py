@@ -15,7 +15,7 @@
 # ---
 
 # %% [markdown]
-# # 2.1.1 Forward process and schedules
+# # 2.1 Diffusion, there and back
 #
 # A diffusion model destroys its data with noise, step by step, and learns one function that undoes it. This page is what you need
 # of that before {doc}`s3_1_tilted_score`; it follows Section 2.1.1 of the paper and looks ahead to 2.1.2 and 2.1.3.

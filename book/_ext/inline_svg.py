@@ -9,6 +9,8 @@ under the caption, also where the notebook asks that this code be left out of th
 from __future__ import annotations
 
 import json
+import re
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,26 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
+from itlib.figures.phone import Window, layout
+
 MARK = "data-itlib-figure="  # written by itlib.figures
 
 
 def strip_prolog(svg: str) -> str:
     """Drop what comes before ``<svg`` (XML declaration, doctype): it has no place inside HTML."""
     return svg[svg.index("<svg") :].strip()
+
+
+def with_panels(svg: str) -> str:
+    """The drawing in a box, and its panels for narrow screens below it if it has some."""
+    width = re.search(r'\bviewBox="0 0 ([\d.]+)', svg)
+    style = f' style="--width: {float(width[1]):.0f}"' if width else ""
+    found = re.search(rf'{MARK}"([^"]+)" data-panels="([^"]+)" ', svg)
+    if not found:
+        return f'<div class="figure-svg"{style}>{svg}</div>'
+    windows = [[Window(*window) for window in panel] for panel in json.loads(unescape(found[2]))]
+    svg = svg.replace(f'data-panels="{found[2]}" ', "", 1)
+    return f'<div class="figure-svg has-panels"{style}>{svg}{layout(windows, found[1])}</div>'
 
 
 def keep_code(app: Sphinx, docname: str, source: list[str]) -> None:
@@ -55,7 +71,7 @@ class InlineFigures(SphinxPostTransform):
                     _fold_code(captioned[image["uri"]], cell)
                 _remove_with_empty_parents(image)
             else:
-                html = f'<div class="figure-svg">{strip_prolog(svg)}</div>'
+                html = with_panels(strip_prolog(svg))
                 image.replace_self(nodes.raw("", html, format="html"))
 
 

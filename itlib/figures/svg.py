@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 from html import escape
 from typing import Any
@@ -19,6 +20,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image  # matplotlib needs it too
 
+from itlib.figures.phone import panels
 from itlib.figures.style import INK, STYLE
 
 
@@ -29,6 +31,9 @@ def to_svg(fig: Figure, name: str, alt: str) -> str:
         fig: the figure.
         name: unique on its page; prefixes every id, so that figures on one page do not share ids.
         alt: what the picture says, for readers who cannot see it.
+
+    Returns:
+        The drawing. Its attribute ``data-panels`` says how to lay it out on a narrow screen (:mod:`itlib.figures.phone`).
     """
     if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
         raise ValueError(f"a figure's name is lower case letters, digits and hyphens, not {name!r}")
@@ -42,9 +47,14 @@ def to_svg(fig: Figure, name: str, alt: str) -> str:
     source = re.sub(r"<style[^>]*>\s*\*\{stroke-linejoin: round; stroke-linecap: butt\}\s*</style>", "", source)
     source = re.sub(r'\bid="', f'id="{name}-', source)
     source = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", source)
-    source, label = lighter(source), escape(alt, quote=True)
+    source, label, windows = lighter(source), escape(alt, quote=True), panels(fig)
+    more = ""
+    if windows:
+        head, _, rest = source.partition(">")
+        source = f'{head}><g id="{name}-all">{rest.removesuffix("</svg>")}</g></svg>'
+        more = f'data-panels="{escape(json.dumps(windows, separators=(",", ":")), quote=True)}" '
     return source.replace(
-        "<svg ", f'<svg role="img" aria-label="{label}" data-itlib-figure="{name}" stroke-linejoin="round" ', 1
+        "<svg ", f'<svg role="img" aria-label="{label}" data-itlib-figure="{name}" {more}stroke-linejoin="round" ', 1
     )
 
 
