@@ -397,7 +397,7 @@ LABELS = {
     "main_chosen": "recommended",
     "no-skip": "the paper's base",
     "no-paths": "regression (implicit step) on 3,000 minibatches",
-    "no-settling": "no settling",
+    "no-settling": "no polishing rounds",
     "no-decay": "constant learning rate",
     "no-rule": "equal steps",
     "plus_paper": "Algorithm 2",
@@ -406,7 +406,7 @@ LABELS = {
     "plus_implicit": "+ implicit step",
     "plus_decay": "+ decaying rate",
     "plus_adapter": "+ correction of a frozen base",
-    "plus_paths": "+ the same, learned on paths",
+    "plus_paths": "+ the same, learned on chains",
 }
 assert set(LABELS) == {"main_chosen", *REMOVED, *(f"plus_{name}" for name in ADDED)}
 shown = ("paper", "one-mode", "quadratic")
@@ -426,7 +426,7 @@ with figures.house_style() as plt:
 figures.show(
     fig,
     "ablation",
-    "Errors on three tasks, a mark per seed, for the recommended configuration with one change taken away and for Algorithm 2 with one added. Taking away the base on a Gaussian or the loss on paths costs most; equal steps and no settling cost nothing.",
+    "Errors on three tasks, a mark per seed, for the recommended configuration with one change taken away and for Algorithm 2 with one added. Taking away the base on a Gaussian or the loss on chains costs most; equal steps and no polishing rounds cost nothing.",
 )
 
 # %% [markdown]
@@ -461,7 +461,7 @@ assert (kept > narrow).all()
 least = min(len(found(which, name)) for which in shown for name in REMOVED)
 added = min(len(found(which, f"plus_{name}")) for which in ("paper", "one-mode") for name in ADDED)
 idle = [LABELS[name] for name in REMOVED if max(times(which, name).median() for which in shown) < 1.1]
-assert idle == ["no settling", "equal steps"]
+assert idle == ["no polishing rounds", "equal steps"]
 harm = [np.median(found(w, "plus_skip")) / np.median(found(w, "plus_paper")) for w in ("paper", "one-mode")]
 assert min(harm) > 1.1
 figures.table([{"without": label} | {w: ranged(times(w, c)) for w in shown} for c, label in LABELS.items() if c in REMOVED])
@@ -475,12 +475,12 @@ figures.glue(
 )
 
 # %% [markdown]
-# Factors by which the error grows, each seed against itself: median, and range over {glue:text}`least` seeds or more. Without settling, or
+# Factors by which the error grows, each seed against itself: median, and range over {glue:text}`least` seeds or more. Without polishing rounds, or
 # with equal steps, the error changes by less than a tenth: these two are there for safety.
 #
 # Added alone to Algorithm 2 ({glue:text}`added` seeds or more), the base on a Gaussian does harm: {glue:text}`skip` times the error on the paper's
 # task and `one-mode`. Its few weights all move in every tilt; beyond that we do not know why. The correction of a frozen base alone has
-# {glue:text}`adapter` times the error. It pays together with the loss on paths.
+# {glue:text}`adapter` times the error. It pays together with the loss on chains.
 #
 # **A warning.** A sampler that keeps its variance does harm in Algorithm 2 itself. On the paper's task the sliced Wasserstein distance
 # of the samples from the target grows from {glue:text}`narrow` to {glue:text}`kept`, and it grows on every seed. Keep the variance with chains, or
@@ -546,7 +546,14 @@ assert new_base > max(factors)
 #
 # ## Try this
 #
-# - Tilt a *learned* base, and compare `step.diagnostics.ess`, the effective share of its chains, before and after the last, polishing tilts.
+# - *Derive.* An estimate of a covariance is noisy even where the model is right. Show that the gradient of {eq}`eq-log-variance` is not.
+#   (Hint: the gradient of a variance is twice a covariance.)
+#
+# ```{dropdown} Answer
+# The chains are held fixed, so $\nabla_\theta \operatorname{Var}[\log W] = 2 \operatorname{Cov}[\log W, \nabla_\theta \log W]$. A batch estimates it by the mean of
+# $2\,(\log W_i - \overline{\log W})\,\nabla_\theta \log W_i$. At the solution all $\log W_i$ are equal, so every term is zero, not only their mean.
+# ```
+#
 # - *Predict, then run.* Draw the chains with `eta=0.5`. Does the variance of their log weights still fall like one over the number of steps?
 
 # %% tags=["hide-cell"]
@@ -556,4 +563,9 @@ print("and no correction moves the law of the start.")
 assert half[1] > half[0] / 4
 
 # %% [markdown]
-# - Take `itlib.experiments.scaling.jump` for a reward in one dimension. No step asks for its gradient: does {eq}`eq-log-variance` mind the jump?
+# - *Predict.* `itlib.experiments.scaling.jump` is a reward with a jump. Does {eq}`eq-log-variance` mind?
+#
+# ```{dropdown} Answer
+# No. The reward enters as one number a chain, and nothing is differentiated but the correction. The jump makes the *solution* harder: near $t = 0$ the correction
+# is steep where the reward jumps, and a small network follows it only in part. {doc}`b_scaling` measures how much that costs.
+# ```
