@@ -293,8 +293,9 @@ variance = {}
 for name, task in tasks.items():
     laws = [task.base.tilted(task.reward, s) for s in strengths]
     variance[name] = np.array([variances(law, task.reward) for law in laws])
-walks = {name: [walk(task, rules["gap"](share), seed) for seed in seeds]
-         for name, task in tasks.items()}  # fmt: skip
+walks = {}
+for name, task in tasks.items():
+    walks[name] = [walk(task, rules["gap"](share), seed) for seed in seeds]
 
 # %% tags=["hide-input"]
 slopes = []
