@@ -234,7 +234,7 @@ def _leave(cell: Cell, done: Any) -> None:
     import nbformat
 
     done.metadata.pop("papermill", None)
-    done.metadata["itlib"] = {"key": cell.key()}
+    done.metadata["itlib"] = {**done.metadata.get("itlib", {}), "key": cell.key()}
     for i, c in enumerate(done.cells):
         c.id = f"cell-{i}"
         for noisy in ("papermill", "execution"):

@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
   python -m itlib.reproduce --set lr=1e-3            another learning rate, or any parameter of the experiment
   python -m itlib.reproduce --grid choices --N 20    what the paper leaves open, varied one at a time: records only
   python -m itlib.reproduce --grid rivals --only 'paper_*'    every method of the comparison on the paper's task
+  python -m itlib.reproduce --grid ablation --list   the cells of a grid, and which of them would run
   python -m itlib.reproduce --executor tcp://127.0.0.1:8786    on the workers of a running Dask scheduler
   python -m itlib.reproduce --verify book/reference/small/N003_seed0.json    run a record again: is it the same?
 
@@ -106,6 +107,7 @@ Results: book/runs/N050_seed0.ipynb and .json. Checkpoints: _build/cache, or the
     parser.add_argument(
         "--verify", nargs="+", type=Path, metavar="RECORD", help="run records again and compare; nothing else"
     )
+    parser.add_argument("--list", action="store_true", help="run nothing; say which cells are up to date")
     parser.add_argument("--records-only", action="store_true", help="keep records and no pages, as the reference grid does")
     parser.add_argument("--root", type=Path, default=Path(__file__).parents[2], help=argparse.SUPPRESS)
     return parser
@@ -172,6 +174,10 @@ def _batch(options: argparse.Namespace) -> int:
     cells = cells_of(root, experiment, asked, out, pages=pages)
     book = pages and out == runs  # chapters show the book's runs, whatever they are
     cells += chapters(root, options.profile, [cell.name for cell in cells]) if book else []
+    if options.list:
+        for cell in sorted(cells, key=lambda cell: cell.name):
+            print("up to date" if cell.is_fresh() else "would run ", cell.name)
+        return 0
     from itlib.experiments.checkpoints import default_cache
 
     start, scratch = time.perf_counter(), root / "_build" / "progress"
@@ -200,7 +206,7 @@ def _batch(options: argparse.Namespace) -> int:
 
 
 #: What --verify leaves to the record, or to the machine.
-_IGNORED = ("grid", "N", "seeds", "config", "profile", "only", "set", "out", "records_only")
+_IGNORED = ("grid", "N", "seeds", "config", "profile", "only", "set", "out", "list", "records_only")
 
 
 def _verify(options: argparse.Namespace) -> int:
