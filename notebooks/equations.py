@@ -20,16 +20,16 @@
 # %% [markdown]
 # # Equation by equation
 #
-# Every numbered equation of the paper, its two results and its two algorithms: what it says, where this book derives it, where
-# the library computes it, and which check holds it.
+# Every numbered equation of the paper, its two results and its two algorithms: what it says, where this book derives it, where the library
+# computes it, and which check holds it.
 #
-# **You will see** one table to look things up in, and a second one that says how each check was tested in turn: a sign is flipped
-# or a factor dropped in the formula's code, and the check has to fail.
+# **You will see** one table to look things up in, and a second one that shows that each check bites: a sign is flipped or a factor
+# dropped in the formula's code, and the check fails.
 
 # %% tags=["parameters", "remove-cell"]
 profile = "full"  # nothing here depends on it
 
-# %% tags=["remove-cell"]
+# %%
 import importlib
 from pathlib import Path
 
@@ -37,13 +37,16 @@ import pandas as pd
 import yaml
 from IPython.display import Markdown, display
 
+from itlib import figures
 from itlib.experiments.files import located
 
 entries = yaml.safe_load(located("../book/equations.yml").read_text())
+verdicts = [entry["verdict"].split()[-1] for entry in entries]
+counts = {name: verdicts.count(name) for name in ("holds", "corrected", "definition")}
+figures.glue(entries=len(entries), **counts)
 
-# %% tags=["remove-cell"]
 
-
+# %% tags=["hide-cell"]
 def number(entry):
     """A link to where the paper's formula stands in the book."""
     if entry["id"][0].isdigit():
@@ -65,6 +68,7 @@ def exists(path):
     return False
 
 
+# %% tags=["hide-cell"]
 def code(entry):
     """A link to the documentation of the code, or to the page that computes it."""
     place = entry["code"]
@@ -80,64 +84,48 @@ def check(entry):
     return name.removeprefix("test_").replace("_", " ") if name else "an assert on the page"
 
 
-def table(rows):
+def mutant(entry):
+    """What the code is broken into, as code in a cell of a table."""
+    old, new = (" ".join(entry["mutant"][key].split()).replace("|", "\\|") for key in ("old", "new"))
+    return f"`` {old} ``<br>→ " + (f"`` {new} ``" if new else "nothing")
+
+
+def cards(rows):
     """A table whose rows are cards on a phone."""
     text = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
     display(Markdown(f":::{{table}}\n:class: cards\n\n{text}\n:::"))
 
 
-def code_span(text):
-    """Source text as code in a cell of a table."""
-    text = " ".join(text.split()).replace("|", "\\|")
-    return f"`` {text} ``" if text else "nothing"
-
-
 # %% [markdown]
 # ## The table
 #
-# A *definition* cannot hold or fail, but its code can be wrong, so it has a check as well. *Holds corrected* means that the printed
-# form has a slip, which {doc}`errata` shows. The column *derived in* leads to the chapter, *code* to the documentation.
+# Of {glue:text}`entries` entries {glue:text}`holds` hold, {glue:text}`corrected` hold once corrected ({doc}`errata` shows the slip), and
+# {glue:text}`definition` are definitions. A definition cannot fail, but its code can be wrong, so it has a check as well.
 
-# %% tags=["remove-input"]
-counts = pd.Series([entry["verdict"] for entry in entries]).value_counts()
-display(
-    Markdown(
-        f"{len(entries)} entries: {counts['holds']} hold, {counts['holds corrected']} hold once corrected, "
-        f"{counts['definition']} are definitions. None is left without a check."
-    )
-)
-rows = [
-    {
-        "": number(entry),
-        "what it says": entry["says"],
-        "derived in": f"{{doc}}`{entry['place']}`",
-        "code": code(entry),
-        "verdict": entry["verdict"],
-    }
-    for entry in entries
-]
-table(rows)
+# %% tags=["hide-input"]
+rows = []
+for entry in entries:
+    row = {"": number(entry), "what it says": entry["says"], "derived in": f"{{doc}}`{entry['place']}`"}
+    rows.append(row | {"code": code(entry), "verdict": entry["verdict"]})
+cards(rows)
 
 # %% [markdown]
 # ## Do the checks bite?
 #
-# A test that cannot fail says nothing. So each check is itself tested: one place in the code of the formula is broken, and the check is
-# run on that. `make test` does this for every row below and fails if a check lets its broken formula pass;
-# `python tests/mutants.py 3.10` does it for one. The column *check* gives the name of a test in words.
+# A test that cannot fail says nothing. So each formula's code is broken in one place, and its check has to notice. `make test` does this
+# for every row below; `python tests/support/mutants.py 3.10` does it for one. The column *check* gives the name of a test in words.
 
-# %% tags=["remove-input"]
-rows = [
-    {
-        "": number(entry),
-        "check": check(entry),
-        "code, and what it is broken into": f"{code_span(entry['mutant']['old'])}<br>→ {code_span(entry['mutant']['new'])}",
-    }
-    for entry in entries
-]
-table(rows)
+# %% tags=["hide-input"]
+cards([{"": number(e), "check": check(e), "code, and what it is broken into": mutant(e)} for e in entries])
 
 # %% [markdown]
 # ## Try this
 #
-# Invent a mutant that survives: an entry of `book/equations.yml` whose `new` is wrong and whose check passes all the same. Equal up to
-# rounding does not count. If you find one, a check is missing, and we would like to know.
+# - *Predict, then run.* Which numbered formulas of the paper hold only once corrected? (Hint: {doc}`errata`.)
+
+# %% tags=["hide-cell"]
+print(*(entry["id"] for entry in entries if entry["verdict"] == "holds corrected"), sep=", ")
+
+# %% [markdown]
+# - *Implement.* Find a mutant that survives: an entry of `book/equations.yml` whose `new` is wrong and whose check passes all the same. Equal
+#   up to rounding does not count. If you find one, a check is missing, and we would like to know.
