@@ -162,7 +162,7 @@ figures.glue(
 #
 # Weigh $n$ samples of the base by $w = e^{\lambda r}$. They are worth $(\sum w)^2 / \sum w^2$ samples of the tilt, and the share of them tends to
 #
-# $$ \text{share} = \mathbb E[e^{\lambda r}]^2 \big/\, \mathbb E[e^{2\lambda r}] . $$ (eq-share)
+# $$ \text{share} = \mathbb E[e^{\lambda r}]^2 \big/\, \mathbb E[e^{2\lambda r}] . $$ (eq-effective-share)
 #
 # For a Gaussian reward it is $e^{-\lambda^2\operatorname{Var} r}$: twice the strength takes it to the fourth power.
 
