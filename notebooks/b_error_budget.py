@@ -22,8 +22,7 @@
 # # Where the error comes from
 #
 # Algorithm 2 combines several approximations: samples of a learned model, an estimate of a covariance from one sample, a network that is
-# trained briefly, a first-order step. On a mixture of Gaussians each ingredient has an exact counterpart. So we exchange them, one at a
-# time, and look at what is left. This page is for reference.
+# trained briefly, a first-order step. On a mixture of Gaussians each has an exact counterpart, so we exchange them one at a time. This page is for reference.
 #
 # **You will see** what each ingredient costs, with one made exact and with all but one exact; that the errors of samples and covariance
 # do not simply add; how the error grows along the tilts, and what drifts; and what this says about the paper's Table 1.
@@ -361,12 +360,11 @@ figures.table(rows)
 # Error of the base at noised samples of the target against error after all tilts, ten seeds of Algorithm 2. It does for few tilts, and
 # less clearly for more.
 #
-# Outside of a toy there are no exact ingredients. There are estimates that do not ask the teacher ({doc}`b_estimators`) and samplers with
-# less bias ({doc}`b_samplers`).
+# Outside of a toy, estimates that do not ask the teacher ({doc}`b_estimators`) and samplers with less bias ({doc}`b_samplers`) have to do.
 #
 # ## Along the tilts
 #
-# Each tilt starts from the network of the one before, and so do its samples. An error can be handed on, or grow.
+# An error can be handed on from tilt to tilt, or grow.
 
 
 # %% tags=["hide-input"]
@@ -439,8 +437,7 @@ figures.explorer("budget", {"cells": chosen, "quantities": quantities, "exact": 
 # :name: fig-budget-along
 #
 # The paper's task, $N = 20$, at every second tilt: the error against the exact $p^k$, and the weight of the right mode and the mean of
-# $x_2$ in a thousand samples of the model, the latter minus its exact value $2k/N$. Dashed: exact. The samples are drawn with the
-# sampler's lost variance put back, so they show the network; all runs of a seed share these draws, and jump together. On the page,
+# $x_2$ in a thousand samples of the model, the latter minus its exact value $2k/N$. Dashed: exact. All runs of a seed share their draws, and jump together. On the page,
 # choose a task, and which ingredients are exact.
 # ```
 #
@@ -487,8 +484,7 @@ figures.glue(mean_before=f"{before['mean'].mean():.3f}", mean_after=f"{after['me
 figures.glue(weights_before=f"{before['weights'].mean():.3f}", weights_after=f"{after['weights'].mean():.3f}")
 
 # %% [markdown]
-# The error of each run, and what its weights, its mean or its variances alone would make ($N = 20$ unless stated). The squares need not
-# add up.
+# The error of each run, and what its weights, its mean or its variances alone would make ($N = 20$ unless stated).
 #
 # With the sampler's variance put back, the mean's part falls from {glue:text}`mean_before` to {glue:text}`mean_after`, and that of the
 # weights rises from {glue:text}`weights_before` to {glue:text}`weights_after`. The sampler's bias is the same in every tilt, and moves mean and
@@ -593,7 +589,7 @@ figures.table(rows)
 # grid). The third column starts from exact samples and covariance; the row on a thousand samples from exact samples.
 #
 # The second column adds up to far more than a hundred: cutting any one link takes off nearly everything. In the third only the teacher
-# costs more than a few per cent. No sum over ingredients describes this method.
+# costs more than a few per cent.
 #
 # ## The paper's Table 1
 #

@@ -18,7 +18,7 @@
 # # Less variance
 #
 # Algorithm 2 learns the covariance $C_{k-1}(x_t, t)$ {eq}`eq-3-9` from single samples that are mostly noise ({doc}`s3_2_algorithm`).
-# The same values of the reward can be put to better use. This page is for reference; its advice is in *Which one?* below.
+# The same values can be put to better use. This page is for reference; its advice is under *Which one?*.
 #
 # **You will see** what the noise of one sample is made of, and how much of it a baseline removes; two estimators without it, which
 # look at all samples at once; their bias and variance against the exact covariance; what a network learns from each; and how a
@@ -149,9 +149,8 @@ def learned_value(samples, rewards, seed=0):
 # ## Bias and variance
 #
 # Now a harder case: the tilt of the `one-mode` task that starts half way, at strength $s = \frac12$. Samples and teacher are exact,
-# $S = 1000$. Fix a point $x_t \sim p_t$. What is random, given $x_t$, is the $X_0$ that it was made from, and for the last two
-# estimators the rest of the dataset too. The first three have a mean and variance in closed form, by quadrature, with the exact
-# $\bar r$ as baseline. For the others we draw datasets.
+# $S = 1000$. At fixed points $x_t \sim p_t$ the mean and variance of the first three come from a quadrature, with the
+# exact $\bar r$ as baseline; for the other two we draw datasets.
 
 # %%
 base, reward, S = paper_mixture(), parse_reward("one-mode"), 1000
@@ -281,8 +280,7 @@ figures.show(fig, "bias-variance", alt)
 # :name: fig-estimators-bias-variance
 #
 # Bias squared and variance of one target, given $x_t$, averaged over $x_t \sim p_t$; dashed: the signal
-# $\mathbb E\|\sigma_t C\|^2$. The first three have no bias. Last panel: total error in units of the signal. Above the dashed line a
-# single target says less than no target at all.
+# $\mathbb E\|\sigma_t C\|^2$. The first three have no bias. Last panel: total error in units of the signal.
 # ```
 
 # %% tags=["hide-input"]
@@ -334,8 +332,8 @@ figures.explorer("estimators", {"mixture": figures.as_model(base), "rewards": re
 # of samples; the script computes the closed forms at eighty noised samples for each $t$, and Rao–Blackwell from one dataset.
 # ```
 #
-# This is not the whole story: a student *averages* the noise of single samples over thousands of draws. The error of Rao–Blackwell and
-# of the value's gradient comes from the dataset. All draws of a tilt share it, and no averaging removes it.
+# But a student *averages* the noise of single samples over thousands of draws. The error of the last two comes from the dataset, and no
+# averaging removes it.
 #
 # ## More samples, more dimensions
 #
@@ -504,7 +502,7 @@ figures.table([{"bias": name} | {h: f"{v:.1%}" for h, v in zip(heads, values, st
 #
 # What counts is what the student has learned when the tilt is over. Here is one tilt of $\delta = 0.1$ from $s = \frac12$, by Algorithm 2
 # with an exact base and exact samples, minibatches of 64 and a small network. Implicit Tilt Matching ({doc}`rivals_methods`) joins in.
-# It does not estimate the covariance: it regresses on $z + e^{-u}(\varepsilon_{\mathrm{old}} - z)$ with weight $e^u$,
+# It regresses on $z + e^{-u}(\varepsilon_{\mathrm{old}} - z)$ with weight $e^u$,
 # $u = \delta(r - c)$, which to first order in $\delta$ is the centred target. All are scored against the exact finite step.
 
 # %%
@@ -574,8 +572,8 @@ if full:
 # {glue:text}`remainder`. The local baseline and the value are learned from the same 1,000 samples.
 #
 # Rao–Blackwell's error is {glue:text}`gain_early` lower than the paper's after 100 minibatches, and {glue:text}`gain_late` lower after
-# 500. The gain is smaller than the variances suggest, because a hundred minibatches leave any student unfinished. With more work the
-# noise is what is left, and the estimators part.
+# 500. A hundred minibatches leave any student unfinished; with more work the
+# noise is what is left.
 #
 # **Which one?** In few dimensions, Rao–Blackwell: no fit, no knob, no teacher, for $M \times S$ distances. In more than a handful, the
 # value's gradient: its error grows slowly with $d$, and it is good near $t = 0$, where Rao–Blackwell is blind. It costs a fit per tilt,
@@ -625,8 +623,8 @@ def weighed(model, J, seed, base=base, n=2000 if full else 500, eta=1.0):
 
 # %% [markdown]
 # What should come out is the tilt of what the base's *sampler* draws. In the second coordinate we know it: with the exact denoiser of a
-# Gaussian each step is linear, so the variance $v_J$ after $J$ steps follows from a recursion, and tilting gives the mean $4 v_J$. The
-# modes are mirror images, for the sampler too, so each should have weight ½.
+# Gaussian each step is linear, so the variance $v_J$ after $J$ steps follows from a recursion, and tilting gives the mean $4 v_J$. By symmetry each
+# mode has weight ½.
 
 
 # %%
@@ -715,8 +713,7 @@ if full:
 # {glue:text}`share_drifted`, and {glue:text}`share_exact` for the model that is the exact target.
 #
 # **What it mends**: all that the model got wrong and the base gets right, mode weights included, which no local loss can see. **What it
-# measures**: the effective share says how far the model is from the tilt of the base, without knowing either density. Even the exact
-# target does not reach one: with few steps its chains are not the tilt of the base's chains. **What it cannot mend**: the base. Take one
+# measures**: the effective share says how far the model is from the tilt of the base, without knowing either density. **What it cannot mend**: the base. Take one
 # with variance 0.45 instead of 0.5, and a model that *is* the exact target:
 
 # %%

@@ -158,7 +158,7 @@ figures.glue(
 # {glue:text}`agree` of the model's samples. A sample lies {glue:text}`nearest` from the nearest digit of the data on average; a digit
 # lies {glue:text}`apart` from the nearest other one. Only {glue:text}`copies` of the samples are closer to a digit than 99 in 100 digits
 # are to each other, so the model does not repeat its data. A plain perceptron like the paper's, with as many weights and the same
-# training, broke: {glue:text}`broken` of its samples are farther from all digits than 99 in 100 digits are. We do not compare with it.
+# training, broke: {glue:text}`broken` of its samples are farther from all digits than 99 in 100 digits are.
 #
 # ## Three rewards, by their values only
 #
@@ -167,8 +167,6 @@ figures.glue(
 # | class | $\log\dfrac{\text{votes for 3}+1}{\text{trees}+10}$, of a forest of 100 trees | zero almost everywhere |
 # | symmetry | minus the mean squared difference to the mirror image | yes |
 # | hole | 1 if the ink encloses a piece of paper, else 0 | a jump |
-#
-# The one and the ten keep the logarithm finite.
 #
 # How strong a tilt? For a small $\lambda$ the base gives the truth directly: draw many samples, weigh each by $e^{\lambda r}$, and
 # count how many stay effective. We take the largest strength of the sweep (bold) at which one in twelve does. *Threes* is the share
@@ -344,7 +342,7 @@ figures.glue(
 # By energy distance Algorithm 2 has gone {glue:text}`covered` of the way from the base to the tilt. By path KL it is *farther* than the
 # base was: {glue:text}`path_run` nats against {glue:text}`path_base`. Both are right. A path pays for every detour, in 64 dimensions
 # and 50 steps, even when it ends at a sample as good as any. Path KL is also what three of the methods below minimise: DPOK, DRaFT
-# with path KL, and *recommended*. So read the next table together with the judges of samples further down.
+# with path KL, and *recommended*.
 #
 # ## As many evaluations for everyone
 
@@ -472,8 +470,7 @@ figures.show(fig, "frontier", alt + "from above; the methods' curves rise from t
 # :name: fig-digits-frontier
 #
 # Mean reward against KL to the base after each quarter of the evaluations, mean over seeds. For a given KL no law has a higher mean
-# reward than an exact tilt of some strength (the wide line, by importance weights). A curve far below it pays in KL for something
-# other than reward. What leaves a panel on the right has more than eight nats.
+# reward than an exact tilt of some strength (the wide line, by importance weights). What leaves a panel on the right has more than eight nats.
 # ```
 #
 # A smooth reward, with its own gradient for ∇, and then a jump, both with the same learning rates:
@@ -575,10 +572,9 @@ assert sorted(agree.values())[1] > metric("class", "base", "agree").mean() - 0.0
 figures.glue(agree_base=f"{metric('class', 'base', 'agree').mean():.0%}", agree_least=f"{agree['reweighted']:.0%}")
 
 # %% [markdown]
-# - *Threes*: the share that the judge takes for threes. It has seen neither the forest nor the forest's half of the data. It cannot
-#   tell a good three from a bad one.
+# - *Threes*: the share that the judge takes for threes. It has seen neither the forest nor the forest's half of the data.
 # - *Agree*: how often forest and judge give the same label. It falls when a reward is hacked.
-# - *Spread*: mean distance of two samples that the judge takes for threes. It falls in a collapse, and rises with noise.
+# - *Spread*: mean distance of two such threes. It falls in a collapse, and rises with noise.
 # - *Nearest*: mean distance to the closest digit of the data. *Strange*: the share farther from all digits than 99 in 100 digits are.
 #
 # Is the forest fooled? Forest and judge agree on {glue:text}`agree_base` of the base's samples, and on {glue:text}`agree_least` for
@@ -601,7 +597,7 @@ assert {n for n in flow if flow[n] > untouched} == {"paper", "implicit-full", "i
 # The residual is the standard deviation of what should be constant. By this judge, four of six models are **farther from the tilt than
 # the untouched base**: the paper's configuration, both implicit ones, and *recommended* with the small correction. Only
 # *recommended* with LoRA and Adjoint Matching are closer, and not by much. The judge is hard to please: it takes the flow of networks
-# that learned for noisy steps, at digits that people wrote. But nothing else here measures densities.
+# that learned for noisy steps, at digits that people wrote.
 
 # %% tags=["hide-input"]
 pictures = [of["class"][0].samples, *(runs["class", n, 0].samples for n in ASKED["class"])]
@@ -622,7 +618,6 @@ strip(
 #
 # ## What this cannot say
 #
-# - There is one base network. Seeds differ in fine-tuning and judging only.
 # - Learning rates were set by hand; a search might move any row.
 # - The tilts are mild: best of {glue:text}`candidates` already does well. Where importance weights fail, nothing here says who is ahead.
 # - Apart from the run on this page, records keep sixteen samples, so no sample distance is given for the other methods.
