@@ -91,6 +91,7 @@ def rms(v):
     return float(np.sqrt(np.square(v).sum() / n))
 
 
+# %%
 def remainder(task, steps):
     """Error of first-order steps of these sizes, with exact covariances."""
     coefficients, total, *_ = table[task]
@@ -200,6 +201,7 @@ rules = {
 }
 
 
+# %%
 def walk(task, rule, seed):
     """The steps of a rule, each from the rewards of S exact samples."""
     generator, steps = torch.Generator().manual_seed(seed), []
@@ -293,6 +295,7 @@ variance = {}
 for name, task in tasks.items():
     laws = [task.base.tilted(task.reward, s) for s in strengths]
     variance[name] = np.array([variances(law, task.reward) for law in laws])
+# %%
 walks = {}
 for name, task in tasks.items():
     walks[name] = [walk(task, rules["gap"](share), seed) for seed in seeds]
@@ -384,6 +387,7 @@ for name, task in PROBLEMS.items():
         found.append((name, rule, len(steps), remainder(name, steps)))
 found = pd.DataFrame(found, columns=["task", "rule", "tilts", "error"])
 
+# %%
 Ns, few = np.arange(1, 61), [2, 3, 5, 8, 12, 18, 25]
 others = [name for name in PROBLEMS if name != "paper"]
 fixed, optimal = {}, {}
@@ -441,6 +445,7 @@ for name in others:
         row[f"rule {i + 1}"] = f"{ratios.median():.2f} ({ratios.min():.2f}–{ratios.max():.2f})"
     limit = [N / equivalent(name, error) for N, error in zip(few, optimal[name], strict=True) if N >= 5]
     rows.append(row | {"best possible": float(np.median(limit))})
+# %% tags=["hide-input"]
 medians = hard.groupby(["task", "rule"])["ratio"].median().unstack()
 assert (medians["gap"] < 1.01).all()
 assert medians["gap"].idxmin() == "nine" or not full
@@ -558,6 +563,7 @@ for N in learned_N:
         row |= {f"error, {name}": error[name, N].mean(), f"way, {name}": way[name, N]}
     rows.append(row)
 figures.table(rows, floatfmt=".2f")
+# %% tags=["hide-cell"]
 counts = {name: [len(steps) for steps in walks[name]] for name in ("one-mode", "paper")}
 for name, short in (("one-mode", "one"), ("paper", "paper")):
     figures.glue(**{f"ruled_{short}": f"{error[name, 'rule'].mean():.2f}", f"tilts_{short}": f"{np.mean(counts[name]):.0f}"})

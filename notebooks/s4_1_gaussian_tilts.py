@@ -17,11 +17,11 @@
 # %% [markdown]
 # # 4.1 Gaussian data, quadratic rewards
 #
-# Section 4.1 of the paper finds a case where everything is known. Tilt a Gaussian by a quadratic reward and you get a
-# Gaussian; tilt a mixture and you get a mixture. So a learned model can be compared with the truth, tilt by tilt.
+# Section 4.1 of the paper finds a case where everything is known: a Gaussian tilted by a quadratic reward is a Gaussian, and a mixture a
+# mixture. So a learned model can be compared with the truth, tilt by tilt.
 #
-# **You will see** the formulas derived, each line checked; when there is no tilted density at all, and that samples do not
-# show it; the paper's target beside three harder ones; and an explorer in which you set the reward yourself.
+# **You will see** the formulas derived and checked; when there is no tilted density, and that samples do not show it; the paper's
+# target beside three harder ones; and an explorer in which you set the reward yourself.
 
 # %% tags=["parameters", "remove-cell"]
 profile = "full"  # "smoke" uses fewer random problems and coarser pictures
@@ -114,13 +114,15 @@ def relative(left, right):
 
 
 worst_square = worst_density = worst_integral = 0.0
+# %%
 problems = 20 if full else 5
 for d in (1, 2, 5) * problems:
     mu, Sigma, r = draw(d)
     x, P = 3 * torch.randn(50, d, generator=generator), torch.linalg.inv(Sigma)
     left = -0.5 * ((x - mu) @ P * (x - mu)).sum(-1) + r(x)
     bracket = (x @ (P - r.A) * x).sum(-1) - 2 * x @ (P @ mu + r.b)
-    worst_square = max(worst_square, relative(left, -0.5 * bracket + r.c - 0.5 * mu @ P @ mu))
+    right = -0.5 * bracket + r.c - 0.5 * mu @ P @ mu
+    worst_square = max(worst_square, relative(left, right))
 
     mu_new, Sigma_new, log_z = complete_the_square(mu, Sigma, r)
     left = r(x) + MultivariateNormal(mu, Sigma).log_prob(x)
@@ -143,17 +145,16 @@ figures.check("(4.6) by quadrature, of log Z", worst_integral, below=1e-9)
 # %% [markdown]
 # ## What the formula says
 #
-# In other coordinates the result is easier to read. Write $g = \nabla r(\mu) = A\mu + b$ for the slope of the reward at the
-# old mean. Then
+# Write $g = \nabla r(\mu) = A\mu + b$ for the slope of the reward at the old mean. Then
 #
 # $$\mu' = \mu + \Sigma' g, \qquad
 #   \log Z = r(\mu) + \tfrac12\, g^\top \Sigma' g + \tfrac12 \log\frac{|\Sigma'|}{|\Sigma|}.$$ (eq-newton)
 #
 # For the first, subtract $\Sigma'^{-1}\mu = \Sigma^{-1}\mu - A\mu$ from $\Sigma'^{-1}\mu' = \Sigma^{-1}\mu + b$. It is
-# *one Newton step* on $r + \log p_0^b$ from $\mu$. The second follows by expanding $r$ about $\mu$. It says what a Gaussian is
-# worth to the reward: the value at its mean, plus a gain for moving uphill, plus a gain for growing wider.
+# *one Newton step* on $r + \log p_0^b$ from $\mu$. The second, from expanding $r$ about $\mu$, says what a Gaussian is
+# worth to the reward: the value at its mean, plus a gain for moving uphill, plus one for growing wider.
 #
-# How far did the tilt go? With $\lambda$ back in place, the slope of $\log Z_{\lambda r}$ in $\lambda$ is the mean reward under the tilt, so
+# With $\lambda$ back in place, the slope of $\log Z_{\lambda r}$ in $\lambda$ is the mean reward under the tilt. So the tilt went as far as
 #
 # $$\mathrm{KL}\big(p_0^{\lambda r} \,\|\, p_0^b\big) = \lambda\, \mathbb E_{p_0^{\lambda r}}[r(X)] - \log Z_{\lambda r}
 #   = \lambda\, \frac{d}{d\lambda} \log Z_{\lambda r} - \log Z_{\lambda r}.$$ (eq-tilt-kl)
@@ -197,16 +198,16 @@ for d in (1, 2, 5):
 #     \exp\Big\{\tfrac12\big[\mu_i'^\top\Sigma_i'^{-1}\mu'_i - \mu_i^\top\Sigma_i^{-1}\mu_i\big] + c\Big\}.
 #   \end{cases} \tag{4.10}$$ (eq-4-10)
 #
-# Two things differ from the printed page. The paper's $\mu'^\top \Sigma'^{-1}\mu'$ has lost its index $i$.
-# And these $\omega'_i$ are masses, not weights: they add up to $Z$, and must be divided by it to be in the simplex {eq}`eq-4-7`:
+# The paper prints $\mu'^\top \Sigma'^{-1}\mu'$ without its index $i$. And these $\omega'_i$ are masses, not weights: they add up to $Z$,
+# and must be divided by it to be in the simplex {eq}`eq-4-7`:
 #
 # $$Z_r = \sum_{i\in[K]} \omega'_i, \qquad p_0^{r}(x) = \sum_{i\in[K]} \frac{\omega'_i}{Z_r}\, \mathcal N(x; \mu'_i, \Sigma'_i).$$ (eq-tilted-mixture)
 #
 # So the tilt moves weight to the components that are worth most in the sense of {eq}`eq-newton`. The constant $c$ changes $Z$ and
 # nothing else.
 #
-# Check: masses of a random mixture of three, from {eq}`eq-4-10`, from the library, and by quadrature. One more column takes the
-# misprint literally and uses the first component's $\mu'^\top \Sigma'^{-1}\mu'$ for all.
+# Check: masses of a random mixture of three, from {eq}`eq-4-10`, from the library, and by quadrature. One column takes the print
+# literally, with the first component's $\mu'^\top \Sigma'^{-1}\mu'$ for all.
 
 # %%
 K, lam = 3, 0.8
@@ -217,6 +218,7 @@ A, b = torch.tensor([[-0.5, 0.3], [0.3, 0.2]]), torch.tensor([0.6, -0.9])
 reward = QuadraticReward(b, A, 0.4)
 scaled = QuadraticReward(lam * b, lam * A, lam * 0.4)  # lambda r
 
+# %%
 components = list(zip(mixture.weights, mixture.means, mixture.covariances, strict=True))
 tilts = [complete_the_square(m, S, scaled) for _, m, S in components]
 masses = mixture.weights * torch.stack([log_z for *_, log_z in tilts]).exp()  # (4.10)
@@ -243,19 +245,20 @@ figures.table([*rows, {"component": "sum"} | {k: float(v.sum()) for k, v in colu
 # %% [markdown]
 # ## When there is no tilted density
 #
-# If the reward curves upward in some direction, it grows there like a square, and the exponent of the Gaussian falls like a square.
-# The tilted density exists if and only if the Gaussian wins in every direction and every component:
+# A reward that curves upward grows like a square, and the exponent of the Gaussian falls like a square. The tilted density exists if and
+# only if the Gaussian wins in every direction and every component:
 #
 # $$\Sigma_i^{-1} - \lambda A \succ 0 \ \text{ for all } i
 #   \qquad\Longleftrightarrow\qquad \lambda < \lambda^\star = \min_i \frac{1}{\max\big(0,\ \max\mathrm{eig}(\Sigma_i A)\big)} .$$ (eq-lambda-star)
 #
-# One component too wide is enough to lose all of them. A linear reward has $\lambda^\star = \infty$. The reward `quadratic` curves
-# upward along $x_2$; on the paper's base $\lambda^\star = 2$, and on the way there everything blows up:
+# One component too wide is enough to lose all. A linear reward has $\lambda^\star = \infty$. The reward `quadratic` curves upward along
+# $x_2$; on the paper's base $\lambda^\star = 2$, and on the way there everything blows up:
 
 # %%
 base, quadratic = paper_mixture(), parse_reward("quadratic")
 
 
+# %%
 def largest_tilt(mixture, reward):
     """lambda*, where the tilt stops being normalisable."""
     top = torch.linalg.eigvals(mixture.covariances @ reward.A).real.max()
@@ -287,8 +290,7 @@ for lam in (edge, 1.25 * edge):
 base.tilted(quadratic, 0.999 * edge)  # still fine
 
 # %% [markdown]
-# Is it right to refuse? Integrate $e^{\lambda r} p_0^b$ over the box $|x_1|, |x_2| \le L$ and let the box grow. Below the bound the
-# integral settles at the closed form. At the bound and above it never settles.
+# Is it right to refuse? Integrate $e^{\lambda r} p_0^b$ over the box $|x_1|, |x_2| \le L$ and let the box grow.
 
 # %% tags=["hide-input"]
 step = 0.1 if full else 0.2
@@ -311,6 +313,8 @@ for lam, values in inside.items():
 grid = np.linspace(0, 0.97 * edge, 200)
 log_zs = [base.log_normaliser(quadratic, float(v)) for v in grid]
 at_1, kl_1 = base.log_normaliser(quadratic), base.tilt_kl(quadratic)
+
+# %% tags=["hide-input"]
 with figures.house_style() as plt:
     fig, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.5))
     left.plot(grid, log_zs, color=figures.COLORS["target"])
@@ -383,7 +387,7 @@ figures.check("divergence is 4 nats", abs(base.tilt_kl(paper) - 4), below=1e-12)
 # ## Three more rewards
 #
 # In the paper's case weights and shapes stay, which hides a lot ({doc}`s3_1_tilted_score`). So the book has three more rewards on the
-# same base, {py:data}`~itlib.rewards.NAMED_REWARDS`. Their coefficients list the entries of $b$ and the diagonal of $A$.
+# same base, {py:data}`~itlib.rewards.NAMED_REWARDS`, given by the entries of $b$ and the diagonal of $A$.
 
 # %% tags=["hide-input"]
 h = 0.05 if full else 0.1
@@ -478,8 +482,8 @@ figures.show(
 #
 # ## A tilt explorer
 #
-# Your turn. The base is {eq}`eq-4-11`. Start from `quadratic`, and raise $\lambda$ to $\lambda^\star$, where there is nothing left to draw. With $A_{12}$ the
-# tilted modes turn.
+# The base is {eq}`eq-4-11`. Start from `quadratic`, and raise $\lambda$ to $\lambda^\star$, where there is nothing left to draw. With $A_{12}$
+# the tilted modes turn.
 
 # %% tags=["hide-input"]
 with figures.house_style() as plt:

@@ -171,6 +171,7 @@ for variant in order:
 # %% tags=["hide-input"]
 columns = ["", "distance, base", "distance, target", "NLL, MSE, base", "NLL, MSE, target"]
 figures.table(pd.DataFrame(rows)[columns])
+# %% tags=["hide-cell"]
 closest = {s: min(order, key=lambda k, s=s: distance[s, k]) for s in ("base", "target")}
 still = base.sample(100_000, torch.Generator().manual_seed(0))
 untilted = -float(target.log_prob(still).mean()), float((target.mean - base.mean).square().mean())
@@ -266,6 +267,7 @@ for state in resumable_base(base, schedule, work.training, n=work.n, seed=0):
     pass  # trains the base network, or finds it trained
 network, truth = state.denoiser, ExactNoisePredictor(base, schedule)
 
+# %%
 generator, n = torch.Generator().manual_seed(0), 20_000 if full else 5000
 x_0 = target.sample(n, generator)
 x_1 = torch.randn(n, 2, generator=generator, dtype=torch.float64)
@@ -289,6 +291,7 @@ for cut in cuts:
     eps_rmse.append(float(squared.mean().sqrt()))
     if cut == cuts[0]:  # the part of the integral from 0.1 up, from the draws
         above = float((squared / schedule.sigma(t) ** 2).mean()) * (schedule.t_max - cut)
+# %% tags=["hide-input"]
 nodes = torch.logspace(-5, -1, 161 if full else 41, dtype=torch.float64)  # below it, by quadrature
 inner = [float(squared_error(s.expand(2000), 2000).mean() / schedule.sigma(s) ** 2) for s in nodes]
 score_rmse = []
