@@ -61,11 +61,11 @@ n, seeds = 20_000 if full else 1000, range(3 if full else 2)
 # ## What is measured
 #
 # Samplers are compared on the paper's base, two modes of variance ½, with the exact denoiser, so that the sampler alone errs. The price is
-# the number of evaluations of the denoiser for one sample.
+# counted in evaluations of the denoiser.
 #
 # The error is the sliced Wasserstein distance to the exact law: project on a line, sort, compare quantile by quantile, and take the root mean
-# square over 16 directions. With $n$ samples this would mostly measure the coin flips between the modes. Base and samplers are symmetric under
-# $x \mapsto -x$, so we fold the plane: every sample with $x_1 < 0$ is replaced by $-x$. Weights and variances are reported apart.
+# square over 16 directions. This would mostly measure the coin flips between the modes. Base and samplers are symmetric, so we fold the
+# plane: a sample with $x_1 < 0$ is replaced by $-x$. Weights are reported apart.
 
 # %%
 angles = torch.arange(16, dtype=torch.float64) * math.pi / 16
@@ -299,12 +299,11 @@ if full:
 # weight. All solvers of higher order are there by {glue:text}`slowest` evaluations, the cheapest with {glue:text}`fastest`:
 # {glue:text}`fewer` times fewer than the paper's.
 #
-# - **Algorithm 1** is of first order, with noise and without, and what it lacks is variance. Putting it back helps at few steps. It would be
-#   exact for one isotropic Gaussian. Here the posterior is wide where $x_t$ lies between the modes and narrow elsewhere; its mean width gives a
-#   sample inside a mode too much, and what is left is again of first order.
+# - **Algorithm 1** is of first order, with noise and without, and lacks variance. Putting it back helps at few steps. It would be exact for one
+#   isotropic Gaussian. Here the posterior is wide only between the modes; its mean width gives a sample inside a mode too much.
 # - **Two evaluations a step** (Heun) and **one with a memory** (DPM-Solver++) come out alike: second order is what counts.
-# - **The stochastic solver** is the best of all at very few evaluations, then gets worse before it gets better, as its variance crosses the
-#   right value from below and comes back from above. A low error at such a crossing is luck, and we do not count it.
+# - **The stochastic solver** gets worse before it gets better, as its variance crosses the right value from below and comes back from
+#   above. A low error at such a crossing is luck, and we do not count it.
 #
 # ## Not too close to the start
 #
@@ -345,8 +344,8 @@ figures.glue(moved=f"{max(edged, ddim):.2f}", times=f"{100 * max(edged, ddim):.0
 #
 # ## A trained network
 #
-# Now the denoiser is the base network of the paper's experiment, trained on 30,000 samples ({doc}`s1_introduction`). Its errors are largest
-# where it was hardly trained, and no sampler can mend them. DPM-Solver++ is started twice, once later still.
+# Now the denoiser is the base network of the paper's experiment ({doc}`s1_introduction`), whose errors no sampler can mend. DPM-Solver++ is
+# started twice, once later still.
 
 
 # %%
@@ -402,9 +401,8 @@ if full:
 # - All samples are wider than with the exact denoiser, by the network's fault. DDPM is narrower than the rest by about what it
 #   lost above. Its first place is partly luck: two errors with opposite signs.
 #
-# **What this means for the tilts.** Few noisy steps of a higher order are a safe saving. Deterministic ones save more, and need a late
-# start and an eye on the variance. In a chain of tilts each model learns from the samples of the last, and there the sign of a bias can
-# matter more than its size. This chapter does not measure that.
+# **For the tilts,** few noisy steps of a higher order are a safe saving. Deterministic ones save more, and need a late start and an eye on
+# the variance. In a chain of tilts the sign of a bias can matter more than its size; this chapter does not measure that.
 #
 # ## Try this
 #

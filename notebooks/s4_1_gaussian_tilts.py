@@ -225,6 +225,8 @@ masses = mixture.weights * torch.stack([log_z for *_, log_z in tilts]).exp()  # 
 
 # %% tags=["hide-input"]
 tilted, log_z = mixture.tilted(reward, lam), mixture.log_normaliser(reward, lam)
+axis, h = torch.arange(-80, 80, 0.2), 0.2  # one tilted component is wide
+plane = torch.cartesian_prod(axis, axis)
 densities = [w.log() + scaled(plane) + MultivariateNormal(m, S).log_prob(plane) for w, m, S in components]
 summed = torch.stack([torch.logsumexp(v, 0) + 2 * np.log(h) for v in densities]).exp()
 squares = torch.stack([m @ torch.linalg.solve(S, m) for m, S, _ in tilts])

@@ -106,8 +106,8 @@ figures.glue(N=int(N), least=int(seeds.drop("").min()), most=int(seeds[""]))
 #
 # ## How far the result moves
 #
-# First the error that neither of the paper's two metrics shows: the root mean square error of the learned noise prediction against the exact
-# one of the target. Beside it the variance of the two modes, which should be one half.
+# Neither of the paper's two metrics shows the root mean square error of the learned noise prediction, nor the variance of the modes, which
+# should be one half.
 
 # %% tags=["hide-input"]
 with figures.house_style() as plt:
@@ -150,8 +150,7 @@ figures.glue(pass_v=f"{shrink['pass']:.2f}", default_v=f"{shrink['']:.2f}")
 #
 # ## Which reading comes closest to Table 1?
 #
-# Put every variant into the plane of the paper's two metrics, under both scorings, and measure how far the paper's row lies from the mean of
-# the seeds.
+# In the plane of the paper's two metrics, how far does the paper's row lie from the mean of the seeds?
 
 # %%
 paper = np.array([TABLE_1[N].nll, TABLE_1[N].mse])
@@ -211,9 +210,9 @@ figures.show(fig, "choices-plane", text)
 #
 # The paper's row is {glue:text}`row`. Scored against the base, the closest variant is *{glue:text}`near_base`*, at a distance of
 # {glue:text}`gap_base`; a single run of the default lies {glue:text}`noise_base` from the mean of its seeds. Scored against the target, the
-# closest is *{glue:text}`near_target`* at {glue:text}`gap_target`, with a noise of {glue:text}`noise_target`: no choice that we tried comes
-# near. But a model that is not tilted at all would, with {glue:text}`untilted`. So this speaks for the base only as far as the paper's
-# models did move, as the samples in its Figure 1 did. It does not single out a learning rate.
+# closest is *{glue:text}`near_target`* at {glue:text}`gap_target`, with a noise of {glue:text}`noise_target`: none comes near. But a model that
+# is not tilted at all would, with {glue:text}`untilted`. So this speaks for the base only because the samples in the paper's Figure 1 did
+# move. It does not single out a learning rate.
 #
 # ## What no reading explains
 #
@@ -250,16 +249,14 @@ figures.glue(
 )
 
 # %% [markdown]
-# The paper's base model has {glue:text}`base_sum`: its samples are wider than the base. So are those of {glue:text}`wider` of its
-# {glue:text}`rows` tilted models, up to $m_x^2$. Of our {glue:text}`ours` runs with the default choices, {glue:text}`narrower` are
-# narrower. Whatever widened the paper's base, its sampler, its training or another definition of the likelihood, is not among the
-# choices above. **We could not find it.**
+# The paper's base model, at {glue:text}`base_sum`, is wider than the base. So are {glue:text}`wider` of its {glue:text}`rows` tilted models,
+# up to $m_x^2$. Of our {glue:text}`ours` runs with the default choices, {glue:text}`narrower` are narrower. Whatever widened the paper's
+# base is not among the choices above. **We could not find it.**
 #
 # ## Where time is cut off
 #
-# The score error {eq}`eq-4-13` divides the error of the noise prediction by $\sigma_t$, which vanishes at $t = 0$. Where the prediction's
-# error does not vanish as fast, the integral diverges, and the number says where it was cut. Here is one base network at one set of noised
-# samples of the target, for many values of $t_{\min}$.
+# The score error {eq}`eq-4-13` divides the error of the noise prediction by $\sigma_t$, which vanishes at $t = 0$. If the prediction's error
+# does not, the integral diverges, and the number depends on where it was cut. Here is one base network at one set of noised samples of the target.
 
 # %%
 work = profile_named(profile)
@@ -309,9 +306,9 @@ assert abs(eps_rmse[-1] / eps_rmse[2] - 1) < 0.02  # in the denoiser's units the
 figures.glue(grows=f"{score_rmse[-1] / score_rmse[2]:.2f}", stays=f"{eps_rmse[-1] / eps_rmse[2]:.3f}")
 
 # %% [markdown]
-# From $t_{\min} = 10^{-3}$ to $10^{-5}$ the score error grows by a factor of {glue:text}`grows`, and goes on growing. The error of the
-# prediction changes by a factor of {glue:text}`stays`. So the scale of the paper's Figure 2 cannot be compared with ours, only the shape of
-# its curves. This is why this book gives the error of $\hat x_1$ beside it.
+# From $t_{\min} = 10^{-3}$ to $10^{-5}$ the score error grows by a factor of {glue:text}`grows`, the error of the prediction by
+# {glue:text}`stays`. So of the paper's Figure 2 only the shape of the curves can be compared with ours. This is why this book gives the error
+# of $\hat x_1$ as well.
 #
 # ## Try this
 #
