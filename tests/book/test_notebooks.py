@@ -11,6 +11,7 @@ from pathlib import Path
 import nbformat
 import pairs
 import small_batch
+import yaml
 from bs4 import BeautifulSoup
 from pairs import problems
 from run_it import WORDS_PER_MINUTE, words
@@ -115,3 +116,13 @@ def test_a_page_takes_twelve_minutes_at_most() -> None:
     articles = {path.stem: BeautifulSoup(path.read_text("utf-8"), "html.parser").select_one("article") for path in pages}
     assert len(articles) > 20
     assert {name: count for name, text in articles.items() if (count := words(str(text))) > 12 * WORDS_PER_MINUTE} == {}
+
+
+def test_the_main_path_takes_an_hour() -> None:
+    """The first part of the contents, and the landing page."""
+    contents = yaml.safe_load((NOTEBOOKS.parent / "_toc.yml").read_text("utf-8"))
+    path = [contents["root"], *(chapter["file"] for chapter in contents["parts"][0]["chapters"])]
+    assert "one hour" in contents["parts"][0]["caption"]
+    site = small_batch.site()
+    pages = [BeautifulSoup((site / f"{page}.html").read_text("utf-8"), "html.parser").select_one("article") for page in path]
+    assert sum(words(str(page)) for page in pages) <= 60 * WORDS_PER_MINUTE
