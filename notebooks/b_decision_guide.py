@@ -106,7 +106,7 @@ figures.show(
 # ```{glue:figure} families
 # :name: fig-families
 #
-# Where each family breaks: distance of its samples to the exact target as the tilt gets harder, to the right. Exact base, at most {glue:text}`n` rewards for each family, one run each. Dotted: an exact model, sampled alike.
+# Where each family breaks: distance of its samples to the exact target as the tilt gets harder, to the right. Exact base, {glue:text}`n` samples for each family, one run each. SMC evaluates the reward at each of its {glue:text}`J` steps, the others at the ends alone. Dotted: an exact model, sampled alike.
 # ```
 
 
@@ -136,6 +136,7 @@ def three(family, share):
 
 figures.glue(
     n=f"{n:,}",
+    J=records[0].parameters.J,
     exact_half=three("exact", half),
     importance_half=three("importance", half),
     importance_hard=three("importance", hard),
@@ -154,7 +155,7 @@ figures.glue(
 # On the paper's task, one mode and heavy tails, in this order:
 #
 # - *Resampling* the base is as good as an exact model where half of the samples count ({glue:text}`importance_half` against {glue:text}`exact_half`). At a share of $10^{-5}$, a tenth of a sample of these {glue:text}`n`, it has broken: {glue:text}`importance_hard`. Distilled into a network it breaks with it.
-# - *SMC* lasts longer, and a network that is trained on its population longer still: {glue:text}`distil_hard` at $10^{-5}$, closer than Algorithm 2 ({glue:text}`tilting_hard`) for as many rewards.
+# - *SMC* lasts longer, and a network that is trained on its population longer still: {glue:text}`distil_hard` at $10^{-5}$, closer than Algorithm 2 ({glue:text}`tilting_hard`), though for {glue:text}`J` times as many rewards.
 # - *Best of n* is not the tilt, at any share: {glue:text}`best_half` at a half.
 # - *Recommended* ({doc}`b_recommended`) and the *value* ({doc}`b_value`) hardly notice: {glue:text}`recommended_hardest` and {glue:text}`value_hardest` at $10^{-8}$, where an exact model has {glue:text}`exact_hardest`. On an easy tilt they gain nothing: at a half, on one mode, *recommended* ends at {glue:text}`recommended_easy`, resampling at {glue:text}`importance_easy`.
 #
@@ -208,8 +209,8 @@ assert abs(gaps["class"]) < 0.1 < 0.2 < gaps["symmetry"] < 0.4
 assert small > 0.5
 assert spent["dpok"] < spent["recommended"] < spent["adjoint"] < spent["tilting"]
 figures.glue(
-    gap_class=f"{gaps['class']:+.2f}".replace("-", "−"),
-    gap_symmetry=f"{gaps['symmetry']:+.2f}",
+    gap_class=f"{abs(gaps['class']):.2f}",
+    gap_symmetry=f"{gaps['symmetry']:.2f}",
     small=f"{small:.2f}",
     **{f"spent_{name}": f"{value / 1e3:.0f} k" for name, value in spent.items()},
 )

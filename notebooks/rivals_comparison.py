@@ -24,42 +24,51 @@
 # The paper names its rivals and compares with none. Here they all start from the same network, aim at the same distribution, which
 # is known exactly, and spend the same budget.
 #
-# **You will see** samples of every method side by side, their error against what they spent, in evaluations of the reward and in
-# seconds, what happens on tasks that are harder than the paper's, and a table to decide from.
+# **You will see** samples of every method, their error against what they spent, harder tasks on which other methods lead, and what is still wrong with the comparison.
 
 # %% tags=["parameters", "remove-cell"]
 profile = "full"  # the records are the same in both profiles
 rivals = "../book/reference/rivals"  # the comparison
 tuning = "../book/reference/tuning"  # the runs that chose the learning rates
 
-# %% tags=["remove-cell"]
+# %%
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
-from IPython.display import Markdown, display
 from matplotlib.colors import LogNorm
+from scipy.stats import t as student_t
 
 from itlib import figures
 from itlib.baselines.guidance import guided, plug_in_value
 from itlib.experiments.problems import PROBLEMS
 from itlib.experiments.records import load_records
-from itlib.experiments.rivals import BEST, FEWER, MAIN, METHODS, OTHER, RATES, REFERENCES, WORK, Parameters
+from itlib.experiments.rivals import (
+    BEST,
+    FEWER,
+    MAIN,
+    METHODS,
+    OTHER,
+    REFERENCES,
+    WORK,
+    Parameters,
+)  # fmt: skip
 from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture
 from itlib.metrics import sliced_wasserstein
 from itlib.sampling import sample
 from itlib.schedules import Cosine
 
+# %% tags=["hide-input"]
 RUN_AWAY = 20.0  # a distance beyond ten times that of the base: the samples are nowhere near
 records = load_records(Path(rivals), Parameters)
 runs = pd.DataFrame([r.row() | {"record": i} for i, r in enumerate(records)]).rename(columns={"problem": "task"})
 runs["seconds"] = [sum(r.seconds.values()) for r in records]
-runs["failed"] = [r.failure is not None for r in records]
 runs["N"] = runs["N"].fillna(20).astype(int)  # methods that do not tilt have no N
 whole = runs[runs["N"] == 20]
-n_seeds = runs.groupby(["task", "method", "N"])["seed"].nunique().min()
+seeds = runs.groupby(["task", "method", "N"])["seed"].nunique()
+assert set(seeds) == {3}
 TITLES = {name: method.title for name, method in METHODS.items()}
 TASK_TITLES = {
     "paper": "the paper's",
@@ -69,20 +78,21 @@ TASK_TITLES = {
     "eight": "eight Gaussians",
     "nine": "nine Gaussians",
 }
+tasks = list(TASK_TITLES)
 
 # %% [markdown]
 # ## The rules
 #
-# One unit of work is one evaluation of a denoiser on one sample; an evaluation that is differentiated counts three. Every method
-# that trains stops when it has spent what Algorithm 2 spends with the paper's settings and $N = 20$. The methods that train
-# nothing spend about as much on their samples (guidance by the exact value a quarter), so their sets differ in size: 20,000 for importance resampling and SMC, a third of that for twisted SMC, 1,250 for best of 16, and 5,000 of every model. A small set is a little farther from exact samples by its size alone. Evaluations of the reward, and seconds, follow from that; they are reported.
-#
-# *Recommended here* is what this book ends with ({doc}`b_recommended`), cut to these rules: its steps on chains, chosen from the rewards, train all weights of the same network
-# as everyone's, from the same base, with fewer and shorter chains. Its other knobs were found by hand on four of these tasks, with bases of the same seeds as here; those of the rivals are the defaults of their sources, and were not searched.
-#
-# Algorithm 2 and its relatives draw with 200 steps, as the paper does. The policy and reward gradients run chains of 50 steps, and what they aim at is the tilt of a 50-step sampler, which is narrower. *Recommended here* has 50 steps too, but keeps the variance.
+# - *Budget.* One unit of work is one evaluation of a denoiser on one sample; an evaluation that is differentiated counts three. A method that trains stops when it has spent {glue:text}`budget` million units, what Algorithm 2 spends with the paper's settings
+#   and $N = 20$. Methods that train nothing spend about as much on their samples (guidance by the exact value a quarter). Evaluations of the reward, and seconds, follow from that.
+# - *Samples.* 5,000 of every model, by the same 200 steps with DDPM's noise; 20,000 for importance resampling and SMC, a third of that for twisted SMC, 1,250 for best of 16. A small set is a little farther from exact samples by its size alone.
+# - *Training.* Algorithm 2 and its relatives train on samples of 200 steps. Policy gradients, DRaFT and Adjoint Matching run chains of 50 steps, and aim at the tilt of a 50-step sampler: with the exact base, on the paper's task, its mean reward differs from the target's by
+#   {glue:text}`few`, against {glue:text}`many` for 200 steps. Chains of 50 steps that keep the variance ({doc}`b_samplers`) are off by {glue:text}`kept`; *recommended* trains on those.
+# - *Seeds.* Three, each with a base network of its own, the same for all methods. Few: an interval of 95 per cent for a mean is 4.3 standard errors to either side.
+# - *Learning rates* were chosen by one rule: of three values, the one whose samples end closest to the target, on the paper's task, with a seed that is used for nothing else.
+# - *Recommended* is what this book ends with ({doc}`b_recommended`), cut to these rules: all weights of everyone's network are trained, with fewer and shorter chains. Its knobs were found by hand on four of these tasks, with bases of the same seeds. Those of the rivals are the defaults of their sources.
 
-# %% tags=["remove-input"]
+# %% tags=["remove-cell"]
 law = GaussianMixture(torch.ones(1), torch.zeros(1, 1), torch.full((1, 1, 1), 0.5))  # x_2, along which the reward is 4 x_2
 lost = {}
 for J, variance in ((200, "ddpm"), (50, "ddpm"), (50, "analytic")):
@@ -91,16 +101,23 @@ for J, variance in ((200, "ddpm"), (50, "ddpm"), (50, "analytic")):
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
     lost[J, variance] = 4 * 4 * (float(drawn.var()) - 0.5)  # tilted by 4 x_2, a Gaussian of variance v moves by 4 v
-few, many, kept = (f"{gap:+z.1f}".replace("-", "−") for gap in (lost[50, "ddpm"], lost[200, "ddpm"], lost[50, "analytic"]))
-display(
-    Markdown(
-        f"With the exact base, on the paper's task, the tilt of what the sampler draws differs from the target in its mean reward by {few} for 50 steps, {many} for 200, and {kept} for 50 that keep the variance."
-    )
+assert abs(lost[50, "analytic"]) < abs(lost[200, "ddpm"]) < abs(lost[50, "ddpm"])
+
+
+def signed(value, form=".1f"):
+    """With a minus sign."""
+    return f"{value:+{form}}".replace("-", "−")
+
+
+figures.glue(
+    few=signed(lost[50, "ddpm"]),
+    many=signed(lost[200, "ddpm"]),
+    kept=signed(lost[50, "analytic"], ".2f"),
+    budget=f"{WORK['full'] / 1e6:.1f}",
 )
 
 # %% [markdown]
-# Each method's learning rate was chosen by one rule: of three values, the one whose final samples are closest to the target, on
-# the paper's task, with a seed that is used for nothing else.
+# Distances after the tuning runs; the chosen rate in bold. *Ran away*: the samples left the region of base and target altogether, or were no longer finite. *Distance*, here and below, is the sliced Wasserstein distance of order 2 to exact samples.
 
 # %% tags=["hide-input"]
 tried = pd.DataFrame(
@@ -113,32 +130,15 @@ tried = pd.DataFrame(
         for r in load_records(Path(tuning), Parameters)
     ]
 ).pivot(index="method", columns="rate", values="distance")
-tried = tried.reindex([m.title for m in METHODS.values() if m.train])
+tried = tried.reindex([TITLES[name] for name, m in METHODS.items() if m.train and name in set(whole["method"])])
 best = tried.fillna(np.inf).idxmin(axis=1)  # the smallest rate, if no run ended
 shown = tried.map(lambda v: f"{v:.2f}" if v < RUN_AWAY else "ran away")
 for title, rate in best.items():
     shown.loc[title, rate] = f"**{shown.loc[title, rate]}**"
 shown.columns = [f"{rate:g}" for rate in shown.columns]
-display(
-    Markdown(
-        f"Budget: {WORK['full'] / 1e6:.1f} million evaluations. Seeds: {n_seeds} for each method and task, a base network of its own for "
-        f"each. Distance to the target after tuning runs at the rates {', '.join(f'{r:g}' for r in RATES)} (the chosen one in bold):"
-    )
-)
-display(Markdown(shown.to_markdown()))
-
-# %% tags=["remove-input"]
-if n_seeds < 3:
-    display(
-        Markdown(
-            f"**Read with care.** There {'is one seed' if n_seeds == 1 else f'are {n_seeds} seeds'} so far. {{doc}}`s4_2_results` shows how far one method's "
-            "seeds lie apart; smaller differences between methods mean nothing."
-        )
-    )
+figures.table(shown, index=True)
 
 # %% [markdown]
-# *Ran away*: the samples left the region of base and target altogether, or were no longer finite. *Distance* is the sliced Wasserstein distance of order 2 to exact samples, here and below.
-#
 # ## What they sample
 
 # %% tags=["hide-input"]
@@ -203,7 +203,7 @@ figures.show(
 LINES = {
     name: (figures.SERIES[i % len(figures.SERIES)], "os^Dvp<>X*Phd"[i])
     for group in (False, True)
-    for i, name in enumerate(n for n, m in METHODS.items() if m.gradient == group)
+    for i, name in enumerate(n for n, m in METHODS.items() if m.gradient == group and n in set(whole["method"]))
 }
 
 
@@ -212,7 +212,8 @@ def against(quantity, label, task):
     with figures.house_style() as plt:
         fig, axes = plt.subplots(1, 2, figsize=(7.2, 4.6), sharey=True)
         for ax, gradient in zip(axes, (False, True), strict=True):
-            for name, method in METHODS.items():
+            for name in LINES:
+                method = METHODS[name]
                 own = whole[(whole["task"] == task) & (whole["method"] == name)]
                 if method.gradient != gradient or own.empty or name == "exact":
                     continue
@@ -276,7 +277,7 @@ figures.show(
 #
 # ## The figures
 #
-# Mean over seeds, and the standard error. With three seeds an interval of 95 per cent is 4.3 standard errors to either side, not two, and ratios of two such means are wider still. *KL* is that of the target against the model's probability flow, where there is a model and its
+# Mean over seeds, and the standard error. *KL* is that of the target against the model's probability flow, where there is a model and its
 # flow can be followed. *Best on the way* is the smallest distance at any look while training (with 50 steps, so it can be worse than the end), in reach of an oracle only: it tells a method
 # that passes the target from one that never comes near. *Reward* is the mean reward of the samples less that of the target: above zero a method has gone too far.
 
@@ -292,35 +293,51 @@ def spread(values):
     return f"{values.mean():.2f}" + (f" ± {values.std() / np.sqrt(len(values)):.2f}" if len(values) > 1 else "")
 
 
-def table(task):
+def score_table(task):
+    """One row per method on one task."""
     own = whole[whole["task"] == task].copy()
-    own["reward gap"] = own["mean_reward"] - PROBLEMS[task].target.expected_reward(PROBLEMS[task].reward)
-    rows = []
-    for name in METHODS:
-        group = own[own["method"] == name]
-        if len(group):
-            columns = {
-                "distance": "sliced_w2",
-                "best on the way": "best_sliced_w2",
-                "KL, nats": "kl",
-                "mode weights": "mode_weight_error",
-                "reward": "reward gap",
-            }
-            rows.append({"method": TITLES[name]} | {title: spread(group[key]) for title, key in columns.items()})
-    return pd.DataFrame(rows)
+    own["gap"] = own["mean_reward"] - PROBLEMS[task].target.expected_reward(PROBLEMS[task].reward)
+    columns = {
+        "distance": "sliced_w2",
+        "best on the way": "best_sliced_w2",
+        "KL, nats": "kl",
+        "mode weights": "mode_weight_error",
+        "error of $\\hat x_1$": "eps_rmse",
+        "reward": "gap",
+    }
+    groups = {name: own[own["method"] == name] for name in METHODS}
+    return [
+        {"method": TITLES[name]} | {title: spread(group[key]) for title, key in columns.items()}
+        for name, group in groups.items()
+        if len(group)
+    ]
 
 
-for task in MAIN:
-    exact = PROBLEMS[task].target.sample(5000, torch.Generator().manual_seed(1))
-    floor = sliced_wasserstein(exact, PROBLEMS[task].target)
-    untouched = sliced_wasserstein(PROBLEMS[task].base.sample(5000, torch.Generator().manual_seed(1)), PROBLEMS[task].target)
-    display(
-        Markdown(
-            f"**{TASK_TITLES[task].capitalize()} task.** 5,000 exact samples score a distance of {floor:.2f}, exact samples of the base "
-            f"{untouched:.2f}."
-        )
-    )
-    display(Markdown(table(task).to_markdown(index=False)))
+def two_draws(task):
+    """Distance of 5,000 exact samples of the target, and of the base, to others of the target."""
+    own, seeded = PROBLEMS[task], lambda: torch.Generator().manual_seed(1)
+    return [sliced_wasserstein(law.sample(5000, seeded()), own.target) for law in (own.target, own.base)]
+
+
+draws = {task: two_draws(task) for task in tasks}
+figures.glue(
+    draw_paper=f"{draws['paper'][0]:.2f}",
+    base_paper=f"{draws['paper'][1]:.2f}",
+    draw_one=f"{draws['one-mode'][0]:.2f}",
+    base_one=f"{draws['one-mode'][1]:.2f}",
+)
+
+# %% [markdown]
+# **The paper's task.** 5,000 exact samples score a distance of {glue:text}`draw_paper`, exact samples of the base {glue:text}`base_paper`.
+
+# %%
+figures.table(score_table("paper"))
+
+# %% [markdown]
+# **One mode.** Exact samples score {glue:text}`draw_one`, those of the base {glue:text}`base_one`.
+
+# %%
+figures.table(score_table("one-mode"))
 
 # %% [markdown]
 # ## Fewer tilts
@@ -360,9 +377,7 @@ figures.show(
 # tasks: two more tilts of the paper's base, and the ring and the grid of Gaussians that other work uses.
 
 # %% tags=["hide-input"]
-tasks = [task for task in (*MAIN, *OTHER) if task in set(whole["task"])]
-if missing := [TASK_TITLES[task] for task in OTHER if task not in tasks]:
-    display(Markdown(f"There are no records yet of the tasks {', '.join(missing)}: `make reference` computes them."))
+assert tasks == [*MAIN, *OTHER]
 names = [name for name in METHODS if name in {*BEST, *REFERENCES}]
 with figures.house_style() as plt:
     rows = -(-len(tasks) // 3)
@@ -375,10 +390,7 @@ with figures.house_style() as plt:
             color = figures.COLORS["base"] if METHODS[name].gradient else figures.COLORS["learned"]
             ax.plot(values, [row] * len(values), "o", color=color, markersize=4, alpha=0.6)
             ax.plot(values.mean(), row, "|", color=figures.INK, markersize=10)
-        exact = sliced_wasserstein(
-            PROBLEMS[task].target.sample(5000, torch.Generator().manual_seed(1)), PROBLEMS[task].target
-        )
-        ax.axvline(exact, color=figures.COLORS["target"], linewidth=0.8, linestyle="--")
+        ax.axvline(draws[task][0], color=figures.COLORS["target"], linewidth=0.8, linestyle="--")
         ax.set(xscale="log", xlim=(0.02, 3), title=TASK_TITLES[task])
         ax.grid(axis="y", color=figures.COLORS["band"], alpha=0.25, linewidth=0.5)
     axes[0, 0].set_yticks(range(len(names)), [TITLES[name] for name in names])
@@ -442,17 +454,90 @@ figures.show(
 # dots above mean little. From importance resampling on, nothing is trained.
 # ```
 
-# %% tags=["remove-input"]
-better = sum(mean.loc[task, "importance"] < trained.loc[task].min() for task in tasks)
-display(
-    Markdown(
-        f"On {better} of the {len(tasks)} tasks no trained method comes as close as importance resampling with the same budget. A tilt of a few "
-        "nats leaves enough samples with weight; their share falls exponentially with the nats. What the trained methods have to show for it is a "
-        "model that draws the next sample at the cost of the base."
-    )
-)
+# %%
+better = [task for task in tasks if mean.loc[task, "importance"] < trained.loc[task].min()]
+figures.glue(better=len(better))
+assert len(better) >= 3
 
 # %% [markdown]
+# On {glue:text}`better` of the six tasks none of these trained methods comes as close as importance resampling with the same budget. A tilt of a few nats leaves enough samples with weight; their share falls exponentially with the nats
+# ({doc}`b_decision_guide`). What the trained methods have to show for it is a model that draws the next sample at the cost of the base.
+
+# %% [markdown]
+# ## Three judges
+#
+# Distance, mode weights and the error of $\hat x_1$ need not agree. Here they are side by side for the methods that ran on all six tasks, as means over tasks and seeds, with what each method spent.
+
+# %% tags=["hide-input"]
+JUDGES = {"distance": "sliced_w2", "mode weights": "mode_weight_error", "error of $\\hat x_1$": "eps_rmse"}
+everywhere = [name for name in METHODS if name in BEST]
+shared = whole[whole["method"].isin(everywhere)].copy()
+ends = [{key: column[-1] for key, column in records[i].curve.items()} for i in shared["record"]]
+shared["spent"] = [(end["network"] + 2 * end["network_gradient"]) / WORK["full"] for end in ends]
+shared["rewards"] = [(end["reward"] + end["reward_gradient"]) / 1e3 for end in ends]
+of = shared.groupby("method")
+assert (of.size() == 3 * len(tasks)).all()
+STEPS = {"tilting": "200", "implicit": "200", "dpok": "50", "adjoint": "50", "recommended": "50, kept"}
+figures.table(
+    [
+        {"method": TITLES[name] + (" ∇" if METHODS[name].gradient else "")}
+        | {title: f"{own[key].mean():.3f}" for title, key in JUDGES.items()}
+        | {
+            "trained on steps": STEPS[name],
+            "rewards, k": f"{own['rewards'].mean():.1f}",
+            "budget spent": f"{own['spent'].min():.0%} to {own['spent'].max():.0%}",
+        }
+        for name in everywhere
+        for own in [of.get_group(name)]
+    ],
+    floatfmt=("", ".3f", ".3f", ".3f", "", ".1f", ""),
+)
+
+# %% tags=["hide-input"]
+judged = of[list(JUDGES.values())].mean()
+assert (judged.idxmin() == "implicit").all()
+assert list(judged["sliced_w2"].sort_values().index[3:]) == ["recommended", "dpok"]
+assert judged.loc["tilting", "eps_rmse"] > 2 * judged["eps_rmse"].drop("tilting").max()
+assert judged["sliced_w2"].sort_values().index[2] == "tilting"
+ours = shared[shared["method"] == "recommended"].groupby("task")["spent"]
+unfinished = [task for task in tasks if ours.min()[task] >= 1]
+assert unfinished == ["one-mode", "eight", "nine"]
+assert ours.max().drop(unfinished).max() < 1
+figures.glue(left=f"{1 - ours.min().min():.0%}")
+
+# %% [markdown]
+# The implicit form leads by all three judges. *Recommended*, first on the paper's task, is fourth of five by distance: on one mode, on the ring and on the grid of Gaussians it was the budget that ended its run, not its own rule, and on unequal weights its rule left {glue:text}`left` of the budget unused.
+# Algorithm 2 is third by distance and by far the last by the error of $\hat x_1$: the judges do not agree.
+#
+# The seeds share bases, so compare within a seed: difference to *recommended*, averaged over the six tasks, and an interval of 95 per cent from the three seeds (Student's t). In brackets, how many of the 18 pairs *recommended* wins.
+
+
+# %%
+def paired(one, other, key):
+    """Difference of means over tasks within each seed: mean, half an interval of 95 %, and pairs that one wins."""
+    wide = shared.pivot(index=["seed", "task"], columns="method", values=key)
+    gap = (wide[one] - wide[other]).unstack("task")
+    per_seed = gap.mean(axis=1)
+    half = student_t.ppf(0.975, len(per_seed) - 1) * per_seed.std() / np.sqrt(len(per_seed))
+    return per_seed.mean(), half, int((gap < 0).to_numpy().sum())
+
+
+# %% tags=["hide-input"]
+others = [name for name in everywhere if name != "recommended"]
+gaps = {name: {title: paired("recommended", name, key) for title, key in JUDGES.items()} for name in others}
+figures.table(
+    [
+        {"recommended minus": TITLES[name]}
+        | {title: f"{signed(mean, '.2f')} ± {half:.2f} ({wins})" for title, (mean, half, wins) in row.items()}
+        for name, row in gaps.items()
+    ]
+)
+certain = [(n, t) for n, row in gaps.items() for t, (mean, half, _) in row.items() if abs(mean) > half]
+assert certain == [("implicit", "distance"), ("implicit", "mode weights"), ("dpok", "error of $\\hat x_1$")]
+
+# %% [markdown]
+# With three seeds only three of these twelve differences are more than noise: the implicit form is better than *recommended* by distance and mode weights, and *recommended* better than DPOK by the error of $\hat x_1$.
+#
 # ## What went wrong
 #
 # A run counts as *diverged* if its loss or its samples stopped being finite, as *collapsed* if a mode of its samples kept less than half of the target's
@@ -491,7 +576,7 @@ for _, run in whole.iterrows():
 counted = pd.DataFrame(seen, columns=["method", "task", "verdict"]).value_counts().reset_index(name="seeds")
 order = {m.title: i for i, m in enumerate(METHODS.values())}
 counted = counted.sort_values(["method", "task"], key=lambda c: c.map(order) if c.name == "method" else c)
-display(Markdown(counted[["method", "task", "verdict", "seeds"]].to_markdown(index=False)))
+figures.table(counted[["method", "task", "verdict", "seeds"]])
 
 # %% [markdown]
 # ## A table to decide from
@@ -511,6 +596,8 @@ MEMORY = {
 rows = []
 for name, method in METHODS.items():
     own = whole[(whole["method"] == name) & whole["task"].isin(MAIN)]
+    if own.empty:
+        continue
     paper = own[own["task"] == "paper"]
     counts = [
         (r.curve["reward"][-1] + r.curve["reward_gradient"][-1]) if r.curve else r["reward"] + r["reward_gradient"]
@@ -529,11 +616,19 @@ for name, method in METHODS.items():
             "distance": f"{worst:.2f}" if worst < RUN_AWAY else "ran away",
         }
     )
-display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)))
+figures.table(rows)
 
 # %% [markdown]
 # *Guidance by the exact value* is a reference, not a method: nobody has that value. It keeps the error of the base network alone, so it shows
 # how close one comes that adds to this base and keeps it. What resamples or learns anew can come closer.
+#
+# ## What is still wrong with this comparison
+#
+# - *Rates were chosen on a task of the table*, with one seed, and on a grid whose best value is often an edge. The other knobs were searched for *recommended* alone.
+# - *Samplers differ.* What trains on 50 steps of DDPM aims at a narrower law. Keeping the variance should help Adjoint Matching, DPOK and DRaFT (`--set method=adjoint-kept` runs it).
+# - *Three seeds*, and mostly two dimensions, where resampling is hard to beat.
+# - *Rows are missing.* Resample, then distil; SMC, then distil; and the value of {doc}`b_value` are compared in {doc}`b_decision_guide`, with an exact base. Relative trajectory balance with a learned $\log Z$ and RAM are in the library and have no records here ({doc}`rivals_fixed_points` says where RAM, DiffusionNFT, AWM and Flow-GRPO stop).
+# - *Recommended at a fixed strength.* Whether small steps are what helps is not separated from its loss: `--set method=at-once` is that control.
 #
 # ## Try this
 #
@@ -550,15 +645,17 @@ ours, network = (
     whole.query("task == 'paper' and method == 'guided'")["sliced_w2"].median(),
 )
 assert ours < 0.5 < network
-display(
-    Markdown(
-        f"Distance with the exact base: {ours:.2f}. With the network: {network:.1f}. The value is differentiated through "
-        "$\\hat x_0 = (x - \\sigma_t \\hat x_1)/\\alpha_t$, so near $t = 1$ small errors of the network are divided by a vanishing $\\alpha_t$."
-    )
-)
+figures.glue(guided_exact=f"{ours:.2f}", guided_network=f"{network:.1f}")
 
 # %% [markdown]
-# **Which method would you take if the reward cost a second, and which if it cost a microsecond?** Add the price of the rewards to the clock.
+# ```{admonition} Answer
+# :class: dropdown
+# Distance with the exact base: {glue:text}`guided_exact`. With the network: {glue:text}`guided_network`. The value is differentiated through
+# $\hat x_0 = (x - \sigma_t \hat x_1)/\alpha_t$, so near $t = 1$ small errors of the network are divided by a vanishing $\alpha_t$.
+# ```
+
+# %% [markdown]
+# **Which method would you take if the reward cost a second, and which if it cost a microsecond?** Add the price of the rewards to the clock. The answer is in minutes until the model is tilted.
 
 # %% tags=["hide-cell"]
 table = pd.DataFrame(rows).query("`a model` == 'yes'").set_index("method")
@@ -570,5 +667,4 @@ minutes = pd.DataFrame(
     }
 )
 minutes["distance"] = table["distance"]
-display(Markdown("Minutes until the model is tilted:"))
-display(Markdown(minutes.to_markdown(floatfmt=",.1f")))
+figures.table(minutes, floatfmt=",.1f", index=True)

@@ -6,12 +6,13 @@ The strength is set by the share of the base's samples that the tilt leaves effe
           = \exp\big(2\log Z_\lambda-\log Z_{2\lambda}\big) ,
 
 from a half, where importance weights do, to :math:`10^{-8}`, where no sample of the base counts. The base is exact, so what
-goes wrong is the family's own fault. Each evaluates the reward on at most as many samples or ends of chains: importance
-resampling, best of n (n is 1/share, at most 64), sequential Monte Carlo, each of the first and the last distilled into a
-network; Algorithm 2 with twenty tilts of a twentieth of the samples; the recommended steps on chains of the same size, of
-which there may be fewer; and the value, on a quarter of the samples and then seven rounds of a tenth. The last two
-measure the effective share of their own chains, ``own_share``: what they would tell a user who has no exact target. These
-two train on chains of half as many steps, which keep the variance, as every model does when it is judged.
+goes wrong is the family's own fault. Each draws at most as many samples or chains: importance resampling, best of n (n is
+1/share, at most 64), sequential Monte Carlo, which evaluates the reward at every step and not at the ends alone, each of the
+first and the last distilled into a network; Algorithm 2 with twenty tilts of a twentieth of the samples; the recommended
+steps on chains of the same size, of which there may be fewer; and the value, on a quarter of the samples and then seven
+rounds of a tenth. The last two measure the effective share of their own chains, ``own_share``: what they would tell a user
+who has no exact target. These two train on chains of half as many steps, which keep the variance, as every model does when
+it is judged.
 """
 
 from __future__ import annotations
