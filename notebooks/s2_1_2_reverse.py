@@ -17,23 +17,21 @@
 # %% [markdown]
 # # 2.1.2 Reverse process and DDIM
 #
-# Section 2.1.2 of the paper walks the forward process backwards. Its transitions would be exact, but they need what nobody knows, and
-# conditional means take its place. This chapter looks at both: the freedom that the exact transitions leave, and the price of the means.
+# Section 2.1.2 of the paper walks the forward process backwards. The exact transitions need what nobody knows, and
+# conditional means take its place.
 #
-# **You will see** that the exact transition keeps every marginal, whatever its noise; Algorithm 1 line by line; how much variance one of its
-# steps loses, and how much a whole chain loses, in formulas; and how this loss compounds when a model learns from its own samples.
+# **You will see** that the exact transition keeps every marginal, whatever its noise; Algorithm 1 line by line, in the page; and how much
+# variance the means cost, in one step, in a chain, and when a model learns from its own samples.
 
 # %% tags=["parameters", "remove-cell"]
 profile = "full"  # "smoke" uses fewer points
 
-# %% tags=["remove-cell"]
+# %%
 import math
 from itertools import pairwise
 
 import numpy as np
-import pandas as pd
 import torch
-from IPython.display import Markdown, display
 from scipy.integrate import quad
 from scipy.stats import kstest, linregress, norm
 
@@ -45,12 +43,14 @@ from itlib.sampling import ddpm_std, reverse_process, sample, time_grid, transit
 from itlib.schedules import Cosine, Linear
 
 torch.set_num_threads(1)
+torch.set_default_dtype(torch.float64)
 full = profile == "full"
 cosine, linear = Cosine(), Linear()
 base = paper_mixture()
-lopsided = base.tilted(parse_reward("unequal"))  # no symmetry in which a wrong sign could hide
+lopsided = base.tilted(parse_reward("unequal"))  # no symmetry hides a wrong sign
 
 
+# %% tags=["hide-input"]
 def at(schedule, t):
     """alpha and sigma at one time, or at an array of them, in double precision."""
     time = torch.as_tensor(t, dtype=torch.float64)
@@ -62,7 +62,7 @@ def posterior_draws(mixture, x, t, schedule):
     """One X_0 given X_t = x for each x."""
     with torch.random.fork_rng(devices=[]):  # torch.distributions takes no generator
         torch.manual_seed(1)
-        return mixture.posterior(x, torch.tensor(t, dtype=torch.float64), schedule).sample()
+        return mixture.posterior(x, torch.tensor(t), schedule).sample()
 
 
 def projected_cdf(mixture, direction):
@@ -76,114 +76,102 @@ def projected_cdf(mixture, direction):
 # ## A bridge that keeps the marginals
 #
 # A reverse step from $t$ to $s < t$ should turn a sample of $p_t$ into one of $p_s$. The DDIM family {cite}`song2021denoising` does this in
-# two stages: draw both ends of the path given $x_t$, then put a point between them,
+# two stages: draw both ends of the path given $x_t$, then a point between them,
 #
 # $$p_{s|t}^\eta(x_s \mid x_t) = \mathbb E\big[ q_{s|0,1}^\eta(x_s \mid X_0, X_1) \,\big|\, X_t = x_t \big], \tag{2.3}$$ (eq-2-3)
 #
 # $$q_{s|0,1}^\eta(x_s \mid x_0, x_1) = \mathcal N\Big(x_s;\ \alpha_s x_0 + \sqrt{\sigma_s^2-\eta_s^2}\; x_1,\ \eta_s^2 I_d\Big). \tag{2.4}$$ (eq-2-4)
 #
-# The second formula is the *bridge*. It takes the noise of {eq}`eq-2-1` apart: a share $\eta_s^2$ of its variance $\sigma_s^2$ is
-# drawn anew, the rest is the old $X_1$. Since old and new are independent, their sum is again Gaussian with variance $\sigma_s^2$. So
+# The second formula is the *bridge*. Of the noise's variance $\sigma_s^2$ a share $\eta_s^2$ is drawn anew, and the rest is the old $X_1$.
+# Old and new are independent, so their sum is again Gaussian with variance $\sigma_s^2$:
 #
 # $$p_s(x_s) = \int p_{s|t}^\eta(x_s \mid x_t)\; p_t(x_t)\, dx_t \qquad\text{for every } 0 \le \eta_s \le \sigma_s .$$ (eq-marginalisation)
 #
-# What $\eta$ changes is how much of $x_t$ survives in $x_s$, a property of the *pair*. To see both, we sample the right side of
-# {eq}`eq-marginalisation` step by step: $X_t$ from $p_t$, then $X_0$ from its exact law given $X_t$, then $X_1$ from {eq}`eq-2-1`, then the
-# bridge. The mixture is the lopsided one of {doc}`s2_1_1_forward`.
+# What $\eta_s$ changes is how much of $x_t$ survives in $x_s$. To see both, draw $X_t$ from $p_t$, then $X_0$ from its exact law given $X_t$, then
+# $X_1$ from {eq}`eq-2-1`, then the bridge.
 
 # %%
-n = 20_000 if full else 5_000
-s, t = 0.3, 0.6
+n, s, t = 20_000 if full else 5_000, 0.3, 0.6
 generator = torch.Generator().manual_seed(0)
+(alpha_t, sigma_t), (alpha_s, sigma_s) = at(cosine, t), at(cosine, s)
 
 
-def bridge(x_0, x_1, sigma_s, alpha_s, eta_s):
+def bridge(x_0, x_1, eta_s):
     """One draw from (2.4) for each pair of end points."""
-    z = torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype)
+    z = torch.randn(x_0.shape, generator=generator)
     return alpha_s * x_0 + math.sqrt(sigma_s**2 - eta_s**2) * x_1 + eta_s * z
 
 
-(alpha_t, sigma_t), (alpha_s, sigma_s) = at(cosine, t), at(cosine, s)
 pairs = {}
 for share in (0.0, 0.3, 0.7, 1.0):  # eta_s / sigma_s
     x_t = lopsided.noised(cosine, t).sample(n, generator)
     x_0 = posterior_draws(lopsided, x_t, t, cosine)
     x_1 = (x_t - alpha_t * x_0) / sigma_t
-    pairs[share] = bridge(x_0, x_1, sigma_s, alpha_s, share * sigma_s), x_t
+    pairs[share] = bridge(x_0, x_1, share * sigma_s), x_t
 
-# %% tags=["hide-input"]
-directions = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]], dtype=torch.float64)
-p_s, rows, p_values, correlations = lopsided.noised(cosine, s), [], [], []
-for share, (x_s, x_t) in pairs.items():
-    found = [kstest((x_s @ u).numpy(), projected_cdf(p_s, u), method="asymp").pvalue for u in directions]
-    p_values += found
-    correlations.append(float(torch.corrcoef(torch.stack([x_s[:, 1], x_t[:, 1]]))[0, 1]))
-    rows.append(
-        {
-            r"$\eta_s/\sigma_s$": f"{share:g}",
-            "smallest of 3 p-values": f"{min(found):.2f}",
-            "correlation of $x_s$ and $x_t$, second coordinate": f"{correlations[-1]:.3f}",
-        }
-    )
+# %%
+directions = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
+p_s, p_values, correlations = lopsided.noised(cosine, s), [], []
+for x_s, x_t in pairs.values():
+    for u in directions:
+        test = kstest((x_s @ u).numpy(), projected_cdf(p_s, u), method="asymp")
+        p_values.append(test.pvalue)
+    both = torch.stack([x_s[:, 1], x_t[:, 1]])
+    correlations.append(float(torch.corrcoef(both)[0, 1]))
 assert min(p_values) > 1e-3 / len(p_values)  # a false alarm once in a thousand seeds
 assert (np.diff(correlations) < 0).all()
-display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)))
+first, *_, last = (f"{value:.2f}" for value in correlations)
+figures.glue(tests=len(p_values), p=f"{min(p_values):.2f}", first=first, last=last)
 
 # %% [markdown]
-# Kolmogorov–Smirnov tests of three projections find no difference: all the marginals are $p_s$. The correlation falls as $\eta_s$ grows.
+# Of {glue:text}`tests` Kolmogorov–Smirnov tests of $x_s$ against $p_s$, the smallest p-value is {glue:text}`p`: all the marginals are right. As $\eta_s$ grows
+# from 0 to $\sigma_s$, the correlation of $x_s$ and $x_t$ falls from {glue:text}`first` to {glue:text}`last`.
 #
-# ## The noise of DDPM
+# ### The noise of DDPM
 #
-# One value of $\eta_s$ is special. Run the forward process as a Markov chain, $X_t = (\alpha_t/\alpha_s)\,X_s + \text{fresh noise}$. Given
-# $X_0$, the pair has covariance $(\alpha_t/\alpha_s)\,\sigma_s^2$. Under the bridge, $X_s$ and $X_t$ share only $X_1$, so their covariance is
-# $\sqrt{\sigma_s^2-\eta_s^2}\;\sigma_t$. Equate the two and solve:
+# One $\eta_s$ is special. Run the forward process as a Markov chain, $X_t = (\alpha_t/\alpha_s)\,X_s + \text{fresh noise}$. Given
+# $X_0$, the pair has covariance $(\alpha_t/\alpha_s)\,\sigma_s^2$. Under the bridge it is $\sqrt{\sigma_s^2-\eta_s^2}\;\sigma_t$. Equate the two and solve:
 #
 # $$\eta_s^{\text{DDPM}} = \sigma_s\sqrt{1 - \frac{\alpha_t^2\,\sigma_s^2}{\alpha_s^2\,\sigma_t^2}}
 #   \;\overset{\text{VP}}{=}\; \frac{\sigma_s}{\sigma_t}\sqrt{1-\frac{\alpha_t^2}{\alpha_s^2}} .$$ (eq-ddpm-eta)
 #
-# The paper prints $\sigma_t\sqrt{1-\alpha_t^2/\alpha_s^2}$, with $\sigma_t$ where $\sigma_s/\sigma_t$ should be ({ref}`erratum <err-ddpm-eta>`). The
-# covariance tells the two apart at once.
+# The paper prints $\sigma_t\sqrt{1-\alpha_t^2/\alpha_s^2}$, with $\sigma_t$ where $\sigma_s/\sigma_t$ should be ({ref}`erratum <err-ddpm-eta>`).
 
-# %% tags=["hide-input"]
-worst, printed_gap = 0.0, 0.0
-for schedule in (cosine, linear):
-    times = time_grid(schedule, 50)
-    for s, t in pairwise(times[1:]):
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = at(schedule, t), at(schedule, s)
-        markov = alpha_t / alpha_s * sigma_s**2
-        worst = max(worst, abs(math.sqrt(sigma_s**2 - ddpm_std(schedule, s, t) ** 2) * sigma_t - markov))
-        if schedule is cosine:
-            printed = sigma_t * math.sqrt(1 - (alpha_t / alpha_s) ** 2)
-            printed_gap = max(printed_gap, abs(math.sqrt(sigma_s**2 - printed**2) * sigma_t / markov - 1))
-assert worst < 1e-14
-assert printed_gap > 0.1
-display(
-    Markdown(
-        f"Largest mismatch of the covariances: {worst:.0e} with {{eq}}`eq-ddpm-eta`, {printed_gap:.0%} as printed (50 steps)."
-    )
-)
+# %%
+right = printed = 0.0
+for s, t in pairwise(time_grid(cosine, 50)[1:]):
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = at(cosine, t), at(cosine, s)
+    markov = alpha_t / alpha_s * sigma_s**2
+    kept = math.sqrt(sigma_s**2 - ddpm_std(cosine, s, t) ** 2) * sigma_t
+    as_printed = sigma_t * math.sqrt(1 - (alpha_t / alpha_s) ** 2)
+    kept_printed = math.sqrt(sigma_s**2 - as_printed**2) * sigma_t
+    right = max(right, abs(kept - markov))
+    printed = max(printed, abs(kept_printed / markov - 1))
+figures.check("the covariances agree", right, below=1e-14)
+print(f"With the printed formula they differ by up to {printed:.0%}.")
+assert printed > 0.1
 
 # %% [markdown]
-# The scalar `eta` of the library multiplies {eq}`eq-ddpm-eta`, as in {cite:t}`song2021denoising`: 0 is the deterministic DDIM, 1 is DDPM
-# {cite}`ho2020denoising`. We call this multiplier $e$ below, and keep $\eta_s$ for the standard deviation.
+# The number `eta` of the library, $\eta$ without an index, multiplies {eq}`eq-ddpm-eta`, as in {cite:t}`song2021denoising`: 0 is the deterministic DDIM, 1
+# is DDPM {cite}`ho2020denoising`.
 #
 # ## Two means for two unknowns
 #
-# The expectation in {eq}`eq-2-3` needs the joint law of $(X_0, X_1)$ given $X_t$. Nobody has it. What a network can learn are the means,
+# The expectation in {eq}`eq-2-3` needs the joint law of $(X_0, X_1)$ given $X_t$. What a network can learn are the means,
 #
 # $$\hat x_0(x_t, t) = \mathbb E[X_0 \mid X_t = x_t], \qquad \hat x_1(x_t, t) = \mathbb E[X_1 \mid X_t = x_t], \tag{2.5}$$ (eq-2-5)
 #
-# and one of them is enough. Given $X_t = x_t$, the mean of $\alpha_t X_0 + \sigma_t X_1$ is $x_t$ itself. So learned means, marked $\theta$, are
+# and one of them is enough: given $X_t = x_t$, the mean of $\alpha_t X_0 + \sigma_t X_1$ is $x_t$ itself. So learned means, marked $\theta$, are
 # tied in the same way:
 #
 # $$\hat x_1^\theta(x_t, t) = \frac{x_t - \alpha_t \hat x_0^\theta(x_t, t)}{\sigma_t}, \qquad
 #   \hat x_0^\theta(x_t, t) = \frac{x_t - \sigma_t \hat x_1^\theta(x_t, t)}{\alpha_t}. \tag{2.6}$$ (eq-2-6)
 #
-# In this book a *denoiser* predicts $X_1$. For the mixture both means are integrals against the law of $X_0$ given $X_t$. Here they are added
-# up on a grid, and compared with {py:class}`~itlib.gaussian_mixture.ExactNoisePredictor`, which is computed in another way, from the score.
+# For the mixture both means are integrals against the law of $X_0$ given $X_t$. We sum them on a grid, and compare with
+# {py:class}`~itlib.gaussian_mixture.ExactNoisePredictor`, which takes another way, by the score.
 
 # %%
-axis = torch.linspace(-9, 9, 301, dtype=torch.float64)
+axis = torch.linspace(-9, 9, 301)
 grid = torch.cartesian_prod(axis, axis)
 log_prior = lopsided.log_prob(grid)
 
@@ -196,22 +184,22 @@ def means(x, t, schedule):
     return weight @ grid, weight @ x_1
 
 
-# %% tags=["hide-input"]
-gap = {"(2.5)": 0.0, "(2.6), left": 0.0, "(2.6), right": 0.0}
+# %%
+gaps = []
 for schedule in (cosine, linear):
     denoiser = ExactNoisePredictor(lopsided, schedule)
     for t in (0.2, 0.5, 0.8):
-        time, (alpha, sigma) = torch.tensor(t, dtype=torch.float64), at(schedule, t)
+        time, (alpha, sigma) = torch.tensor(t), at(schedule, t)
         for x in lopsided.noised(schedule, t).sample(4, generator):
             x0_hat, x1_hat = means(x, t, schedule)
             exact = denoiser(x[None], time)[0]
-            wrapped = FromX0(lambda *_, value=x0_hat: value, schedule)(x[None], time)[0]  # (2.6), left, in itlib
-            for name, difference in zip(
-                gap, (exact - x1_hat, exact - wrapped, (x - sigma * exact) / alpha - x0_hat), strict=True
-            ):
-                gap[name] = max(gap[name], float(difference.abs().max()))
-assert max(gap.values()) < 1e-11
-display(Markdown("Largest differences: " + "; ".join(f"{value:.0e} for {name}" for name, value in gap.items()) + "."))
+            wrapped = FromX0(lambda *_, value=x0_hat: value, schedule)(x[None], time)[0]
+            other = (x - sigma * exact) / alpha
+            differences = (exact - x1_hat, exact - wrapped, other - x0_hat)
+            gaps.append([float(d.abs().max()) for d in differences])
+names = ("(2.5)", "(2.6), left", "(2.6), right")
+for name, gap in zip(names, np.max(gaps, 0), strict=True):
+    figures.check(f"{name}: library and quadrature agree", gap, below=1e-11)
 
 # %% [markdown]
 # (algorithm-1)=
@@ -222,8 +210,7 @@ display(Markdown("Largest differences: " + "; ".join(f"{value:.0e} for {name}" f
 # $$p_{t_k|t_{k+1}}^{\eta,\theta}(x_{t_k} \mid x_{t_{k+1}}) := q_{t_k|0,1}^{\eta}\big(x_{t_k} \,\big|\,
 #   \hat x_0^\theta(x_{t_{k+1}}, t_{k+1}),\ \hat x_1^\theta(x_{t_{k+1}}, t_{k+1})\big), \tag{2.7}$$ (eq-2-7)
 #
-# and at $k = 0$ the point mass at $\hat x_0^\theta(x_{t_1}, t_1)$. Repeat along a grid of times. This is the paper's Algorithm 1,
-# {numref}`alg-1`, with its line numbers:
+# and at $k = 0$ the point mass at $\hat x_0^\theta(x_{t_1}, t_1)$. Repeat along a grid of times:
 #
 # ```{code-block} text
 # :caption: Algorithm 1, DDIM sampling, as printed. It needs a denoiser, times $0 = t_0 < \dots < t_K = 1$ and noise levels $\eta_{t_k}$.
@@ -242,450 +229,104 @@ display(Markdown("Largest differences: " + "; ".join(f"{value:.0e} for {name}" f
 # return x_0
 # ```
 #
-# | lines | here | where |
-# |:--|:--|:--|
-# | 1 | `x = torch.randn(n, d)` | {py:func}`~itlib.sampling.sample` |
-# | 2, 8 | `for t, s in ...` over the grid | {py:func}`~itlib.sampling.time_grid`, {py:func}`~itlib.sampling.reverse_process` |
-# | 3 | `denoiser(x, t)` | {py:func}`~itlib.sampling.reverse_process` |
-# | 4, 5 | `a * x + b * x1_hat`, with $\hat x_0$ eliminated | {py:func}`~itlib.sampling.transition` |
-# | 6, 7 | `+ std * z` | {py:func}`~itlib.sampling.reverse_process` |
-# | 9 | the same `transition` at $s = 0$, where $\sigma_0 = \eta_0 = 0$ | {py:func}`~itlib.sampling.transition` |
-#
-# Eliminating $\hat x_0$ leaves a step with three coefficients that depend on the times only,
+# The library ({py:func}`~itlib.sampling.reverse_process`) eliminates $\hat x_0$. What is left are three coefficients that depend on the times only:
 #
 # $$x_s = \underbrace{\frac{\alpha_s}{\alpha_t}}_{a}\, x_t
 #   + \underbrace{\Big(\sqrt{\sigma_s^2-\eta_s^2} - \frac{\alpha_s\sigma_t}{\alpha_t}\Big)}_{b}\, \hat x_1 + \eta_s z .$$ (eq-coefficients)
 #
-# Here is the listing in Python, line by line. It must agree with the library, given the same random numbers.
+# Here is {numref}`alg-1` in Python. Given the same random numbers, it must agree with the library.
 
 
 # %%
-def algorithm_1(denoiser, schedule, times, multiplier, x, generator):
-    def predict(x, t):
-        return denoiser(x, torch.tensor(t, dtype=x.dtype))
-
+def algorithm_1(denoiser, schedule, times, eta, x, generator):
     alpha, sigma = at(schedule, np.array(times))
     for k in range(len(times) - 2, 0, -1):  # line 2
-        eta = multiplier * ddpm_std(schedule, times[k], times[k + 1])
-        x1_hat = predict(x, times[k + 1])  # line 3
+        eta_k = eta * ddpm_std(schedule, times[k], times[k + 1])
+        x1_hat = denoiser(x, torch.tensor(times[k + 1]))  # line 3
         x0_hat = (x - sigma[k + 1] * x1_hat) / alpha[k + 1]  # line 4
-        # lines 5, 6 and 7
-        mu = alpha[k] * x0_hat + np.sqrt(sigma[k] ** 2 - eta**2) * x1_hat
-        z = torch.randn(x.shape, generator=generator, dtype=x.dtype) if eta else 0
-        x = mu + eta * z
-    return (x - sigma[1] * predict(x, times[1])) / alpha[1]  # line 9
+        mu = alpha[k] * x0_hat + np.sqrt(sigma[k] ** 2 - eta_k**2) * x1_hat  # line 5
+        z = torch.randn(x.shape, generator=generator) if eta else 0  # line 6
+        x = mu + eta_k * z  # line 7
+    return (x - sigma[1] * denoiser(x, torch.tensor(times[1]))) / alpha[1]  # line 9
 
 
-# %% tags=["hide-input"]
+# %%
 worst = 0.0
 for schedule in (cosine, linear):
-    denoiser = ExactNoisePredictor(lopsided, schedule)
-    for multiplier in (0.0, 0.5, 1.0):
-        rng = torch.Generator().manual_seed(2)
-        start = torch.randn(500, 2, generator=rng, dtype=torch.float64)  # line 1
-        ours = algorithm_1(denoiser, schedule, time_grid(schedule, 20), multiplier, start, rng)
-        rng = torch.Generator().manual_seed(2)
-        theirs = sample(denoiser, schedule, 500, steps=20, eta=multiplier, generator=rng, dtype=torch.float64)
+    denoiser, times = ExactNoisePredictor(lopsided, schedule), time_grid(schedule, 20)
+    for eta in (0.0, 0.5, 1.0):
+        first, second = (torch.Generator().manual_seed(2) for _ in range(2))
+        start = torch.randn(500, 2, generator=first)  # line 1
+        ours = algorithm_1(denoiser, schedule, times, eta, start, first)
+        options = {"steps": 20, "eta": eta, "dtype": torch.float64}
+        theirs = sample(denoiser, schedule, 500, generator=second, **options)
         worst = max(worst, float((ours - theirs).abs().max()))
-assert worst < 1e-11
-display(Markdown(f"Largest difference between the listing and `itlib.sampling.sample`: {worst:.0e}."))
+figures.check("listing and library agree", worst, below=1e-11)
 
 # %% [markdown]
-# One thing is not as printed: the grid ends at $t_{\max} < 1$, not at 1. With $t_K = 1$ line 4 divides by $\alpha_1 = 0$ ({doc}`errata`). It is not
-# only a matter of rounding. At $t = 1$ the point is the noise, $\hat x_1(x, 1) = x$, for *any* data. So the numerator is zero too, and the
-# denoiser no longer says what $\hat x_0$ is. The limit does exist, and is the mean of the data:
+# One thing is not as printed: the grid ends at $t_{\max} < 1$. With $t_K = 1$ line 4 divides by $\alpha_1 = 0$ ({doc}`errata`), and by more than a slip: at
+# $t = 1$ the point *is* the noise, $\hat x_1(x, 1) = x$ for any data, so $\hat x_1$ no longer says what $\hat x_0$ is. The limit exists, and is the mean
+# of the data.
+
+# %%
+x, denoiser = torch.tensor([[0.7, -1.1]]), ExactNoisePredictor(lopsided, cosine)
+gap = float((denoiser(x, torch.tensor(1.0)) - x).abs().max())
+figures.check("x1_hat(x, 1) is x", gap, below=1e-15)
+alpha, sigma = at(cosine, 1 - 1e-4)
+x0_hat = (x - sigma * denoiser(x, torch.tensor(1 - 1e-4))) / alpha
+gap = float((x0_hat[0] - lopsided.mean).abs().max())
+figures.check("x0_hat at t = 0.9999 and the mean of the data", gap, below=10 * alpha)
 
 # %% tags=["hide-input"]
-x = torch.tensor([[0.7, -1.1]], dtype=torch.float64)
-denoiser = ExactNoisePredictor(lopsided, cosine)
-assert torch.allclose(denoiser(x, torch.tensor(1.0, dtype=torch.float64)), x, rtol=0, atol=1e-15)
-rows = []
-for gap_to_1 in (1e-1, 1e-2, 1e-3, 1e-4, 0.0):
-    alpha, sigma = at(cosine, 1 - gap_to_1)
-    guess = denoiser(x, torch.tensor(1 - gap_to_1, dtype=torch.float64))
-    x0_hat = ((x - sigma * guess) / alpha)[0] if alpha else [math.nan] * 2  # torch would say nan as well
-    rows.append({"$1 - t$": f"{gap_to_1:g}", r"$\hat x_0$ by line 4": ", ".join(f"{float(v):.4f}" for v in x0_hat)})
-    if gap_to_1 == 1e-4:
-        assert (x0_hat - lopsided.mean).abs().max() < 10 * alpha  # the first-order term is alpha Cov(X_0) x
-display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)))
-display(Markdown("Mean of the data: " + ", ".join(f"{float(v):.4f}" for v in lopsided.mean) + "."))
-
-# %% [markdown]
-# So there are two remedies: start just below 1, as the library does, or let the denoiser predict $\hat x_0$ there. The calculations for one
-# Gaussian below take the second one, and run from exactly 1.
-#
-# Here is what the algorithm does with the exact denoiser of the paper's mixture. In each panel the same twelve points start.
-
-# %% tags=["hide-input"]
-K = 200 if full else 50
-start = torch.randn(12, 2, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+exact = ExactNoisePredictor(base, cosine)
+start = torch.randn(12, 2, generator=torch.Generator().manual_seed(4))
 with figures.house_style() as plt:
     fig, axes = plt.subplots(1, 3, figsize=(7.2, 2.9), sharey=True)
-    for ax, multiplier in zip(axes, (0.0, 0.5, 1.0), strict=True):
-        path = [(cosine.t_max, start)]
+    for ax, eta in zip(axes, (0.0, 0.5, 1.0), strict=True):
         rng = torch.Generator().manual_seed(5)
-        path += list(
-            reverse_process(ExactNoisePredictor(base, cosine), cosine, start, steps=K, eta=multiplier, generator=rng)
-        )
+        steps = reverse_process(exact, cosine, start, steps=200 if full else 50, eta=eta, generator=rng)
+        path = [(cosine.t_max, start), *steps]
         time, x = [p[0] for p in path], torch.stack([p[1][:, 0] for p in path]).numpy()
         right = x[-1] > 0
-        ax.plot(time, x[:, right], color=figures.COLORS["learned"], linewidth=0.8)
+        ax.plot(time, x[:, right], color=figures.SERIES[4], linewidth=0.8)
         ax.plot(time, x[:, ~right], color=figures.COLORS["base"], linewidth=0.8)
         ax.plot([1.0] * 12, x[0], "o", color=figures.INK, markersize=2.5)
         for sign in (-2, 2):
             ax.plot(time, sign * at(cosine, np.array(time))[0], color=figures.INK, linewidth=0.9, linestyle="--")
-        ax.set(xlim=(1.03, -0.03), xticks=(1, 0.5, 0), xlabel="$t$", title=f"$e = {multiplier:g}$")
+        ax.set(xlim=(1.03, -0.03), xticks=(1, 0.5, 0), xlabel="$t$", title=rf"$\eta = {eta:g}$")
     axes[0].set_ylabel("first coordinate of $x_t$")
-figures.show(
-    fig,
-    "trajectories",
-    "Twelve trajectories from noise to data, first coordinate: smooth lines that never cross for e = 0, slightly rough ones for "
-    "one half, and rough ones that cross for e = 1. All end near plus or minus 2.",
-)
+text = "Twelve trajectories from noise to data, first coordinate: smooth lines that never cross for eta = 0, slightly rough ones for "
+figures.show(fig, "trajectories", text + "one half, and rough ones that cross for eta = 1. All end near plus or minus 2.")
 
 # %% [markdown]
 # ```{glue:figure} trajectories
 # :name: fig-reverse-trajectories
 #
-# Algorithm 1 from the same twelve points, time running from noise (left) to data (right). Colour: the mode in which a point ends. Dashed: the noised
-# modes at $\pm 2\alpha_t$. Deterministic paths keep their order, so the start decides the mode; with noise it is decided on the way.
+# Algorithm 1 with the exact denoiser of the paper's mixture, from the same twelve points, time running from noise (left) to data (right). Colour: the mode in
+# which a point ends. Dashed: the noised modes. Deterministic paths keep their order, so the start decides the mode; with noise it is decided on the way.
 # ```
 #
-# ## What one step loses
-#
-# {eq}`eq-marginalisation` holds for {eq}`eq-2-3`. It does *not* hold for {eq}`eq-2-7`: a mean has no spread. Take $X_t \sim p_t$, and let $x_s$ be
-# the result of one step with the exact means. In terms of $X_0$ and $X_t$, the bridge's centre is
-# $\alpha_s X_0 + \sqrt{\sigma_s^2-\eta_s^2}\,(X_t-\alpha_t X_0)/\sigma_t = c\,X_0 + \text{a function of } X_t$, with
-#
-# $$c = \alpha_s - \sqrt{\sigma_s^2-\eta_s^2}\;\frac{\alpha_t}{\sigma_t} .$$
-#
-# The law of total expectation says that the mean of $x_s$ is right, for any data. The law of total variance says what is missing:
-#
-# $$\mathrm{Cov}(X_s) - \mathrm{Cov}(x_s) = c^2\; \mathbb E\big[\mathrm{Cov}(X_0 \mid X_t)\big] .$$ (eq-lost)
-#
-# The right side is never negative, and $c > 0$. **Every step loses variance, for any data with some spread and any $\eta$, even with a perfect
-# network.** Here is the loss of one step for the lopsided mixture, by quadrature over $x_t$.
+# How few steps will do, and with how much noise? Try it: the samples below are Algorithm 1, drawn where you read this.
 
 # %% tags=["hide-input"]
-rows, worst = [], 0.0
-s, t = 0.4, 0.5
-(alpha_t, sigma_t), (alpha_s, sigma_s) = at(cosine, t), at(cosine, s)
-weight = lopsided.noised(cosine, t).log_prob(grid).exp() * (axis[1] - axis[0]) ** 2
-posterior = lopsided.posterior(grid, torch.tensor(t, dtype=torch.float64), cosine)
-eye = torch.eye(2, dtype=torch.float64)
-
-
-def covariance_of(values, weight):
-    centred = values - weight @ values
-    return torch.einsum("b,bd,be->de", weight, centred, centred)
-
-
-def mixture_covariance(mixture):
-    spread = mixture.means - mixture.mean
-    return torch.einsum("k,kd,ke->de", mixture.weights, spread, spread) + torch.einsum(
-        "k,kde->de", mixture.weights, mixture.covariances
-    )
-
-
-guess = ExactNoisePredictor(lopsided, cosine)(grid, torch.tensor(t, dtype=torch.float64))
-for multiplier in (0.0, 0.5, 1.0):
-    a, b, std = transition(cosine, s, t, multiplier)
-    after = covariance_of(a * grid + b * guess, weight) + std**2 * eye  # of x_s, one step of the library
-    missing = mixture_covariance(lopsided.noised(cosine, s)) - after
-    c = alpha_s - math.sqrt(sigma_s**2 - std**2) * alpha_t / sigma_t
-    kept = mixture_covariance(lopsided) - covariance_of(posterior.mean, weight)  # E Cov(X_0 | X_t)
-    worst = max(worst, float((missing - c**2 * kept).abs().max()))
-    assert (torch.linalg.eigvalsh(missing) > 0).all()
-    rows.append(
-        {
-            "$e$": f"{multiplier:g}",
-            "$c$": f"{c:.4f}",
-            "missing, $x_1$": f"{float(missing[0, 0]):.5f}",
-            "missing, $x_2$": f"{float(missing[1, 1]):.5f}",
-        }
-    )
-assert worst < 1e-11
-display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)))
-display(Markdown(f"Largest difference of the two sides of {{eq}}`eq-lost`, as matrices: {worst:.0e}."))
-
-# %% [markdown]
-# When the step is small, let $\Delta$ be the drop of the log-SNR {eq}`eq-snr` from $s$ to $t$. Expanding the root with {eq}`eq-ddpm-eta` gives
-#
-# $$c \approx \tfrac12\,(1+e^2)\,\alpha_s\,\Delta .$$ (eq-c)
-#
-# One step's loss is quadratic in its size, so a chain of $K$ steps loses something of order $1/K$. And a DDPM step loses $(1+1)^2 = 4$ times as
-# much as a deterministic one.
-#
-# ## What the chain loses, without Monte Carlo
-#
-# For one Gaussian, $p_0 = \mathcal N(\mu, v)$, the means are linear: with $V_t = \alpha_t^2 v+\sigma_t^2$,
-# $\hat x_0 = \mu + \alpha_t v\,(x_t-\alpha_t\mu)/V_t$ and $\hat x_1 = \sigma_t\,(x_t-\alpha_t\mu)/V_t$. So $x_t$ stays Gaussian, and
-# its mean $m_t$ and its variance $w_t$ obey
-#
-# $$\begin{aligned}
-#   m_s - \alpha_s\mu & = A\,(m_t - \alpha_t\mu), \\
-#   w_s & = A^2 w_t + \eta_s^2,
-#   \end{aligned}
-#   \qquad A = \frac{\alpha_s\alpha_t v + \sqrt{\sigma_s^2-\eta_s^2}\;\sigma_t}{V_t} .$$ (eq-recursion)
-#
-# A mean that starts right stays right, for any number of steps. The variance does not. By {eq}`eq-lost` each step loses
-# $c^2\,\mathrm{Var}(X_0 \mid X_t) = c^2 \sigma_t^2 v / V_t$, and every later step multiplies that loss by its $A^2$. The sum of what is left
-# of these losses is exactly what the chain of $K$ steps lacks, $v - w_K$.
-
-
-# %%
-def chain(alpha, sigma, e, v=0.5, noise_share=None):
-    """Algorithm 1 for N(mu, v), from N(0, 1); alpha and sigma give the grid.
-
-    Returns the variance, and the loss of each step: as made, as left at the end.
-    """
-    alpha_s, alpha_t = alpha[:-1], alpha[1:]
-    sigma_s, sigma_t = sigma[:-1], sigma[1:]
-    if noise_share is None:
-        ratio = alpha_t * sigma_s / (alpha_s * sigma_t)
-        eta = e * sigma_s * np.sqrt(1 - ratio**2)  # e times DDPM's
-    else:
-        eta = noise_share * sigma_s
-    old = np.sqrt(sigma_s**2 - eta**2)
-    V = alpha_t**2 * v + sigma_t**2
-    A = (alpha_s * alpha_t * v + old * sigma_t) / V
-    c = alpha_s - old * alpha_t / sigma_t
-    made = c**2 * sigma_t**2 * v / V  # Var(X_0 | X_t) = sigma_t^2 v / V_t
-    later = np.cumprod(np.append(1.0, A**2))  # effect of the later steps
-    return later[-1] + later[:-1] @ eta**2, made, later[:-1] * made
-
-
-def uniform(schedule, K):
-    return at(schedule, np.linspace(0, 1, K + 1))
-
-
-# %% tags=["hide-input"]
-for schedule in (cosine, linear):
-    for e in (0.0, 0.5, 1.0):
-        w, made, left = chain(*uniform(schedule, 200), e)
-        assert abs((0.5 - w) - left.sum()) < 1e-13  # the sum of what is left of the losses
-        # The same chain from the library's coefficients, on the library's grid.
-        times = time_grid(schedule, 50)
-        grid_w, _, grid_left = chain(*at(schedule, np.array(times)), e)
-        mean, variance = 0.0, 1.0
-        for t, s in zip(times[:0:-1], times[-2::-1], strict=True):
-            alpha, sigma = at(schedule, t)
-            a, b, std = transition(schedule, s, t, e)
-            slope = sigma / (alpha**2 * 0.5 + sigma**2)  # of the exact denoiser
-            mean, variance = a * mean + b * slope * (mean - alpha * 3.0), (a + b * slope) ** 2 * variance + std**2
-        assert abs(variance - grid_w) < 1e-12
-        assert abs(mean - 3.0) < 0.02  # starts at N(0, 1) rather than at alpha_t 3, and forgets it
-
-# %% [markdown]
-# The same sum gives the limit of many equal steps. Let $u_t = \sigma_t/\alpha_t$. In {eq}`eq-c` the drop is $\Delta \approx 2\,du/u$, and the product of
-# the factors $A^2$ from 0 to $t$ tends to $\frac{v}{V_t}\big(\frac{v}{v+u_t^2}\big)^{e^2}$. So
-#
-# $$K\,(v - w_K) \;\longrightarrow\; (1+e^2)^2 \int_0^1 \Big(\frac{du_t}{dt}\Big)^{\!2} \Big(\frac{v}{v+u_t^2}\Big)^{2+e^2} dt .$$ (eq-rate)
-#
-# For the linear schedule $u = t/(1-t)$, and the integral can be done by hand:
-#
-# $$e = 0:\ \ v + \tfrac\pi4\sqrt v\,(1+v), \qquad\qquad e = 1:\ \ \tfrac{3\pi}4\sqrt v + 2v + \tfrac\pi4 v^{3/2} .$$ (eq-rate-linear)
-#
-# For the cosine schedule it diverges, though only just. There $u^2 \approx \kappa t$ near 0, so $(du/dt)^2 \approx \kappa/(4t)$ and the order is
-# $(\log K)/K$. But $\kappa$ is small, because the cosine's offset $0.008$ is. In a plot of $\log(v-w_K)$ against $\log K$, the slope between $K$ and
-# $2K$ should be $-1 + (1+e^2)^2\,\kappa\,/\,\big(4K(v-w_K)\big)$.
-
-# %% tags=["hide-input"]
-Ks = np.array([100, 200, 400, 800, 1600, 3200, 6400, 12800])
-late = Ks >= 800
-
-
-def rate(e, v):
-    """Right side of (eq-rate) for the linear schedule, du/dt = (1 + u)^2, by quadrature over u."""
-    return (1 + e**2) ** 2 * quad(lambda u: (1 + u) ** 2 * (v / (v + u * u)) ** (2 + e**2), 0, np.inf)[0]
-
-
-for v in (0.1, 0.5, 2.0):
-    assert abs(rate(0, v) - (v + math.pi / 4 * math.sqrt(v) * (1 + v))) < 1e-6
-    assert abs(rate(1, v) - (3 * math.pi / 4 * math.sqrt(v) + 2 * v + math.pi / 4 * v**1.5)) < 1e-6
-
-kappa = 2 * math.pi / 2 / 1.008 * math.tan(math.pi / 2 * 0.008 / 1.008)  # d(sigma^2)/dt at t = 0
-deficits, rows = {}, {"linear": [], "cosine": []}
-for name, schedule in (("cosine", cosine), ("linear", linear)):
-    for e in (0.0, 0.5, 1.0):
-        deficit = np.array([0.5 - chain(*uniform(schedule, int(K)), e)[0] for K in Ks])
-        deficits[name, e] = deficit
-        fit = linregress(np.log(Ks[late]), np.log(deficit[late]))
-        row = {"$e$": f"{e:g}", "slope": f"{fit.slope:.4f} ± {fit.stderr:.4f}"}
-        if name == "linear":
-            assert abs(fit.slope + 1) < 0.005
-            constant = 2 * Ks[-1] * deficit[-1] - Ks[-2] * deficit[-2]  # Richardson: the next order in 1/K cancels
-            assert abs(constant / rate(e, 0.5) - 1) < 5e-4
-            row |= {"$K(v-w_K)$": f"{Ks[-1] * deficit[-1]:.4f}", "its limit": f"{rate(e, 0.5):.4f}"}
-        else:
-            local = math.log2(deficit[-1] / deficit[-2])
-            predicted = -1 + (1 + e**2) ** 2 * kappa / 4 / (Ks[-1] * deficit[-1])
-            assert abs(local - predicted) < 2e-3
-            row |= {"slope at the end": f"{local:.4f}", "predicted": f"{predicted:.4f}"}
-        rows[name].append({key: value.replace("-", "−") for key, value in row.items()})
-for name, text in (
-    ("linear", f"Linear schedule, $v = 1/2$, up to $K = {Ks[-1]}$:"),
-    ("cosine", f"Cosine schedule; the end is from $K = {Ks[-2]}$ to ${Ks[-1]}$:"),
-):
-    display(Markdown(text))
-    table = pd.DataFrame(rows[name])
-    display(Markdown(table.to_markdown(index=False, disable_numparse=True)))
-
-# %% [markdown]
-# There is no randomness in these tables. The ± is the standard error of the regression over the last five points, and measures how straight the
-# line is.
-
-# %% tags=["hide-input"]
-with figures.house_style() as plt:
-    fig, axes = plt.subplots(1, 2, figsize=(7.2, 3.3), sharey=True)
-    for ax, name in zip(axes, ("cosine", "linear"), strict=True):
-        for i, e in enumerate((0.0, 0.5, 1.0)):
-            label = f"$e = {e:g}$"
-            ax.plot(Ks, deficits[name, e], color=figures.SERIES[i], marker=figures.MARKERS[i], markersize=4, label=label)
-            if name == "linear":
-                ax.plot(Ks, rate(e, 0.5) / Ks, color=figures.INK, linewidth=0.8, linestyle="--")
-        ax.set(xscale="log", yscale="log", xlabel="steps $K$", title=name)
-    axes[0].set_ylabel("variance lost, $v - w_K$")
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
-figures.show(
-    fig,
-    "order",
-    "Lost variance against number of steps, both axes logarithmic: three parallel lines of slope minus one in each panel, DDPM on top; "
-    "in the right panel dashed predictions lie on the lines.",
-)
-
-# %% [markdown]
-# ```{glue:figure} order
-# :name: fig-reverse-order
-#
-# Variance lost by Algorithm 1 with the exact denoiser of $\mathcal N(\mu, \frac12)$. Dashed, on the right: the limit {eq}`eq-rate` over $K$. The
-# loss falls like $1/K$ for every $e$, but for a logarithm on the left that is too weak to be seen; noise costs a constant factor.
-# ```
-#
-# Over a whole chain DDPM loses less than 4 times as much as DDIM. {numref}`fig-reverse-variance` shows why: noise shrinks old errors too.
-# That is the factor $\big(\frac{v}{v+u^2}\big)^{e^2}$ in {eq}`eq-rate`.
-
-# %% tags=["hide-input"]
-es = np.linspace(0, 1, 21)
-with figures.house_style() as plt:
-    fig, (ax, where) = plt.subplots(1, 2, figsize=(7.2, 3.3))
-    for i, K in enumerate((20, 50, 200, 1000)):
-        alpha, sigma = at(cosine, np.array(time_grid(cosine, K)))
-        values = [chain(alpha, sigma, e)[0] for e in es]
-        assert (np.diff(values) < 0).all()  # more noise, less variance
-        ax.plot(
-            es, values, color=figures.SERIES[i], marker=figures.MARKERS[i], markevery=5, markersize=4, label=f"$K = {K}$"
-        )
-    ax.axhline(0.5, color=figures.INK, linewidth=0.8, linestyle="--")
-    ax.set(xlabel="multiplier $e$ of DDPM's noise", ylabel="variance returned")
-    ax.legend(loc="lower left", fontsize=9)
-    alpha, sigma = uniform(cosine, 200)
-    for i, e in ((0, 0.0), (2, 1.0)):
-        _, made, left = chain(alpha, sigma, e)
-        arrival = np.linspace(0, 1, 201)[:-1]
-        look = {"color": figures.SERIES[i], "marker": figures.MARKERS[i], "markersize": 4, "markevery": 25}
-        where.plot(arrival, 200 * made, linewidth=0.9, linestyle="--", label=f"made, $e = {e:g}$", **look)
-        where.plot(arrival, 200 * left, label=f"left at the end, $e = {e:g}$", **look)
-    where.set(xlabel="$t$", ylabel="loss per unit of time", title="200 steps", xlim=(1, 0))
-    where.legend(fontsize=9)
-figures.show(
-    fig,
-    "variance",
-    "Left: returned variance against e for 20 to 1000 steps; all curves fall below one half, more so for e near 1. Right: losses of "
-    "each step over time, as made and as left at the end; for e = 1 much more is made and much of it is forgotten.",
-)
-
-# %% [markdown]
-# ```{glue:figure} variance
-# :name: fig-reverse-variance
-#
-# Left: variance returned for $v = \frac12$ (dashed) on the library's cosine grid; the more noise, the less. Right: when it is lost. With noise
-# ($e = 1$, orange), a loss made early, at $t$ near 1, is forgotten. Without ($e = 0$, blue), it is scaled by $v/V_t$ and otherwise kept. The peak
-# at $t = 0$ is the $\kappa/(4t)$ of the cosine.
-# ```
-#
-# ## Any $\eta$? Not with means
-#
-# {eq}`eq-marginalisation` allows every $\eta_s\le\sigma_s$. With means in place of the ends this freedom is gone. The losses of {eq}`eq-c` vanish in
-# the limit because DDPM's $\eta_s$ shrinks with the step, like its root. Take a fixed share $\eta_s = \varrho\,\sigma_s$ instead: then $c$ does not
-# shrink with the step, and the chain forgets all but its last steps. Near $t = 0$ the recursion {eq}`eq-recursion` has
-# $1 - A^2 \approx 2\,(1-\sqrt{1-\varrho^2})\,\sigma^2/v$, so its variance settles at
-#
-# $$w_\infty = \frac{\eta^2}{1-A^2} = v\;\frac{1+\sqrt{1-\varrho^2}}{2} \;<\; v .$$ (eq-fixed-share)
-#
-# More steps do not help. With $\eta_s = \sigma_s$, which the paper's condition permits, half of the variance is lost.
-
-# %%
-rows = []
-for share in (0.25, 0.5, 1.0):
-    row = {r"$\varrho = \eta_s/\sigma_s$": f"{share:g}"}
-    for K in (50, 500, 5_000, 50_000):
-        w = chain(*uniform(linear, K), 0.0, noise_share=share)[0]
-        row[f"$K = {K}$"] = f"{w:.4f}"
-    limit = 0.5 * (1 + math.sqrt(1 - share**2)) / 2
-    assert abs(w - limit) < 1e-3
-    rows.append(row | {"limit": f"{limit:.4f}"})
-table = pd.DataFrame(rows)
-display(Markdown(table.to_markdown(index=False, disable_numparse=True)))
-
-# %% [markdown]
-# ## The paper's mixture, the paper's sampler
-#
-# In the paper's mixture the second coordinate is independent of the first and Gaussian with variance 1/2, so {eq}`eq-recursion` predicts the
-# variance of $x_2$ that the library's sampler returns with the exact denoiser:
-
-# %% tags=["hide-input"]
-n = 20_000 if full else 2_000
-rows = []
-for K, e in ((200, 1.0), (50, 1.0), (200, 0.0), (50, 0.0)) if full else ((50, 1.0), (50, 0.0)):
-    x = sample(
-        ExactNoisePredictor(base, cosine),
-        cosine,
-        n,
-        steps=K,
-        eta=e,
-        generator=torch.Generator().manual_seed(6),
-        dtype=torch.float64,
-    )
-    predicted = chain(*at(cosine, np.array(time_grid(cosine, K))), e)[0]
-    measured, error = float(x[:, 1].var()), predicted * math.sqrt(2 / n)
-    assert abs(measured - predicted) < 4 * error
-    weight = float((x[:, 0] > 0).double().mean())
-    assert abs(weight - 0.5) < 4 * 0.5 / math.sqrt(n)  # symmetry: the weights are not biased
-    rows.append(
-        {
-            "steps": K,
-            "$e$": f"{e:g}",
-            "variance of $x_2$, predicted": f"{predicted:.4f}",
-            "measured": f"{measured:.3f} ± {error:.3f}",
-            "weight of the right mode": f"{weight:.3f} ± {0.5 / math.sqrt(n):.3f}",
-        }
-    )
-display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)))
-
-# %% [markdown]
-# How few steps will do, and with how much noise? The exact denoiser is short enough to run in the page. So try it: the samples below are Algorithm 1, drawn where you read this.
-
-# %% tags=["remove-input"]
-every_K = np.array([1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200])
 xs, ys = np.linspace(-4.6, 4.6, 121), np.linspace(-3.4, 3.4, 91)
 density = base.log_prob(torch.from_numpy(np.stack(np.meshgrid(xs, ys), -1).reshape(-1, 2))).reshape(91, 121).numpy()
+
+
+def variance_returned(K, eta, generator=None, n=4000):
+    x = sample(exact, cosine, n, steps=K, eta=eta, generator=generator, dtype=torch.float64)
+    return float(x[:, 1].var())
+
+
 with figures.house_style() as plt:
-    fig, axes = plt.subplots(1, 3, figsize=(7.2, 2.6))
-    for ax, K in zip(axes, (3, 10), strict=False):
-        x = sample(ExactNoisePredictor(base, cosine), cosine, 1000, steps=K, generator=torch.Generator().manual_seed(7))
-        figures.samples(ax, x.numpy(), density=(xs, ys, density), title=f"$K = {K}$, $e = 1$", limits=(-4.6, 4.6, -3.4, 3.4))
-    for i, e in enumerate((0.0, 0.5, 1.0)):
-        values = [chain(*at(cosine, np.array(time_grid(cosine, int(K)))), e)[0] for K in every_K]
-        axes[2].plot(every_K, values, color=figures.SERIES[i], marker=figures.MARKERS[i], markersize=3, label=f"$e = {e:g}$")
-    axes[2].axhline(0.5, color=figures.INK, linewidth=0.8, linestyle="--")
-    axes[2].set(xscale="log", xlabel="steps $K$", title="variance of $x_2$", ylim=(0, 0.56))
-    axes[2].legend(fontsize=9)
-figures.show(
-    fig,
-    "few-steps",
-    "Samples of Algorithm 1 after 3 and 10 steps, tighter than the contours of the exact density, and the variance of the second coordinate, which rises with the number of steps toward one half.",
-)
+    fig, axes = plt.subplots(1, 2, figsize=(7.2, 3.0))
+    for ax, K in zip(axes, (3, 10), strict=True):
+        x = sample(exact, cosine, 1000, steps=K, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+        look = {"color": figures.COLORS["base"], "limits": (-4.6, 4.6, -3.4, 3.4)}
+        figures.samples(ax, x.numpy(), density=(xs, ys, density), title=rf"$K = {K}$, $\eta = 1$", **look)
+        ax.set(xlabel="$x_1$", ylabel="$x_2$")
+text = "Samples of Algorithm 1 after 3 and 10 steps, tighter than the contours of the exact density."
+figures.show(fig, "few-steps", text)
 variance = float(base.covariances[0, 1, 1])  # of x_2, which is Gaussian and independent of x_1
 figures.explorer("ddim", {"mixture": figures.as_model(base), "variance": variance}, "few-steps")
 
@@ -693,140 +334,272 @@ figures.explorer("ddim", {"mixture": figures.as_model(base), "variance": varianc
 # ```{glue:figure} few-steps
 # :name: fig-reverse-few-steps
 #
-# Algorithm 1 with the exact denoiser of the paper's mixture, against exact contours, and the variance of $x_2$ by {eq}`eq-recursion`. With few steps the clouds are too tight,
-# and the more noise the tighter. On the page, choose $K$ and $e$.
+# Algorithm 1 with the exact denoiser, against exact contours. With few steps the clouds are too tight, and the more noise the tighter. On the page, choose
+# $K$ and $\eta$.
 # ```
 #
-# ## How it compounds
+# ## What one step loses
 #
-# A few per cent of variance look harmless. But iterative tilting samples from its own model, again and again. Suppose the worst case
-# first: at each of $N$ rounds a model is fitted, perfectly, to the samples of the last one. A linear reward moves the mean and leaves the
-# variance alone, so $v_k = S(v_{k-1})$, where $S(v) = w_K$ is the variance that the chain returns for data of variance $v$. A loss by a fixed
-# factor would give $v_N = v\,\rho^N$ with $\rho = S(v)/v$. It is worse than that: by {eq}`eq-rate-linear`, $v - S(v)$ is of order $\sqrt v/K$ for
-# small $v$, so narrow laws lose a *larger* share. For the linear schedule and DDPM, in the limit of many steps, the standard deviation
-# $y = \sqrt{v}$ follows
+# {eq}`eq-marginalisation` holds for {eq}`eq-2-3`. It does *not* hold for {eq}`eq-2-7`: a mean has no spread. Let $X_t \sim p_t$, and let $x_s$ be
+# the result of one step with the exact means. The bridge's centre is $h\,X_0$ plus a function of $X_t$, with
+# $h = \alpha_s - \sqrt{\sigma_s^2-\eta_s^2}\;\alpha_t/\sigma_t$. So the mean of $x_s$ is right, and by the law of total variance
 #
-# $$\begin{gathered}
-#   \frac{dy}{dN} = -\frac1{2K}\Big(\frac{3\pi}4 + 2y + \frac\pi4\,y^2\Big), \\[1ex]
-#   \arctan\frac{\frac\pi2 y_N+2}{D} = \arctan\frac{\frac\pi2 y_0+2}{D} - \frac{D\,N}{4K}, \qquad D = \sqrt{\tfrac{3\pi^2}4-4},
-#   \end{gathered}$$ (eq-collapse)
+# $$\mathrm{Cov}(X_s) - \mathrm{Cov}(x_s) = h^2\; \mathbb E\big[\mathrm{Cov}(X_0 \mid X_t)\big] .$$ (eq-lost)
 #
-# which reaches zero after finitely many rounds, a fixed multiple of $K$.
-
-
-# %%
-def refits(N, schedule, K=200, e=1.0, v=0.5):
-    alpha, sigma = at(schedule, np.array(time_grid(schedule, K)))
-    for _ in range(N):
-        v = chain(alpha, sigma, e, v)[0]
-    return v
-
-
-def collapse(N, K, v=0.5):
-    """(eq-collapse), solved for v_N."""
-    D = math.sqrt(3 * math.pi**2 / 4 - 4)
-    angle = math.atan((math.pi / 2 * math.sqrt(v) + 2) / D) - D * N / (4 * K)
-    return (2 / math.pi * (D * math.tan(angle) - 2)) ** 2
+# The right side is never negative, and $h > 0$. **Every step loses variance, for any data with some spread and any $\eta$, even with a perfect
+# network.** Here are the two sides for the lopsided mixture, by quadrature over $x_t$.
 
 
 # %% tags=["hide-input"]
-D = math.sqrt(3 * math.pi**2 / 4 - 4)
-lifetime = 4 * (math.atan((math.pi / 2 * math.sqrt(0.5) + 2) / D) - math.atan(2 / D)) / D  # rounds per step
-for K in (200, 800):  # the same share of the way down: first order in 1/K again
-    assert abs(refits(K // 10, linear, K) / collapse(K // 10, K) - 1) < 0.05 * 200 / K
-rows = []
-for N in (1, 5, 20, 50, 100):
-    rho = refits(1, cosine) / 0.5
-    rows.append(
-        {
-            "rounds $N$": N,
-            "cosine": f"{refits(N, cosine):.3f}",
-            r"cosine, $v\rho^N$": f"{0.5 * rho**N:.3f}",
-            "linear": f"{refits(N, linear):.3f}",
-            "linear, {eq}`eq-collapse`": f"{collapse(N, 200):.3f}" if 200 * lifetime > N else "0",
-        }
-    )
-display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)))
-display(
-    Markdown(
-        f"Variance after $N$ rounds of 200 DDPM steps, from $v = 1/2$. By {{eq}}`eq-collapse` it reaches zero after ${lifetime:.3f}\\,K$ rounds."
-    )
-)
+def covariance_of(values, weight):
+    centred = values - weight @ values
+    return torch.einsum("b,bd,be->de", weight, centred, centred)
+
+
+def mixture_covariance(mixture):
+    spread = mixture.means - mixture.mean
+    between = torch.einsum("k,kd,ke->de", mixture.weights, spread, spread)
+    return between + torch.einsum("k,kde->de", mixture.weights, mixture.covariances)
+
+
+# %%
+s, t, eta = 0.4, 0.5, 1.0
+(alpha_t, sigma_t), (alpha_s, sigma_s) = at(cosine, t), at(cosine, s)
+a, b, std = transition(cosine, s, t, eta)
+weight = lopsided.noised(cosine, t).log_prob(grid).exp() * (axis[1] - axis[0]) ** 2
+x_s = a * grid + b * ExactNoisePredictor(lopsided, cosine)(grid, torch.tensor(t))
+after = covariance_of(x_s, weight) + std**2 * torch.eye(2)
+missing = mixture_covariance(lopsided.noised(cosine, s)) - after
+means_of_x0 = lopsided.posterior(grid, torch.tensor(t), cosine).mean
+within = mixture_covariance(lopsided) - covariance_of(means_of_x0, weight)
+h = alpha_s - math.sqrt(sigma_s**2 - std**2) * alpha_t / sigma_t
+gap = float((missing - h**2 * within).abs().max())
+figures.check("what one step loses: both sides agree", gap, below=1e-11)
+assert (torch.linalg.eigvalsh(missing) > 0).all()
 
 # %% [markdown]
-# {ref}`Algorithm 2 <algorithm-2>` is kinder: it does not refit, it *corrects* its teacher. Give it a constant reward $\bar r$, which should do
-# nothing. Then a tilt of size $\delta = \lambda/N$ moves the teacher by the fraction $\delta\,\bar r$ of the way to a refit, and $N$ tilts amount
-# to about $\lambda\bar r$ refits, however large $N$ is. {ref}`The chapter on the algorithm <constant-reward>` derives this and runs it. A variant
-# that refits at each tilt pays $N$ times.
+# ## What the chain loses
+#
+# *Reference: skip on a first reading; the result is that DDPM with $K$ steps loses variance of the order $1/K$, and DDIM about half as much.*
+#
+# For one Gaussian, $p_0 = \mathcal N(\mu, v)$, the means are linear. With $V_t = \alpha_t^2 v+\sigma_t^2$,
+# $\hat x_1 = \sigma_t\,(x_t-\alpha_t\mu)/V_t$. So $x_t$ stays Gaussian, and its mean $m_t$ and variance $w_t$ obey
+#
+# $$\begin{aligned}
+#   m_s - \alpha_s\mu & = f\,(m_t - \alpha_t\mu), \\
+#   w_s & = f^2 w_t + \eta_s^2,
+#   \end{aligned}
+#   \qquad f = a + \frac{b\,\sigma_t}{V_t} .$$ (eq-recursion)
+#
+# A mean that starts right stays right. The variance does not: by {eq}`eq-lost` each step loses
+# $h^2\,\mathrm{Var}(X_0 \mid X_t) = h^2 \sigma_t^2 v / V_t$, and every later step multiplies that loss by its $f^2$.
+
+
+# %%
+def chain(alpha, sigma, eta, v=0.5, noise_share=None):
+    """Algorithm 1 for N(mu, v): variance, and what is left of each loss at the end."""
+    alpha_s, alpha_t, sigma_s, sigma_t = alpha[:-1], alpha[1:], sigma[:-1], sigma[1:]
+    ratio = alpha_t * sigma_s / (alpha_s * sigma_t)
+    std = eta * sigma_s * np.sqrt(1 - ratio**2)  # eta times DDPM's
+    if noise_share is not None:
+        std = noise_share * sigma_s
+    old = np.sqrt(sigma_s**2 - std**2)
+    V = alpha_t**2 * v + sigma_t**2
+    f = (alpha_s * alpha_t * v + old * sigma_t) / V  # a + b sigma_t / V
+    h = alpha_s - old * alpha_t / sigma_t
+    later = np.cumprod(np.append(1.0, f**2))  # effect of the later steps
+    return later[-1] + later[:-1] @ std**2, later[:-1] * h**2 * sigma_t**2 * v / V
+
+
+def uniform(schedule, K):
+    return at(schedule, np.linspace(0, 1, K + 1))
+
+
+# %% tags=["hide-input"]
+worst = [0.0, 0.0]
+for schedule in (cosine, linear):
+    for eta in (0.0, 0.5, 1.0):
+        w, left = chain(*uniform(schedule, 200), eta)
+        worst[0] = max(worst[0], abs((0.5 - w) - left.sum()))
+        # The same chain from the library's coefficients, on the library's grid.
+        times, variance = time_grid(schedule, 50), 1.0
+        for t, s in zip(times[:0:-1], times[-2::-1], strict=True):
+            (alpha, sigma), (a, b, std) = at(schedule, t), transition(schedule, s, t, eta)
+            variance = (a + b * sigma / (alpha**2 * 0.5 + sigma**2)) ** 2 * variance + std**2
+        worst[1] = max(worst[1], abs(variance - chain(*at(schedule, np.array(times)), eta)[0]))
+figures.check("v - w_K is the sum of what is left of the losses", worst[0], below=1e-13)
+figures.check("the recursion and the library's steps agree", worst[1], below=1e-12)
+
+# %% [markdown]
+# With many equal steps the sum becomes an integral. Let $\nu_t = \sigma_t/\alpha_t$. For a small step $h \approx (1+\eta^2)\,\alpha_s\, d\nu/\nu$, and the product of the
+# factors $f^2$ from 0 to $t$ tends to $\frac{v}{V_t}\big(\frac{v}{v+\nu_t^2}\big)^{\eta^2}$. So
+#
+# $$K\,(v - w_K) \;\longrightarrow\; (1+\eta^2)^2 \int_0^1 \Big(\frac{d\nu_t}{dt}\Big)^{\!2} \Big(\frac{v}{v+\nu_t^2}\Big)^{2+\eta^2} dt .$$ (eq-rate)
+#
+# One step of DDPM loses $(1+1)^2 = 4$ times as much as one of DDIM; but noise shrinks old errors too (the power $\eta^2$), so the chains differ by less. For the
+# linear schedule the integral can be done by hand:
+#
+# $$\eta = 0:\ \ v + \tfrac\pi4\sqrt v\,(1+v), \qquad\qquad \eta = 1:\ \ \tfrac{3\pi}4\sqrt v + 2v + \tfrac\pi4 v^{3/2} .$$ (eq-rate-linear)
+#
+# For the cosine schedule it diverges at $t = 0$, but only like $\log K$ and with a small factor.
+
+
+# %%
+def rate(eta, v):
+    """Right side of (eq-rate) for the linear schedule, where dnu/dt = (1 + nu)^2."""
+    power = 2 + eta**2
+    integral = quad(lambda nu: (1 + nu) ** 2 * (v / (v + nu**2)) ** power, 0, np.inf)[0]
+    return (1 + eta**2) ** 2 * integral
+
+
+for v in (0.1, 0.5, 2.0):
+    by_hand = v + math.pi / 4 * math.sqrt(v) * (1 + v)
+    noisy = 3 * math.pi / 4 * math.sqrt(v) + 2 * v + math.pi / 4 * v**1.5
+    assert max(abs(rate(0, v) - by_hand), abs(rate(1, v) - noisy)) < 1e-6
+
+# %%
+Ks, late = np.array([100, 200, 400, 800, 1600, 3200, 6400, 12800]), slice(3, None)
+deficits, rows = {}, []
+for name, schedule in (("cosine", cosine), ("linear", linear)):
+    for eta in (0.0, 0.5, 1.0):
+        lost = np.array([0.5 - chain(*uniform(schedule, int(K)), eta)[0] for K in Ks])
+        deficits[name, eta] = lost
+        slope = linregress(np.log(Ks[late]), np.log(lost[late])).slope
+        limit = f"{rate(eta, 0.5):.3f}" if name == "linear" else "–"
+        row = {"schedule": name, r"$\eta$": eta, "slope": f"−{-slope:.3f}"}
+        rows.append(row | {"$K(v-w_K)$": f"{Ks[-1] * lost[-1]:.3f}", "limit": limit})
+figures.table(rows)
+
+# %% tags=["hide-input"]
+q = math.pi / 1.008 * math.tan(math.pi / 2 * 0.008 / 1.008)  # of the cosine: nu^2 is about q t near 0
+for (name, eta), lost in deficits.items():
+    if name == "linear":
+        constant = 2 * Ks[-1] * lost[-1] - Ks[-2] * lost[-2]  # Richardson: the next order in 1/K cancels
+        assert abs(constant / rate(eta, 0.5) - 1) < 5e-4
+    else:  # (log K) / K: the slope is off by (1 + eta^2)^2 q / (4 K lost)
+        local = math.log2(lost[-1] / lost[-2])
+        assert abs(local + 1 - (1 + eta**2) ** 2 * q / 4 / (Ks[-1] * lost[-1])) < 2e-3
+with figures.house_style() as plt:
+    fig, axes = plt.subplots(1, 2, figsize=(7.2, 3.2), sharey=True)
+    for (name, eta), lost in deficits.items():
+        ax, i = axes[int(name == "linear")], int(2 * eta)
+        ax.plot(Ks, lost, color=figures.SERIES[3 + i], marker=figures.MARKERS[i], markersize=4, label=rf"$\eta = {eta:g}$")
+        if name == "linear":
+            ax.plot(Ks, rate(eta, 0.5) / Ks, color=figures.INK, linewidth=0.8, linestyle="--")
+        ax.set(xscale="log", yscale="log", xlabel="steps $K$", title=name)
+    axes[0].set_ylabel("variance lost, $v - w_K$")
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+text = "Lost variance against number of steps, both axes logarithmic: three parallel lines of slope minus one in each panel, DDPM on top."
+figures.show(fig, "order", text)
+
+# %% [markdown]
+# ```{glue:figure} order
+# :name: fig-reverse-order
+#
+# Variance lost by Algorithm 1 with the exact denoiser of $\mathcal N(\mu, \frac12)$. Dashed, on the right: the limit {eq}`eq-rate` over $K$. The
+# loss falls like $1/K$; noise costs a constant factor.
+# ```
+#
+# ### Any $\eta_s$? Not with means
+#
+# {eq}`eq-marginalisation` allows every $\eta_s\le\sigma_s$. With means this freedom is gone: DDPM's $\eta_s$ shrinks with the step, and that is why the losses vanish in the
+# limit. Take a fixed share $\eta_s = \varrho\,\sigma_s$ instead. Then $h$ does not shrink, and the chain forgets all but its last steps. Near $t = 0$ the recursion
+# {eq}`eq-recursion` has $1 - f^2 \approx 2\,(1-\sqrt{1-\varrho^2})\,\sigma^2/v$, so its variance settles at
+#
+# $$w_\infty = \frac{\eta_s^2}{1-f^2} = v\;\frac{1+\sqrt{1-\varrho^2}}{2} \;<\; v .$$ (eq-fixed-share)
+
+# %%
+for share in (0.25, 0.5, 1.0):
+    w = chain(*uniform(linear, 50_000), 0.0, noise_share=share)[0]
+    limit = 0.5 * (1 + math.sqrt(1 - share**2)) / 2
+    what = f"share {share:g}: 50,000 steps reach {w:.4f}, off the limit by"
+    figures.check(what, abs(w - limit), below=1e-3)
+
+# %% [markdown]
+# More steps do not help. With $\eta_s = \sigma_s$, which the paper's condition permits, half of the variance $\frac12$ is lost.
+#
+# ### The paper's mixture, the library's sampler
+#
+# In the paper's mixture $x_2$ is independent of $x_1$, and Gaussian with variance 1/2. So {eq}`eq-recursion` predicts the variance that the library's sampler returns:
+
+# %%
+n, rows = 20_000 if full else 2_000, []
+for K, eta in ((200, 1.0), (50, 1.0), (200, 0.0), (50, 0.0)) if full else ((50, 1.0),):
+    measured = variance_returned(K, eta, torch.Generator().manual_seed(6), n)
+    predicted = chain(*at(cosine, np.array(time_grid(cosine, K))), eta)[0]
+    error = predicted * math.sqrt(2 / n)
+    assert abs(measured - predicted) < 4 * error
+    shown = f"{measured:.3f} ± {error:.3f}"
+    rows.append({"steps": K, r"$\eta$": eta, "predicted": predicted, "measured": shown})
+figures.table(rows)
+
+# %% [markdown]
+# ## How it compounds
+#
+# *Reference: skip on a first reading.* A few per cent of variance look harmless. But iterative tilting samples from its own model, again and again. Suppose the worst case
+# first: at each of $N$ rounds a model is fitted, perfectly, to the samples of the last one. If the chain returns the variance $\rho v$ for data of variance $v$, then $N$
+# rounds leave $v\,\rho^N$. It is worse than that: by {eq}`eq-rate-linear` the loss is of order $\sqrt v/K$ for small $v$, so narrow laws lose a *larger* share.
+
+
+# %%
+def refits(N, K=200, v=0.5):
+    alpha, sigma = at(cosine, np.array(time_grid(cosine, K)))
+    for _ in range(N):
+        v = chain(alpha, sigma, 1.0, v)[0]
+    return v
+
+
+rho = refits(1) / 0.5
+rows = []
+for N in (1, 5, 20, 50, 100):
+    rows.append({"rounds $N$": N, "variance": refits(N), r"$v\rho^N$": 0.5 * rho**N})
+figures.table(rows, floatfmt=(".0f", ".3f", ".3f"))
+assert all(row["variance"] < row[r"$v\rho^N$"] for row in rows[1:])
+
+# %% [markdown]
+# (200 steps of DDPM on the cosine schedule, from $v = 1/2$.) {ref}`Algorithm 2 <algorithm-2>` is kinder: it does not refit, it *corrects* its teacher. With a constant reward
+# $\bar r$, which should do nothing, a tilt of size $\delta = \lambda/N$ moves the teacher by the fraction $\delta\,\bar r$ of the way to a refit. So $N$ tilts amount
+# to about $\lambda\bar r$ refits, however large $N$ is; {ref}`the chapter on the algorithm <constant-reward>` derives this and runs it.
 #
 # ## Try this
 #
-# - {eq}`eq-lost` says how much variance a step loses. Give it back: add noise of variance $c^2\,\mathrm{Var}(X_0 \mid X_t)$. How many steps does a
-#   Gaussian need?
-
-# %% tags=["hide-cell"]
-rows = []
-for K in (1, 2, 10):
-    for e in (0.0, 1.0):
-        alpha, sigma = uniform(cosine, K)
-        w = 1.0
-        for k in range(K, 0, -1):
-            eta = e * sigma[k - 1] * math.sqrt(1 - (alpha[k] * sigma[k - 1] / (alpha[k - 1] * sigma[k])) ** 2)
-            old, V = math.sqrt(sigma[k - 1] ** 2 - eta**2), alpha[k] ** 2 * 0.5 + sigma[k] ** 2
-            A, c = (alpha[k - 1] * alpha[k] * 0.5 + old * sigma[k]) / V, alpha[k - 1] - old * alpha[k] / sigma[k]
-            w = A**2 * w + eta**2 + c**2 * sigma[k] ** 2 * 0.5 / V  # the one new term
-        assert abs(w - 0.5) < 1e-14
-        rows.append({"$K$": K, "$e$": f"{e:g}", "variance": f"{w:.12f}", "without": f"{chain(alpha, sigma, e)[0]:.4f}"})
-display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)))
-display(
-    Markdown(
-        "One. The transition is then {eq}`eq-2-3` itself. With one step this is plain: noise of the variance of the data is drawn around the mean of the data. "
-        "For other data the conditional covariance depends on $x_t$ and has to be learned, and the law of $X_0$ given $X_t$ is not Gaussian."
-    )
-)
-
-# %% [markdown]
-# - {eq}`eq-rate` weighs the speed of $u = \sigma/\alpha$ along the grid. Which grid loses least?
-
-# %% tags=["hide-cell"]
-K = 2000
-angle = np.linspace(0, math.pi / 2, K + 1)
-rows = []
-for v in (0.5, 1.0):
-    # Cauchy-Schwarz: du/dt should go like (v + u^2)^((2 + e^2) / 2) / v; for e = 0 this is u = sqrt(v) tan(pi t / 2).
-    signal, noise_level = np.cos(angle), math.sqrt(v) * np.sin(angle)
-    total = signal + noise_level
-    best = K * (v - chain(signal / total, noise_level / total, 0.0, v)[0])
-    assert abs(best - K * v * (1 - math.cos(math.pi / (2 * K)) ** (2 * K))) < 1e-9
-    rows.append(
-        {
-            "$v$": v,
-            "best grid": f"{best:.4f}",
-            r"$\pi^2 v/4$": f"{math.pi**2 / 4 * v:.4f}",
-            "linear": f"{K * (v - chain(*uniform(linear, K), 0.0, v)[0]):.4f}",
-            "cosine": f"{K * (v - chain(*uniform(cosine, K), 0.0, v)[0]):.4f}",
-        }
-    )
-display(Markdown("$K(v-w_K)$ for DDIM:"))
-display(Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)))
-display(
-    Markdown(
-        r"$\sigma_t/\alpha_t = \sqrt v\tan(\pi t/2)$, on which the chain returns exactly $v\cos^{2K}\frac{\pi}{2K}$. For data of variance one this is the cosine schedule with offset zero: for "
-        "DDIM steps and such data no schedule does better, to first order. The usual ones come close to the best, so what is left to "
-        "gain must come from a better step, not from a better grid."
-    )
-)
-
-# %% [markdown]
-# - Count steps instead of variance: how many does DDPM need for the accuracy that DDIM has with 50?
+# - *Predict, then run.* How many steps does DDPM need for the accuracy that DDIM has with 50, for $v = \frac12$? (Hint: the column $K(v - w_K)$ above.)
 
 # %% tags=["hide-cell"]
 ddim = 0.5 - chain(*uniform(cosine, 50), 0.0)[0]
 needed = next(K for K in range(50, 500) if 0.5 - chain(*uniform(cosine, K), 1.0)[0] <= ddim)
-assert 100 <= needed <= 120  # by the ratio of the constants in the table above, about 2.2
-display(
-    Markdown(
-        f"DDPM needs {needed} steps. Noise is no error in itself, as the bridge shows, but it doubles $c$. What it buys is forgetting: it damps errors of the "
-        "*network* at large $t$, which a deterministic sampler carries to the end."
-    )
-)
+print(f"{needed}. What noise buys is forgetting: it damps errors of the network at large t.")
+assert 100 <= needed <= 120  # the ratio of the constants is about 2.2
+
+# %% [markdown]
+# - *Implement.* {eq}`eq-lost` says how much variance a step loses. Give it back: add noise of variance $h^2\,\mathrm{Var}(X_0 \mid X_t)$ to each step of `chain`. How
+#   many steps does a Gaussian need now?
+
+# %% tags=["hide-cell"]
+worst = 0.0
+for K in (1, 2, 10):
+    for eta in (0.0, 1.0):
+        (alpha, sigma), w = uniform(cosine, K), 1.0
+        for k in range(K, 0, -1):
+            std = eta * sigma[k - 1] * math.sqrt(1 - (alpha[k] * sigma[k - 1] / (alpha[k - 1] * sigma[k])) ** 2)
+            old, V = math.sqrt(sigma[k - 1] ** 2 - std**2), alpha[k] ** 2 * 0.5 + sigma[k] ** 2
+            f, h = (alpha[k - 1] * alpha[k] * 0.5 + old * sigma[k]) / V, alpha[k - 1] - old * alpha[k] / sigma[k]
+            w = f**2 * w + std**2 + h**2 * sigma[k] ** 2 * 0.5 / V  # the one new term
+        worst = max(worst, abs(w - 0.5))
+figures.check("One step is enough; the variance is right to", worst, below=1e-14)
+print("For other data the law of X_0 given X_t is not Gaussian, and depends on x_t.")
+
+# %% [markdown]
+# - *Derive, then run.* {eq}`eq-rate` weighs the speed of $\nu = \sigma/\alpha$ along the grid. Which grid loses least with DDIM? (Hint: by Cauchy–Schwarz, the square
+#   root of the integrand has to be constant.)
+
+# %% tags=["hide-cell"]
+K, v = 2000, 0.5  # nu = sqrt(v) tan(pi t / 2): with variance one, the cosine schedule without its offset
+angle = np.linspace(0, math.pi / 2, K + 1)
+signal, noise_level = np.cos(angle), math.sqrt(v) * np.sin(angle)
+total = signal + noise_level
+grids = {"best": (signal / total, noise_level / total), "linear": uniform(linear, K), "cosine": uniform(cosine, K)}
+lost = {name: K * (v - chain(*values, 0.0, v)[0]) for name, values in grids.items()}
+print("K (v - w_K):", ", ".join(f"{name} {value:.4f}" for name, value in lost.items()))
+figures.check("the best grid loses pi^2 v / 4, but for", abs(lost["best"] - math.pi**2 * v / 4), below=1e-2)
+assert lost["best"] == min(lost.values())

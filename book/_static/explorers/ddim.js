@@ -43,7 +43,7 @@ explorer("ddim", "Steps and noise of the sampler", ({ mixture, variance }) => {
     text: (i) => String(STEPS[i]),
     change: draw,
   });
-  const eta = slider({ label: "noise e", min: 0, max: 1, step: 0.05, value: 1, change: draw });
+  const eta = slider({ label: "noise \u03b7", min: 0, max: 1, step: 0.05, value: 1, change: draw });
   const again = button("New noise", () => {
     seed += 1;
     draw();
@@ -77,7 +77,7 @@ explorer("ddim", "Steps and noise of the sampler", ({ mixture, variance }) => {
     set(mark, { d: chart.dots([[K, found]]) });
     const right = points.filter(([x]) => x > 0).length / POINTS;
     say(
-      `${K} step${K > 1 ? "s" : ""}, e = ${show(e)}: the variance of x\u2082 should be ${show(variance)}; the chain reaches ${show(expected, 3)} by the closed form, ` +
+      `${K} step${K > 1 ? "s" : ""}, \u03b7 = ${show(e)}: the variance of x\u2082 should be ${show(variance)}; the chain reaches ${show(expected, 3)} by the closed form, ` +
         `${show(found, 3)} \u00b1 ${show(2 * error, 3)} in ${POINTS} samples. ${Math.round(100 * right)} per cent are on the right.`,
     );
   }
@@ -89,9 +89,9 @@ explorer("ddim", "Steps and noise of the sampler", ({ mixture, variance }) => {
     key([
       ["dots learned", "samples; bar: two standard errors"],
       ["line ink thin", "exact density"],
-      ["line base", "closed form at this e"],
-      ["line base faint", "at e = 0"],
-      ["line base faint dashed", "at e = 1"],
+      ["line base", "closed form at this \u03b7"],
+      ["line base faint", "at \u03b7 = 0"],
+      ["line base faint dashed", "at \u03b7 = 1"],
       ["line target dashed", "exact variance"],
     ]),
     says,
