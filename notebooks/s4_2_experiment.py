@@ -19,39 +19,36 @@
 # %% [markdown]
 # # The experiment
 #
-# Section 4.2 of the paper in one run: start from a network that samples two Gaussians, tilt it $N$ times toward a higher
-# reward, and compare what comes out with the exact answer.
+# Section 4.2 of the paper in one run: a network that samples two Gaussians is tilted $N$ times toward a higher reward, and compared with
+# the exact answer.
 #
-# **You will see** the tilted distribution computed in closed form, Algorithm 2 line by line, its samples half way and at the
-# end, the error of its score after every tilt, and a table that scores the result both against the distribution it aims at
-# and against the one it started from.
+# **You will see** the target in closed form, Algorithm 2, its samples half way and at the end, the error of its score after every tilt,
+# and a table that scores the result both against the target and against the base.
 
 # %% tags=["parameters"]
 N = 20  # number of tilts
 seed = 0  # fixes base and tilts
 lam = 1.0  # tilt strength lambda; the paper's (4.12) implies 1
-reward = "paper"  # a name, or the coefficients of a quadratic: see itlib.rewards.parse_reward
+reward = "paper"  # a name, or coefficients: see itlib.rewards.parse_reward
 S = None  # samples per tilt (None, here and below: the profile's choice, 1000 in full)
 J = None  # reverse steps of the sampler (200)
 eta = None  # DDIM multiplier, 1 is DDPM (1.0)
 B = None  # minibatch size (64)
 E = None  # epochs per tilt (100)
-epoch = None  # "minibatch": one minibatch an epoch, as Algorithm 2 prints it; "pass": all S samples an epoch
+epoch = None  # "minibatch": one an epoch, as in Algorithm 2; "pass": all S samples
 lr = None  # learning rate (1e-4); not in the paper
 optimizer = None  # "adam" or "sgd" (adam); not in the paper
 profile = "full"  # "full" is Section 4.2, "smoke" a first look in seconds
-method = "paper"  # "paper" is Algorithm 2 as below; "recommended" what the book ends with, on a base of its own
+method = "paper"  # Algorithm 2; or "recommended", on a base of its own
 device = "cpu"  # where the network lives; "cuda" if there is a GPU
 record = ""  # path of the JSON record to leave; empty for none
 
-# %% tags=["remove-cell"]
+# %%
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
-from IPython.display import Markdown, display
 from tqdm import tqdm
 
 from itlib import figures
@@ -61,55 +58,44 @@ from itlib.experiments.records import save_record
 from itlib.gaussian_mixture import paper_mixture
 from itlib.schedules import Cosine
 
-torch.set_num_threads(1)  # the same numbers on every machine with the same processor, whatever runs beside this
+torch.set_num_threads(1)  # the same numbers on every machine with the same processor
 
 # %% [markdown]
 # ## Base, reward, target
 #
-# Base and reward are those of (4.11): two Gaussians and, unless a parameter above says otherwise, the linear reward
-# $r(x) = 4 x_2$, which pulls upward. Tilting a Gaussian mixture by a quadratic reward gives a Gaussian mixture (4.10),
+# The base is (4.11): two Gaussians. The reward is $r(x) = 4 x_2$, which pulls upward, unless a parameter above says otherwise. Tilting a
+# Gaussian mixture by a quadratic reward gives a Gaussian mixture (4.10),
 #
 # $$p_0^{\lambda r}(x) = Z_{\lambda r}^{-1} \exp(\lambda r(x))\, p_0^{b}(x), \tag{2.14}$$
 #
-# so the target is known exactly: here is what tilting does to each component.
+# so the target is known exactly:
 
 # %%
 asked = Parameters(
-    N=N, seed=seed, lam=lam, reward=reward, S=S, J=J, eta=eta, B=B, E=E, epoch=epoch, lr=lr, optimizer=optimizer,
-    profile=profile, method=method, device=device,
+    N=N, seed=seed, lam=lam, reward=reward, S=S, J=J, eta=eta, B=B, E=E, epoch=epoch,
+    lr=lr, optimizer=optimizer, profile=profile, method=method, device=device,
 )  # fmt: skip
 schedule, base_mixture = Cosine(), paper_mixture()
 r, target = asked.tilt, asked.target
 
 # %% tags=["hide-input"]
-rows = [
-    {
-        "": name,
-        "weight": float(w),
-        "mean": f"({m[0]:.2f}, {m[1]:.2f})",
-        "variances": ", ".join(f"{v:.2f}" for v in c.diagonal()),
-    }
-    for name, mixture in (("base", base_mixture), ("target", target))
-    for w, m, c in zip(mixture.weights, mixture.means, mixture.covariances, strict=True)
-]
-display(Markdown(pd.DataFrame(rows).to_markdown(index=False, floatfmt=".3f")))
-facts = {
-    "$\\log Z$": base_mixture.log_normaliser(r, lam),
-    "KL(target ‖ base), nats": base_mixture.tilt_kl(r, lam),
-    "entropy of the target, nats": target.entropy(),
-}
-display(Markdown(pd.Series(facts, name="value").to_markdown(floatfmt=".3f")))
+rows = []
+for name, law in (("base", base_mixture), ("target", target)):
+    for w, m, c in zip(law.weights, law.means, law.covariances, strict=True):
+        mean, variances = (", ".join(f"{v:.2f}" for v in values) for values in (m, c.diagonal()))
+        rows.append({"": name, "weight": float(w), "mean": f"({mean})", "variances": variances})
+figures.table(rows, floatfmt=".3f")
+kl = base_mixture.tilt_kl(r, lam)
+figures.glue(log_z=f"{base_mixture.log_normaliser(r, lam):.3f}", kl=f"{kl:.3f}", entropy=f"{target.entropy():.3f}")
 
 # %% [markdown]
+# Here $\log Z_{\lambda r}$ is {glue:text}`log_z`, the target is {glue:text}`kl` nats away from the base (Kullback–Leibler), and its entropy
+# is {glue:text}`entropy` nats.
+#
 # ## The algorithm
 #
-# One large tilt is cut into $N$ small ones, $p_0^k \propto e^{k\lambda r/N} p_0^b$ (3.8). To first order, a tilt of size
-# $\delta = \lambda/N$ moves the score by a covariance under the posterior of the clean sample:
-#
-# $$\begin{aligned} \nabla \log p_t^k(x_t) = {} & \nabla \log p_t^{k-1}(x_t) \\
-#   & + \frac{\lambda}{N}\, \mathrm{Cov}_{X_0 \mid X_t = x_t}\!\big(\nabla_{x_t} \log q_{t|0}(x_t \mid X_0),\, r(X_0)\big) + O\!\Big(\frac{1}{N^2}\Big) . \end{aligned} \tag{3.10}$$
-#
-# Algorithm 2 learns that step by regression. In the units of the denoiser, $\varepsilon = -\sigma_t\, s$, one tilt is:
+# Algorithm 2 cuts the tilt into $N$ small ones of size $\delta = \lambda/N$, and learns each by regression ({doc}`../pages/s3_2_algorithm`). In the
+# units of the denoiser, $\varepsilon = -\sigma_t\, s$, one tilt is:
 #
 # 1. draw $S$ samples $X_0$ from the current model with Algorithm 1 ($J$ reverse steps) and evaluate $r$ on them, forward only;
 # 2. freeze the current model as teacher, $\varepsilon_{\mathrm{old}}$;
@@ -119,8 +105,7 @@ display(Markdown(pd.Series(facts, name="value").to_markdown(floatfmt=".3f")))
 #
 # The reward enters as a number per sample. Nothing is differentiated but the network.
 #
-# `tilts` runs `itlib.tilting.iterative_tilting`, saves a checkpoint after each tilt, and measures the score
-# error against the exact $p^k$. If this notebook is stopped and started again, it goes on from the last finished tilt.
+# `tilts` saves a checkpoint after each tilt, so a notebook that was stopped goes on from there.
 
 # %%
 for base in tqdm(base_of.train(asked.base, schedule), "epochs of the base"):
@@ -129,13 +114,10 @@ for run in tqdm(tilts(asked, base.denoiser.to(device), schedule), "tilts", N):
     pass
 
 # %% tags=["hide-input"]
-display(Markdown(pd.Series(asdict(asked.tilting) | {"profile": profile, "seed": seed}, name="value").to_markdown()))
+figures.settings(asdict(asked.tilting) | {"profile": profile, "seed": seed})
 
 # %% [markdown]
 # ## What comes out
-#
-# On the left the model after half of the tilts, with contours of the exact $p^{N/2}$; in the middle after all of them, with
-# contours of the target; on the right exact samples of the target.
 
 # %% tags=["hide-input"]
 xs, ys = np.linspace(-5, 5, 120), np.linspace(-3.5, 5.5, 108)
@@ -162,7 +144,8 @@ figures.show(
 # %% [markdown]
 # ```{glue:figure} samples
 #
-# Samples of the model after $N/2$ and $N$ tilts, and of the exact target: one row of the paper's Figure 1. The middle should look like the right.
+# Samples after $N/2$ and $N$ tilts, and of the exact target: one row of the paper's Figure 1. The middle should look like the right.
+# Contours: the exact $p^{N/2}$ on the left, the target elsewhere.
 # ```
 #
 # ## The error after each tilt
@@ -171,16 +154,13 @@ figures.show(
 #
 # $$\mathrm{RMSE}_k = \mathbb E_{t,\, X_t \sim p_t^k}\big[\lVert s_{\theta^k}(X_t, t) - \nabla \log p_t^k(X_t)\rVert^2\big]^{1/2}, \tag{4.13}$$
 #
-# is the paper's Figure 2. We take $X_t$ from the exact $p_t^k$, where the paper uses samples of the model, and $t$ uniform
-# between the schedule's safe edge times: the score's weight $1/\sigma_t^2$ makes the integral diverge at $t = 0$.
+# is the paper's Figure 2. We take $X_t$ from the exact $p_t^k$, and $t$ from $t_{\min}$ = {glue:text}`t_min` on, since the integral can
+# diverge at 0.
 
 # %% tags=["hide-input"]
-display(Markdown(f"Lower edge of the time interval: $t_{{\\min}}$ = {schedule.t_min:g}."))
-figures.show(
-    figures.figure_2({N: np.array(run.trace)}),
-    "score-error",
-    "Score RMSE of the model against the exact score, after each tilt.",
-)
+figures.glue(t_min=f"{schedule.t_min:g}")
+text = "Score RMSE of the model against the exact score, after each tilt."
+figures.show(figures.figure_2({N: np.array(run.trace)}), "score-error", text)
 
 # %% [markdown]
 # ```{glue:figure} score-error
@@ -190,29 +170,23 @@ figures.show(
 #
 # ## Scored twice
 #
-# A negative log-likelihood and an error of the mean need a reference. The paper does not say which. Exact samples of the
-# target score their entropy against the target, and much more against the base they left behind, so the two columns below
-# are easy to tell apart.
+# A negative log-likelihood (NLL) and an error of the mean need a reference, and the paper does not say which: target or base?
 
 # %%
 card = judge(asked, run.denoiser, schedule)
 
 # %% tags=["hide-input"]
 exact = target.sample(200_000, torch.Generator().manual_seed(0))
-table = pd.DataFrame(
-    {
-        "NLL against target": [card["nll_target"], -float(target.log_prob(exact).mean())],
-        "NLL against base": [card["nll_base"], -float(base_mixture.log_prob(exact).mean())],
-        "MSE (mean) against target": [card["mean_mse_target"], 0.0],
-        "MSE (mean) against base": [card["mean_mse_base"], float((target.mean - base_mixture.mean).square().mean())],
-    },
-    index=["this run", "exact target"],
-)
-display(Markdown(table.T.to_markdown(floatfmt=".3f")))
+against = {name: -law.log_prob(exact) for name, law in (("target", target), ("base", base_mixture))}
+rows = []
+for name, law in (("target", target), ("base", base_mixture)):
+    row = {"": f"NLL against {name}", "this run": card[f"nll_{name}"], "exact target": float(against[name].mean())}
+    mse = float((target.mean - law.mean).square().mean())
+    rows += [row, {"": f"MSE (mean) against {name}", "this run": card[f"mean_mse_{name}"], "exact target": mse}]
+figures.table(rows, floatfmt=".3f")
 
 # %% [markdown]
-# A log-likelihood of samples is no verdict on its own: a model that has *shrunk* scores better than the truth. So here is the
-# rest.
+# A model that has *shrunk* scores a better likelihood than the truth. So here is the rest.
 
 # %% tags=["hide-input"]
 more = {
@@ -233,19 +207,33 @@ def words(value):
     return "" if value is None else f"{value:.3f}"
 
 
-table = pd.DataFrame(
-    {"this run": {k: words(a) for k, (a, _) in more.items()}, "exact": {k: words(b) for k, (_, b) in more.items()}}
-)
-display(Markdown(table.to_markdown()))
+figures.table([{"": name, "this run": words(own), "exact": words(truth)} for name, (own, truth) in more.items()])
 
 # %% [markdown]
-# The results page puts all runs side by side, next to the paper's rows and a band of reference runs.
+# {doc}`../pages/s4_2_results` puts all runs side by side, next to the paper's rows.
 #
 # ## Try this
 #
-# - Set `N = 1`. The Taylor step is *exact* for this reward, whatever its size. So what goes wrong?
-# - Set `epoch = "pass"`: all $S$ samples in every epoch instead of one minibatch. Look at the component variances.
-# - Set `reward = "one-mode"`: now the tilt changes the weights of the modes, and the number of tilts matters.
+# - *Predict, then run.* Set `N = 1`. For the paper's reward the Taylor step is *exact*, whatever its size. So what goes wrong?
+
+# %% tags=["hide-cell"]
+drawn_once = base_mixture.sample(100_000, torch.Generator().manual_seed(0))
+covered = 1000 * float((r(drawn_once) > r(exact).median()).double().mean())
+print(f"Coverage: of 1,000 samples of the base, {covered:.1f} have more than the target's median reward.")
+
+# %% [markdown]
+# - *Derive.* What do exact samples of the target score against the base? (Hint: take logarithms in (2.14).)
+
+# %% tags=["hide-cell"]
+# log p_target = lambda r - log Z + log p_base, so -E[log p_base] = entropy + lambda E[r] - log Z = entropy + KL.
+error = float(against["base"].std()) / len(exact) ** 0.5
+z_score = abs(float(against["base"].mean()) - target.entropy() - kl) / error
+figures.check("the entropy plus the divergence, standard errors apart", z_score, below=5)
+
+# %% [markdown]
+# - *Predict, then run.* Set `epoch = "pass"`: all $S$ samples in every epoch instead of one minibatch. What happens to the component
+#   variances? Then set `reward = "one-mode"`, where the weights of the modes move. {doc}`../pages/s4_2_choices` has the first answer,
+#   {doc}`../pages/b_how_many_tilts` the second.
 
 # %% tags=["remove-cell"]
 if record:  # with the samples of Figure 1 beside it, which the results page needs and nobody commits
