@@ -668,3 +668,11 @@ minutes = pd.DataFrame(
 )
 minutes["distance"] = table["distance"]
 figures.table(minutes, floatfmt=",.1f", index=True)
+
+# %% [markdown]
+# **Derive the budget.** Algorithm 2 with the paper's settings: 20 tilts, 1,000 samples of 200 steps in each, 100 minibatches of 64, each asked of the frozen teacher and of the student, which is differentiated. How many units of work?
+
+# %% tags=["hide-cell"]
+sampling, training = 1000 * 200, 100 * 64 * (1 + 3)
+print(f"{20 * (sampling + training):,}")
+assert abs(20 * (sampling + training) / WORK["full"] - 1) < 0.01

@@ -18,6 +18,8 @@ from itlib.baselines.draft import DraftConfig, draft
 from itlib.baselines.guidance import plug_in_value
 from itlib.baselines.monte_carlo import SMCConfig, importance, sequential_monte_carlo
 from itlib.baselines.policy_gradient import PolicyGradientConfig, policy_gradient
+from itlib.beyond.preconditioning import Gaussian
+from itlib.beyond.value import Guided, ValueConfig, ValueFunction, value_tilting
 from itlib.experiments import rivals
 from itlib.experiments.checkpoints import RunState
 from itlib.experiments.methods import fine_tune, watched
@@ -290,3 +292,41 @@ def test_a_run_leaves_a_record(name: str, tmp_path: Path, monkeypatch: pytest.Mo
     assert record.failure is None
     assert len(record.samples) == 300
     assert not list(tmp_path.iterdir())
+
+
+def test_a_copy_for_looking_at_is_the_same_model_and_not_counted() -> None:
+    """Of a value on a base, with the base's own network."""
+    gaussian = Gaussian(torch.randn(50, 2, generator=seeded()), Cosine())
+    account, base, value = EvaluationCounter(), Network(2), ValueFunction(gaussian, seed=1)
+    torch.nn.init.normal_(value.network.output.weight, generator=seeded())
+    model = Guided(account.count_model(base), value, Cosine())
+    account.count_model(value)
+    x, t = torch.randn(7, 2, generator=seeded()), torch.full((7,), 0.4)
+    found = model(x, t)
+    assert account.counts.work == 7 * (1 + 3)  # the base is frozen, V differentiated
+    again = rivals.copied(model, 2)
+    torch.testing.assert_close(again(x, t), found)
+    assert account.counts.work == 7 * (1 + 3)
+
+
+def test_evaluations_of_the_value_count_like_the_bases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those before the first step, when nobody holds the network yet, too."""
+    seen = 0
+    forward = ValueFunction.forward
+
+    def counted(self: ValueFunction, x: Tensor, t: Tensor) -> Tensor:
+        nonlocal seen
+        seen += len(x)
+        return forward(self, x, t)
+
+    monkeypatch.setattr(ValueFunction, "forward", counted)
+    one = setting(budget=10**9)
+    account = EvaluationCounter()
+    base, reward = one.counted(account)
+    bare = ValueConfig(pilot=256, S=64, J=10, B=64, fit=10, rounds=3, patience=5, enough=0.0, lr=1e-2)
+    for _ in value_tilting(base, reward, one.schedule, bare, d=2, seed=one.seed):
+        pass
+    alone, without_value = seen, account.counts.work
+    *_, last = fine_tune(METHODS["value"], replace(one, lr=1e-2))
+    assert seen == 2 * alone
+    assert last.counts.work == without_value + 3 * alone
