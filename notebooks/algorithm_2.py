@@ -20,7 +20,7 @@
 # The method of the paper {cite}`pachebat2025iterative` fits on a page, and so does its code. Here are both, before any theory.
 #
 # **You will see** the algorithm in seven lines of words; the same in one cell of Python that needs torch and nothing else, so that you can copy it
-# and run it in half a minute; and a target that twenty small tilts reach nearly, and one large tilt, given the same work, does not.
+# and run it in half a minute; and a target that twenty small tilts nearly reach, and one large tilt with the same work misses.
 #
 # ## In words
 #
@@ -37,9 +37,12 @@
 # >    $$\sigma_t^2\, \big\lVert \varepsilon_\theta(x_t, t) - \varepsilon_{\text{target}} \big\rVert^2, \qquad
 # >      \varepsilon_{\text{target}} = \varepsilon_{\text{old}} + \tfrac1N\, r(x_0)\,\big(z - \varepsilon_{\text{old}}\big).$$
 #
-# That is all. If a sample has a high reward, the network learns to see more of that sample's own noise in $x_t$, and so the next model returns to
-# samples like it more often. The reward enters as a number; nobody differentiates it. The paper's listing has two slips, which are corrected here
-# ({doc}`s3_2_algorithm`).
+# That is all. Where the reward is positive, the target is shifted toward the true noise $z$. Taking $z$ out of $x_t$ gives back $x_0$, so the next model
+# returns to samples like $x_0$ more often; where the reward is negative, less often. The reward enters as a number; nobody differentiates it.
+# Line 4 of the paper's listing names the wrong network, and its "epoch" can be read in two ways; {doc}`errata` (13, 14) says what is done here.
+#
+# Here $\alpha_t$ is the weight of the sample and $\sigma_t$ that of the noise; $t = 0$ is data and $t = 1$ is noise. The code below takes
+# $N = 20$ tilts, $S = 1{,}000$ samples and $E = 100$ gradient steps in each.
 #
 # ## In code
 #
@@ -130,7 +133,9 @@ def tilt(N, S=1000, E=100, B=64, lr=1e-3):
 # with the same work: 20,000 samples drawn, 2,000 gradient steps. One spends it on a single large tilt, the other on twenty small ones.
 
 # %%
-S, E = (1000, 100) if profile == "full" else (100, 10)
+S, E = 1000, 100
+if globals().get("profile") == "smoke":  # a quick build of this book
+    S, E = 100, 10
 runs = {N: sample(tilt(N, S=20 * S // N, E=20 * E // N), 2000) for N in (1, 20)}
 
 # %% [markdown]
@@ -209,7 +214,7 @@ if profile == "full":
 # {glue:text}`height_one`. Two things go wrong with a large tilt. The step of the algorithm is the first term of a Taylor series
 # ({doc}`s3_1_tilted_score`), and a large step needs more terms. And it is learned from samples of the base, few of which are where the target is.
 #
-# Twenty tilts are not exact either. {doc}`b_error_budget` finds out what is left, and {doc}`b_recommended` mends most of it.
+# Twenty tilts are not exact either. {doc}`b_error_budget` finds out what is left; {doc}`b_recommended` has a better algorithm, and says how much better.
 #
 # ## Try this
 #

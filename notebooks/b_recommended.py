@@ -26,7 +26,7 @@
 # the target lives ({doc}`b_floor`). This chapter puts the remedies together.
 #
 # **You will see** a loss on whole chains of the sampler that needs only rewards, aims at the tilt of the base instead of the last
-# model's, and has no noise at its solution; what it reaches on four tasks; what limits it; and what each change contributes.
+# model's, and has almost no noise at its solution; what it reaches on four tasks; what limits it; and what each change contributes.
 
 # %% tags=["parameters", "remove-cell"]
 profile = "full"  # "smoke" uses fewer points; the records are the same in both profiles
@@ -104,14 +104,14 @@ def median(values, form=".3f"):
 # %% [markdown]
 # ## The weight of a chain
 #
-# Algorithm 1 draws a chain of states, each from the one before: $x_s = a\, x_t + b\, \hat x_1(x_t, t) + \eta\, z$. Two denoisers that share the widths $\eta$ draw from two laws of chains,
-# and the ratio of their densities is known, because every step is Gaussian. Let $\theta$ be a corrected base, $u_t = \tfrac b\eta (\hat x_1^\theta - \hat x_1^{\text{base}})(x_t, t)$ its
-# correction in standard deviations, and $z_t$ the noises of a chain that $\theta$ drew. The chain has, at strength $s$, the log weight
+# Draw a chain of states with a tilted model. How likely would the base have drawn the same chain? That ratio, times $e^{sr}$ at its end, is the chain's weight for strength $s$. It
+# is known exactly, because every step of Algorithm 1 is Gaussian: $x_{t'} = a\, x_t + b\, \hat x_1(x_t, t) + \eta_{t'}\, z$. Let $\theta$ be a corrected base, $u_t = \tfrac{b}{\eta_{t'}} (\hat x_1^\theta - \hat x_1^{\text{base}})(x_t, t)$ its
+# correction in standard deviations of the step, and $z_t$ the noises of a chain that $\theta$ drew. The log weight is
 #
 # $$ \log W_s \;=\; s\, r(x_{t_0}) + \log\frac{p_{\text{base}}}{p_\theta} \;=\; s\, r(x_{t_0}) + \tfrac12 \sum_t \big( |z_t|^2 - |z_t + u_t|^2 \big) . $$ (eq-chain-weight)
 #
 # Under these weights chains of $\theta$ become chains of the base, tilted by $e^{sr}$. {doc}`b_estimators` uses them to correct samples. They also say whether there is anything to correct: **all
-# weights are equal if and only if the model is the tilt.** (With DDPM's noise, $\eta = 1$ in the sampler's knobs. With less, the end of a chain remembers its start, whose law no correction moves.) So let a tilt minimise
+# weights are equal if and only if the chains are those of the tilt.** (With DDPM's noise, `eta=1`. With less, the end of a chain remembers its start, whose law no correction moves.) So let a tilt minimise
 #
 # $$ \operatorname{Var}\big[ \log W_s \big] $$ (eq-log-variance)
 #
@@ -378,12 +378,12 @@ figures.glue(
 )
 
 # %% [markdown]
-# Squared, the error from the exact base is this percentage of the error from a trained one: {glue:text}`share`. Four passes multiply the
+# Share of the squared error that remains with an exact base, in per cent: {glue:text}`share`. Four passes multiply the
 # error from the exact base by {glue:text}`gained`. With both, the weights are right to 0.01 on every task. With four passes from the
 # trained base the error is within 1.2 floors on {glue:text}`close` tasks. (Four passes: {glue:text}`passes` seeds.)
 #
-# So on the harder tasks the method was short of training. What the base brings stays: a tilt of a base that is slightly wrong
-# tilts its law as it is, mode weights and tails included, and the floor shows only the local part of that.
+# So on the harder tasks the method was short of training. Errors of the base remain: the perfect tilt of a wrong base is wrong in its mode
+# weights and tails, too, and the floor shows only the local part of that.
 #
 # We also tried, by hand, on single seeds and without keeping records: fewer steps of a chain and more passes for the same training, minibatches of 8 or 32 chains, wider and deeper corrections, averages of several, a Gauss–Newton
 # step, and a regression with the weights of chains. None lowered the error enough to see; some raised it.
@@ -528,7 +528,7 @@ assert new_base > max(factors)
 
 # %% [markdown]
 # On the *same* base network, the recommended algorithm divides the error of Algorithm 2 at $N = 50$ by {glue:text}`low` to {glue:text}`high`
-# ({glue:text}`paired` seeds, each against itself); with its own base, by {glue:text}`new_base` on average. Most of the gain comes from the base.
+# ({glue:text}`paired` seeds, each against itself); with its own base, by {glue:text}`new_base` on average. Most of the gain comes from the base, and only together with the loss on chains: the base alone does harm (above).
 #
 # Medians over seeds, without the training of the base; seconds were taken on busy machines and at different times. The table leaves
 # out what a recommended run draws before its first tilt, 1,000 samples for coordinates and 10,000 for the noise of its steps:

@@ -155,7 +155,7 @@ figures.glue(slope=f"{slope:.4f}", from_values=f"{terms.mean():.4f} ± {error:.4
 #
 # ## One large tilt, or many small ones
 #
-# Why not tilt once, by all of $\lambda$? There are two reasons, and each has its own size.
+# Why not tilt once, by all of $\lambda$? There are two reasons. Here each is measured alone.
 #
 # **The formula is a first-order one.** A tilt of size $\delta$ moves the score by $\delta$ times a covariance, and leaves out terms of order
 # $\delta^2$ ({eq}`eq-3-10`). To see this error alone, learn nothing: add up exact covariances along the path of small tilts,
@@ -234,11 +234,11 @@ figures.show(fig, "coverage", text)
 # marked. Left: all in one tilt. Right: the first of twenty.
 # ```
 #
-# For the reward `quadratic` of the first page, the error of one step is {glue:text}`taylor_one` of the move, even with exact covariances; that of twenty is
+# For the reward of the first page, `quadratic`, $r(x) = -x_1^2 + \frac12 x_2^2 + x_1 + x_2$, the error of one step is {glue:text}`taylor_one` of the move, even with exact covariances; that of twenty is
 # {glue:text}`taylor_twenty`. For the paper's reward this error is zero, for every $N$: {doc}`s3_1_tilted_score` shows why. What remains there is
 # coverage: for one large tilt {glue:text}`cover_one` samples in 1,000 lie in the upper half of the target, for one of twenty {glue:text}`cover_twenty`.
 #
-# Small tilts help with the second only if each starts from *new* samples of the law that the last one reached. Supplying them is the job of
+# Small tilts improve the coverage only if each starts from *new* samples of the law that the last one reached. Supplying them is the job of
 # the diffusion model: learn the small tilt, sample from what was learned, tilt again.
 #
 # Algorithm 2 never *reweights* its samples. A method that does, giving sample $i$ the weight $w_i = e^{\delta r(x_i)}$, pays for coverage in
@@ -247,8 +247,8 @@ figures.show(fig, "coverage", text)
 # $$\mathrm{ESS} = \frac{(\sum_i w_i)^2}{\sum_i w_i^2}, \qquad
 #   \frac{\mathrm{ESS}}{n} \to \frac{(\mathbb E\, e^{\delta r})^2}{\mathbb E\, e^{2\delta r}} = \frac{Z_{\delta r}^2}{Z_{2\delta r}}.$$ (eq-introduction-ess)
 #
-# For the paper's reward this is $e^{-8\delta^2}$: 3 in 10,000 for $\delta = 1$, and 98 in 100 for $\delta = 1/20$. {doc}`rivals_methods` has methods of
-# this kind; for Algorithm 2 the number says nothing.
+# For the paper's reward this *effective share* is $e^{-8\delta^2}$: 3 in 10,000 for $\delta = 1$, and 98 in 100 for $\delta = 1/20$. It says how hard a
+# tilt is, and so which method to take ({doc}`b_decision_guide`). How well Algorithm 2 will do it does not say.
 
 # %%
 for delta in (1.0, 0.05):
@@ -396,7 +396,7 @@ if full:
 # The paper notes that a submission made at the same time {cite:p}`anonymous2025tilt`, since posted as {cite:t}`tiltmatching2025`, has essentially the same method. The
 # difference it names is in the derivation: continuous time and stochastic interpolants there, diffusion and discrete time here.
 #
-# If you know diffusion models, skip {doc}`s2_1_1_forward` to {doc}`s2_1_4_sde` and go on with {doc}`s3_1_tilted_score`.
+# If you know diffusion models, go straight to {doc}`s3_1_tilted_score`.
 #
 # ## Try this
 #

@@ -168,8 +168,8 @@ figures.check("a reward with a jump: (3.4) agrees with the slope of log (3.2)", 
 #
 # $$\nabla \log p_t^k(x_t) = \frac{\mathbb E_{\pi_{k-1}}[g\, e^{\delta r}]}{\mathbb E_{\pi_{k-1}}[e^{\delta r}]} . \tag{3.11}$$ (eq-3-11)
 #
-# The right side is the gradient of the cumulant generating function $\log\mathbb E_{\pi_{k-1}}[e^{a^\top g + \delta r}]$ in $a$, at $a = 0$.
-# So its expansion in $\delta$ lists joint cumulants of $g$ and $r$:
+# Expand numerator and denominator in $\delta$ and divide. (The coefficients are joint cumulants of $g$ and $r$, because the right side is the gradient in
+# $a$, at $a = 0$, of $\log\mathbb E_{\pi_{k-1}}[e^{a^\top g + \delta r}]$.)
 #
 # $$\nabla \log p_t^k = \underbrace{\mathbb E[g]}_{\nabla \log p_t^{k-1}} + \delta\, \underbrace{\mathrm{Cov}(g, r)}_{C_{k-1}}
 #   + \frac{\delta^2}{2}\, \kappa_3(g, r, r) + O(\delta^3),$$ (eq-cumulants)
@@ -380,9 +380,9 @@ gap = float((covariances - predicted).abs().max())
 figures.check("the formula agrees with the exact covariance", gap, below=1e-12)
 
 # %% [markdown]
-# So {eq}`eq-3-10` is exact for every $N$: with exact covariances one tilt is as good as two hundred. (Learned from samples it is not: {doc}`s1_introduction` counts how few of them reach the target.) **On the exact laws, nothing in the paper's
-# experiment that depends on $N$ is the error of the Taylor step.** A learned model, whose modes differ slightly in variance, brings
-# little of it back (last question below). What depends on $N$ in the paper's Table 1 and Figure 2 is noise in the estimated
+# So {eq}`eq-3-10` is exact for every $N$: with exact covariances one tilt is as good as two hundred. (Learned from samples it is not: {doc}`s1_introduction` counts how few of them reach the target.) **On the paper's
+# task the Taylor error is zero for every $N$, so it cannot explain why results depend on $N$.** A learned model, whose modes differ slightly in variance,
+# has a small one again (last question below). What depends on $N$ in the paper's Table 1 and Figure 2 is noise in the estimated
 # covariance, optimisation, the sampler, or a region that the samples do not reach.
 #
 # ## Try this

@@ -69,10 +69,10 @@ def at(t):
 # The inner bracket is the minimiser, whatever the weight $w > 0$. But a finite student is most accurate where
 # $w(t)\,p_t^{k-1}(x_t)$ is large: where the *old* law is, not where the new one is going.
 #
-# Neither the integral nor $C_{k-1}$ is available, so the paper makes three simplifications. The second comes first here, because
-# the first is judged by what it does to it.
+# Neither the integral nor $C_{k-1}$ is available, so the paper makes three simplifications: (a) $S$ samples stand for the law, (b) one sample for the
+# covariance, (c) a weight $\sigma_t^2$ enters the loss. We start with (b), because (a) matters only through it.
 #
-# ## One sample instead of a covariance
+# ## (b) One sample instead of a covariance
 #
 # Write $g = \nabla_{x_t}\log q_{t|0}(x_t \mid X_0)$. Draw $X_0$ from some law, then $x_t$ by {eq}`eq-2-1`. The paper replaces the
 # covariance by
@@ -263,9 +263,9 @@ for c in (-4, 0, 4, 8):
 figures.table(rows, floatfmt=("g", ".3f", ".3f", ""))
 
 # %% [markdown]
-# The variance of the samples at the end should be 0.5, and the number of tilts hardly changes it. The paper's reward has mean 0 under the
-# base and 8 under the target, about 4 over the tilts, so $c = 4$ stands for its first coordinate, which the reward
-# does not look at. A network trained for 100 minibatches a tilt follows in part: {doc}`s4_2_results`.
+# The variance of the samples at the end should be 0.5, and the number of tilts hardly changes the result. In the paper's experiment the mean
+# reward grows from 0 to 8, on average 4. So the row $c = 4$ predicts what happens there to $x_1$, which the reward ignores. Along $x_2$, which the
+# reward does see, the samples shrink more ({doc}`s4_2_results`): their spread enters the covariance itself. A network trained for 100 minibatches a tilt follows in part: {doc}`s4_2_results`.
 #
 # ## The price of one sample: its variance
 #
@@ -333,15 +333,15 @@ figures.show(
 # neighbouring points and times. The last tilt is noisier because the reward's *values* are larger, not because they vary more: subtract
 # their mean, and it is as easy as the first.
 #
-# ## Finitely many samples
+# ## (a) Finitely many samples
 #
-# The first simplification: $S$ samples, drawn once per tilt, stand for the law. A student that can represent anything, trained to
+# $S$ samples, drawn once per tilt, stand for the law. A student that can represent anything, trained to
 # the end on this dataset, would find the mean {eq}`eq-single-sample-mean` under the *empirical* law,
 #
 # $$ \widehat C_S(x_t, t) = \sum_{i=1}^S w_i\, r(X_0^i)\,\big(g_i - s(x_t, t)\big), \qquad w_i \propto q_{t|0}(x_t \mid X_0^i), $$ (eq-empirical)
 #
 # with $g_i$ the kernel's score for $X_0^i$. But the score of the empirical law points from $x_t$ to the nearest sample; it is
-# never the teacher, so the condition of the second simplification fails, most where the noise is small. Here is the limit
+# never the teacher, so the condition of (b) fails, most where the noise is small. Here is the limit
 # {eq}`eq-empirical` against the exact covariance, at noised points of the dataset, where the loss looks.
 
 
@@ -396,9 +396,9 @@ figures.show(
 # Algorithm 2 is saved by stopping early: with 100 minibatches of 64, each of 1,000 samples is seen about
 # six times. Training *longer on the same samples* leads to these curves, not to the covariance.
 #
-# ## The weight
+# ## (c) The weight
 #
-# The third simplification is a factor $\sigma_t^2$ "to stabilize training". Algorithm 2, line 13, puts it inside the norm. In the three
+# The loss has a factor $\sigma_t^2$ "to stabilize training". Algorithm 2, line 13, puts it inside the norm. In the three
 # usual units {eq}`eq-2-6` the same loss is
 #
 # $$ \big\|\sigma_t^2\,(s_\theta - \mathrm{target})\big\|^2 = \sigma_t^4\,\|\Delta s\|^2 = \sigma_t^2\,\|\Delta \hat x_1\|^2

@@ -192,7 +192,7 @@ figures.glue(
 # - The single-sample estimate is not centred. If the reward has mean $c$, each tilt also moves the model by a fraction $\lambda c/N$
 #   toward the law of its own samples, which are too narrow. Over $N$ tilts the fractions add up to $\lambda c$: {doc}`s3_2_algorithm`.
 #
-# Both are the same for every $N$, but the variance in the table falls with $N$. The rest is inheritance: each teacher hands its
+# Both are the same for every $N$, but the variance in the table falls with $N$. The further shrinking with $N$ is inherited: each teacher hands its
 # errors to the next, more often when there are more tilts ({doc}`b_error_budget`).
 #
 # A third error is there before the first tilt. The target lies in the tail of the base, where the base network is least accurate.
@@ -246,13 +246,14 @@ figures.glue(best=digits.METHODS[free].title, farther=f"{order['paper'] - order[
 
 # %% [markdown]
 # - **Try importance weights first.** On {glue:text}`ahead` of {glue:text}`tasks` tasks in two dimensions no trained method comes as
-#   close as resampling the base with the same budget. Those tilts leave enough samples with weight ({doc}`rivals_comparison`).
+#   close as resampling the base with the same budget ({doc}`rivals_comparison`). What counts is the effective share times the number of
+#   samples that you can afford to draw each time: {doc}`b_decision_guide`.
 # - **No trained method is closest everywhere.** By sliced Wasserstein distance the closest is {glue:text}`counts`. There are few
 #   seeds, so close calls are open.
 # - **On digits, {glue:text}`best`** ends closest to the exact tilt of all that use no gradient, by the KL of paths. The paper's
 #   configuration ends {glue:text}`farther` nats farther away ({doc}`d_digits`).
-# - **Where a method stops matters.** RAM, DiffusionNFT, advantage-weighted matching, Flow-GRPO and DPOK stop beside the tilt even
-#   with everything exact ({doc}`rivals_fixed_points`). Small tilts come as near as $O(1/N)$.
+# - **Where a method stops matters.** RAM, DiffusionNFT, advantage-weighted matching, Flow-GRPO and DPOK converge to something
+#   other than the tilt even with everything exact ({doc}`rivals_fixed_points`). Small tilts are off by $O(1/N)$.
 #
 # ## Try this
 #

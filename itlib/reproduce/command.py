@@ -33,7 +33,7 @@ CONFIGS = ("paper", "recommended")
 
 def _number(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"a number of tilts or jobs is a whole number of at least 1, got {text!r}")
+        raise argparse.ArgumentTypeError(f"a whole number of at least 1 is needed, got {text!r}")
     return int(text)
 
 
@@ -176,7 +176,7 @@ def _batch(options: argparse.Namespace) -> int:
     cells += chapters(root, options.profile, [cell.name for cell in cells]) if book else []
     if options.list:
         for cell in sorted(cells, key=lambda cell: cell.name):
-            print("up to date" if cell.is_fresh() else "would run ", cell.name)
+            print("up to date" if cell.is_fresh() else "would run ", "run " if cell.record else "page", cell.name)
         return 0
     from itlib.experiments.checkpoints import default_cache
 

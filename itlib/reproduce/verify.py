@@ -20,7 +20,7 @@ from typing import Any
 from itlib.experiments.experiment import Record
 from itlib.experiments.files import DamagedFileError
 from itlib.experiments.records import load_record
-from itlib.reproduce.cell import Cell
+from itlib.reproduce.cell import BatchError, Cell
 from itlib.reproduce.execute import run_batch
 
 #: Seeds that a band needs.
@@ -152,9 +152,9 @@ def verify(paths: Sequence[Path], root: Path, work: Path, executor: Executor, jo
         jobs: how many at a time.
 
     Raises:
-        DamagedFileError: if one of them can't be read.
+        BatchError: if one of them is no record.
     """
-    records = {path: load_record(path) for path in paths}
+    records = {path: _given(path) for path in paths}
     cells = {path: cell_of(record, path, work) for path, record in records.items()}
     failures = run_batch(list(cells.values()), executor, scratch=work / "progress", jobs=jobs)
     reference = []
@@ -193,3 +193,15 @@ def peers(record: Record[Any], records: Sequence[Record[Any]]) -> list[Record[An
 
     mine = [r for r in records if type(r.parameters) is type(record.parameters)]
     return [r for r in mine if settings(r) == settings(record)]
+
+
+def _given(path: Path) -> Record[Any]:
+    """A record that somebody names, which may be any file of theirs: no advice to delete it."""
+    try:
+        return load_record(path)
+    except FileNotFoundError:
+        raise BatchError(f"there is no file {path}") from None
+    except (DamagedFileError, OSError, UnicodeDecodeError):
+        raise BatchError(
+            f"{path} is no record of a run, or damaged: --verify takes the .json file that a run left"
+        ) from None

@@ -48,5 +48,5 @@ def test_what_is_listed_is_what_is_there(tmp_path: Path, capsys: pytest.CaptureF
     """Nothing is made, not even the folder."""
     out = tmp_path / "out"
     assert main(["--N", "3", "--seeds", "1", "--records-only", "--out", str(out), "--list"]) == 0
-    assert capsys.readouterr().out.splitlines() == ["would run  N003_seed1", "would run  base_seed1"]
+    assert capsys.readouterr().out.splitlines() == ["would run  run  N003_seed1", "would run  run  base_seed1"]
     assert not out.exists()

@@ -20,6 +20,7 @@ from itlib.experiments.records import load_record, save_record
 from itlib.reproduce import cell as cell_module
 from itlib.reproduce import command, execute
 from itlib.reproduce.cell import Cell
+from itlib.reproduce.command import main
 from itlib.reproduce.verify import FEWEST, band, cell_of, figures, judge, outside, peers
 from itlib.reproduce.verify import verify as verify_records
 
@@ -198,3 +199,17 @@ def test_clocks_are_no_figures() -> None:
     assert judge(record, again, []).agrees is True
     worse = replace(record, curve={**record.curve, "sliced_w2": [9.0 for _ in slower]})
     assert judge(record, worse, []).agrees is False
+
+
+@pytest.mark.parametrize("name", ["README.md", "nowhere.json", "folder"])
+def test_what_is_no_record_is_told_in_a_sentence_and_left_alone(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "README.md").write_text("# A file of the user's\n")
+    (tmp_path / "folder").mkdir()
+    assert main(["--verify", str(tmp_path / name), "--root", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert str(tmp_path / name) in said
+    assert "delete" not in said
+    assert said.count("\n") == 1
