@@ -33,7 +33,7 @@ CONFIGS = ("paper", "recommended")
 
 def _number(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"a whole number of at least 1 is needed, got {text!r}")
+        raise argparse.ArgumentTypeError(f"it is a whole number of at least 1, got {text!r}")
     return int(text)
 
 
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
   python -m itlib.reproduce --set lr=1e-3            another learning rate, or any parameter of the experiment
   python -m itlib.reproduce --grid choices --N 20    what the paper leaves open, varied one at a time: records only
   python -m itlib.reproduce --grid rivals --only 'paper_*'    every method of the comparison on the paper's task
-  python -m itlib.reproduce --grid ablation --list   the cells of a grid, and which of them would run
+  python -m itlib.reproduce --grid ablation --list    the cells of a grid, and which of them would run
   python -m itlib.reproduce --executor tcp://127.0.0.1:8786    on the workers of a running Dask scheduler
   python -m itlib.reproduce --verify book/reference/small/N003_seed0.json    run a record again: is it the same?
 

@@ -89,7 +89,7 @@ class Recorder(Executor):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--N", "0"], "argument --N: a whole number of at least 1 is needed, got '0'"),
+        (["--N", "0"], "argument --N: it is a whole number of at least 1, got '0'"),
         (["--N", "1.5"], "at least 1, got '1.5'"),
         (["--N", "-3"], "argument --N"),
         (["--N"], "argument --N: expected at least one argument"),

@@ -97,8 +97,8 @@ def test_what_cannot_be_verified_says_so(tmp_path: Path, capsys: pytest.CaptureF
     (tmp_path / "x.json").write_text("{}")
     record = str(REFERENCE / "paper" / "N020_seed0.json")
     for arguments, says in (
-        ([str(tmp_path / "x.json")], "is not a valid record"),
-        ([str(tmp_path / "no.json")], "No such file"),
+        ([str(tmp_path / "x.json")], "is no record of a run, or damaged"),
+        ([str(tmp_path / "no.json")], "there is no file"),
         ([record, "--executor", "tcp://127.0.0.1:1"], "leave out --executor"),
         ([record, "--profile", "smoke"], "takes all from the record: leave out --profile"),
         ([record, "--seeds", "1"], "leave out --seeds"),
