@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
+from itlib._checks import checked, finite
 from itlib.rewards import QuadraticReward
 from itlib.schedules import Schedule, coefficients, column
 
@@ -41,6 +42,7 @@ class NotNormalisableError(ValueError):
 
 
 @dataclass(frozen=True, eq=False)
+@checked
 class GaussianMixture:
     r"""A mixture of K Gaussians in d dimensions with full covariances (4.8).
 
@@ -62,9 +64,7 @@ class GaussianMixture:
 
     def __post_init__(self) -> None:
         # Double precision throughout: this class is the truth that everything else is measured against.
-        weights, means, covariances = (
-            torch.as_tensor(v, dtype=torch.float64) for v in (self.weights, self.means, self.covariances)
-        )
+        weights, means, covariances = self.weights.double(), self.means.double(), self.covariances.double()
         sizes = weights.shape, means.shape, covariances.shape
         if means.ndim != 2 or not means.numel() or sizes != (means.shape[:1], means.shape, (*means.shape, means.shape[1])):
             raise ValueError(
@@ -102,7 +102,7 @@ class GaussianMixture:
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-density in nats, (B,), at finite points x, (B, d)."""
-        if x.shape[-1] != self.d or not bool(torch.isfinite(x).all()):
+        if x.shape[-1:] != (self.d,) or not finite(x):
             raise ValueError(f"a density is asked at finite points of shape (B, {self.d}), got shape {tuple(x.shape)}")
         result: Tensor = self.distribution().log_prob(x.to(self.means))
         return result.to(x)
@@ -112,8 +112,6 @@ class GaussianMixture:
 
         torch.distributions takes no generator, so this draws by hand: a component, then a Gaussian.
         """
-        if n < 1:
-            raise ValueError(f"ask for at least one sample, got {n}")
         component = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         z = torch.randn(n, self.d, generator=generator, dtype=torch.float64)
         root = self._eigenvectors * self._eigenvalues.sqrt().unsqueeze(-2)  # Q sqrt(Lambda), (K, d, d)
@@ -137,9 +135,11 @@ class GaussianMixture:
 
         x is (B, d); alpha and sigma are (B, 1) or ().
         """
-        if x.shape[-1] != self.d:
+        if x.ndim != 2 or x.shape[1] != self.d:
             raise ValueError(f"points of this mixture have shape (B, {self.d}), got {tuple(x.shape)}")
         alpha, sigma = alpha.reshape(-1, 1, 1), sigma.reshape(-1, 1, 1)
+        if len(alpha) not in (1, len(x)):
+            raise ValueError(f"t must be one time or one for each of {len(x)} points, got {len(alpha)}")
         u = torch.einsum("bkd,kde->bke", x.unsqueeze(1) - alpha * self.means, self._eigenvectors)
         v = alpha**2 * self._eigenvalues + sigma**2  # eigenvalues of V_i, (B, K, d)
         log_w = self.weights.log() - 0.5 * (u**2 / v + v.log()).sum(-1)
@@ -180,10 +180,8 @@ class GaussianMixture:
 
     def _tilt(self, reward: QuadraticReward, lam: float) -> tuple[GaussianMixture, Tensor]:
         """The tilted mixture and log Z."""
-        if reward.b.shape != (self.d,) or not math.isfinite(lam):
-            raise ValueError(
-                f"a tilt takes a reward in dimension {self.d} and a finite lambda, got {len(reward.b)} and {lam:g}"
-            )
+        if reward.b.shape != (self.d,):
+            raise ValueError(f"a tilt of this mixture takes a reward in dimension {self.d}, got {len(reward.b)}")
         precision = torch.linalg.inv(self.covariances)
         tilted_precision = precision - lam * reward.A
         if not bool((torch.linalg.eigvalsh(tilted_precision) > 1e-12).all()):
@@ -213,7 +211,7 @@ class GaussianMixture:
 
         Raises:
             NotNormalisableError: if Sigma_i^-1 - lam A is not positive definite for some component, or a number overflows.
-            ValueError: if the reward has another dimension or lam is not finite.
+            ValueError: if the reward has another dimension.
         """
         return self._tilt(reward, lam)[0]
 
@@ -298,6 +296,7 @@ class HasScore(Protocol):
 
 
 @dataclass(frozen=True)
+@checked
 class ExactNoisePredictor:
     r"""The exact :math:`\hat x_1(x,t)=\mathbb E[X_1\mid X_t=x] = -\sigma_t\nabla\log p_t(x)` of a mixture, (2.5) and (2.8).
 

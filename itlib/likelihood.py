@@ -23,10 +23,12 @@ import math
 import torch
 from torch import Tensor
 
+from itlib._checks import Positive, Samples, autograd, checked
 from itlib.network import NoisePredictor
 from itlib.schedules import Schedule, column
 
 
+@checked
 def velocity(model: NoisePredictor, schedule: Schedule, x: Tensor, t: Tensor) -> Tensor:
     """Velocity of the probability flow, (B, d), at x, (B, d), and a time t, () or (B,), with 0 < t < 1."""
     s = t.double()
@@ -36,8 +38,9 @@ def velocity(model: NoisePredictor, schedule: Schedule, x: Tensor, t: Tensor) ->
     return column(rate, x).to(x) * x + column(noise_rate, x).to(x) * model(x, t)
 
 
+@autograd
 def log_likelihood(
-    model: NoisePredictor, schedule: Schedule, x: Tensor, *, rtol: float = 1e-4, atol: float = 1e-4
+    model: NoisePredictor, schedule: Schedule, x: Samples, *, rtol: Positive = 1e-4, atol: Positive = 1e-4
 ) -> Tensor:
     """Log-density in nats, (B,), that the probability flow of a model assigns to x, (B, d).
 
@@ -57,10 +60,6 @@ def log_likelihood(
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("likelihoods need torchdiffeq: pip install 'itlib[metrics]'") from error
 
-    if not bool(torch.isfinite(x).all()):
-        raise ValueError(
-            f"a likelihood is asked at finite points, got {int((~torch.isfinite(x)).sum())} NaN or infinite numbers"
-        )
     parameters = [p for p in getattr(model, "parameters", lambda: [])() if p.requires_grad]
 
     def dynamics(t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

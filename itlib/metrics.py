@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from itlib._checks import LogWeights, Samples, autograd, checked
 from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture
 from itlib.likelihood import log_likelihood
 from itlib.network import NoisePredictor, device_of
@@ -29,7 +30,8 @@ from itlib.sampling import Variance, sample
 from itlib.schedules import Schedule, add_noise
 
 
-def effective_sample_size(log_w: Tensor) -> float:
+@checked
+def effective_sample_size(log_w: LogWeights) -> float:
     """(sum w)^2 / sum w^2 from log weights, (n,); between 1 and n."""
     log_w = log_w.double()
     return float(torch.exp(2 * torch.logsumexp(log_w, 0) - torch.logsumexp(2 * log_w, 0)))
@@ -42,6 +44,7 @@ class ScoreErrors(NamedTuple):
     score_rmse: float
 
 
+@autograd
 def score_errors(
     model: NoisePredictor,
     mixture: GaussianMixture,
@@ -73,26 +76,33 @@ def score_errors(
     return ScoreErrors(float(squared.mean().sqrt()), float((squared / schedule.sigma(t) ** 2).mean().sqrt()))
 
 
-def negative_log_likelihood(samples: Tensor, mixture: GaussianMixture) -> float:
+@checked
+def negative_log_likelihood(samples: Samples, mixture: GaussianMixture) -> float:
     """Mean of -log p over samples, (n, d), in nats."""
     return -float(mixture.log_prob(samples.to(mixture.means)).mean())
 
 
-def mean_mse(samples: Tensor, mixture: GaussianMixture) -> float:
-    """Squared distance between the samples' mean, (n, d), and the mixture's, averaged over coordinates."""
+def _double(samples: Tensor, mixture: GaussianMixture) -> Tensor:
     if samples.shape[1:] != mixture.mean.shape:
         raise ValueError(f"samples of this mixture have shape (n, {mixture.d}), got {tuple(samples.shape)}")
-    return float((samples.to(mixture.means).mean(0) - mixture.mean).square().mean())
+    return samples.to(mixture.means)
+
+
+@checked
+def mean_mse(samples: Samples, mixture: GaussianMixture) -> float:
+    """Squared distance between the samples' mean, (n, d), and the mixture's, averaged over coordinates."""
+    return float((_double(samples, mixture).mean(0) - mixture.mean).square().mean())
 
 
 def _responsibilities(samples: Tensor, mixture: GaussianMixture, weights: Tensor) -> Tensor:
     """Posterior probability of each component, (n, K), under the given weights, (K,)."""
     component = mixture.distribution().component_distribution
-    log_p: Tensor = component.log_prob(samples.to(mixture.means).unsqueeze(1))
+    log_p: Tensor = component.log_prob(_double(samples, mixture).unsqueeze(1))
     return torch.softmax(log_p + weights.log(), dim=-1)
 
 
-def mode_weights(samples: Tensor, mixture: GaussianMixture, iterations: int = 200) -> Tensor:
+@checked
+def mode_weights(samples: Samples, mixture: GaussianMixture, iterations: int = 200) -> Tensor:
     """Maximum-likelihood mixture proportions, (K,), of samples, (n, d), with the components held fixed (EM)."""
     weights = torch.full_like(mixture.weights, 1.0 / len(mixture.weights))
     for _ in range(iterations):
@@ -100,7 +110,8 @@ def mode_weights(samples: Tensor, mixture: GaussianMixture, iterations: int = 20
     return weights
 
 
-def component_variances(samples: Tensor, mixture: GaussianMixture) -> Tensor:
+@checked
+def component_variances(samples: Samples, mixture: GaussianMixture) -> Tensor:
     """Variance of each coordinate within each component, (K, d), of samples, (n, d), about the component's own mean.
 
     Components are told apart by their responsibilities. A component that holds no sample gets NaN.
@@ -113,7 +124,8 @@ def component_variances(samples: Tensor, mixture: GaussianMixture) -> Tensor:
     return torch.where(mass > 1.0, variances, torch.nan)
 
 
-def sliced_wasserstein(samples: Tensor, mixture: GaussianMixture, *, seed: int = 0, projections: int = 200) -> float:
+@checked
+def sliced_wasserstein(samples: Samples, mixture: GaussianMixture, *, seed: int = 0, projections: int = 200) -> float:
     """Sliced 2-Wasserstein distance between samples, (n, d), and as many exact draws of the mixture."""
     try:
         import ot  # here, because it takes as long to import as torch
@@ -122,19 +134,23 @@ def sliced_wasserstein(samples: Tensor, mixture: GaussianMixture, *, seed: int =
 
     exact = mixture.sample(len(samples), torch.Generator().manual_seed(seed))
     return float(
-        ot.sliced_wasserstein_distance(samples.to(exact).numpy(), exact.numpy(), n_projections=projections, seed=seed)
+        ot.sliced_wasserstein_distance(
+            _double(samples, mixture).numpy(), exact.numpy(), n_projections=projections, seed=seed
+        )
     )
 
 
-def flow_nll(model: NoisePredictor, schedule: Schedule, mixture: GaussianMixture, exact: Tensor) -> float:
+@autograd
+def flow_nll(model: NoisePredictor, schedule: Schedule, mixture: GaussianMixture, exact: Samples) -> float:
     """Cross-entropy in nats of the model's probability flow under the mixture, from exact draws, (n, d)."""
     found = log_likelihood(model, schedule, exact.to(device_of(model)))
     gap = mixture.log_prob(exact.double()) - found.to(mixture.means)
     return mixture.entropy() + float(gap.mean())
 
 
+@checked
 def sample_card(
-    x: Tensor, truth: GaussianMixture, *, target: GaussianMixture, base: GaussianMixture, seed: int = 0
+    x: Samples, truth: GaussianMixture, *, target: GaussianMixture, base: GaussianMixture, seed: int = 0
 ) -> dict[str, Any]:
     """What samples, (n, d), say of a model; arguments and keys as in :func:`score_card`."""
     return {
@@ -148,6 +164,7 @@ def sample_card(
     }
 
 
+@autograd
 def score_card(
     model: NoisePredictor,
     schedule: Schedule,

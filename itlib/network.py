@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from itlib._checks import autograd, checked
 from itlib._kernels import linear_silu
 from itlib.schedules import Schedule, column
 
@@ -48,10 +49,11 @@ class FourierFeatures(nn.Module):
 
     frequencies: Tensor
 
+    @checked
     def __init__(self, dimension: int = 128, scale: float = 1.0) -> None:
         super().__init__()
-        if dimension < 2 or dimension % 2:
-            raise ValueError(f"the time embedding needs an even dimension of at least 2, got {dimension}")
+        if dimension % 2:
+            raise ValueError(f"the time embedding needs an even dimension, got {dimension}")
         self.register_buffer("frequencies", scale * torch.randn(dimension // 2))
 
     def forward(self, t: Tensor) -> Tensor:
@@ -73,6 +75,7 @@ class Network(nn.Module):
         bounded: whether the last hidden layer is a hyperbolic tangent instead of a SiLU.
     """
 
+    @autograd
     def __init__(
         self,
         d: int = 2,
@@ -85,8 +88,6 @@ class Network(nn.Module):
     ) -> None:
         super().__init__()
         self.bounded = bounded
-        if min(d, width, depth) < 1:
-            raise ValueError(f"d, width and depth must be at least 1, got {d}, {width}, {depth}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.features = FourierFeatures(embedding, fourier_scale)
@@ -97,7 +98,7 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """Predict X_1, (B, d), from noised samples x, (B, d), and times t, (B,) or ()."""
-        if x.shape[-1] != self.space.in_features:
+        if x.shape[-1:] != (self.space.in_features,):
             raise ValueError(f"this network denoises samples of shape (B, {self.space.in_features}), got {tuple(x.shape)}")
         h = functional.silu(self.space(x) + self.time(self.features(t.to(x))), inplace=not torch.is_grad_enabled())
         for layer in self.hidden[:-1] if self.bounded else self.hidden:
@@ -116,6 +117,7 @@ class FromX0(nn.Module):
         schedule: the pair alpha, sigma; times are kept above its t_min, where sigma would vanish.
     """
 
+    @checked
     def __init__(self, x0_network: nn.Module, schedule: Schedule) -> None:
         super().__init__()
         self.x0_network, self.schedule = x0_network, schedule
@@ -139,11 +141,13 @@ class Residual(nn.Module):
         correction: the network that learns; its last layer, ``output``, is set to zero here.
     """
 
+    @checked
     def __init__(self, base: NoisePredictor, correction: nn.Module) -> None:
         super().__init__()
-        assert isinstance(correction.output, nn.Linear)
-        nn.init.zeros_(correction.output.weight)
-        nn.init.zeros_(correction.output.bias)
+        if not isinstance(output := getattr(correction, "output", None), nn.Linear):
+            raise ValueError(f"the last layer of a correction is an nn.Linear called output, got {type(output).__name__}")
+        nn.init.zeros_(output.weight)
+        nn.init.zeros_(output.bias)
         self.base, self.correction = base, correction
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:

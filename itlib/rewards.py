@@ -20,10 +20,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from itlib._checks import checked, finite, real
+
 Reward = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
+@checked
 class QuadraticReward:
     r"""The reward of (4.2); A may be omitted for a linear reward.
 
@@ -42,14 +45,13 @@ class QuadraticReward:
     c: float = 0.0
 
     def __post_init__(self) -> None:
-        b = torch.as_tensor(self.b, dtype=torch.float64)
+        b, A = self.b.double(), self.A.double()
         d = b.numel()
-        A = torch.as_tensor(self.A, dtype=torch.float64)
         A = A if A.numel() else torch.zeros(d, d, dtype=torch.float64)
         if b.ndim != 1 or A.shape != (d, d):
             raise ValueError(f"b must have shape (d,) and A (d, d); got {tuple(b.shape)} and {tuple(A.shape)}")
-        if not bool(torch.isfinite(torch.cat([A.flatten(), b, b.new_tensor([self.c])])).all()):
-            raise ValueError(f"a reward's coefficients must be finite, got b={b.tolist()}, A={A.tolist()}, c={self.c}")
+        if not (finite(A) and finite(b)):
+            raise ValueError(f"a reward's coefficients must be finite, got b={b.tolist()}, A={A.tolist()}")
         if not torch.allclose(A, A.T):
             raise ValueError("A must be symmetric: replace it by (A + A.T) / 2, which is the same reward")
         object.__setattr__(self, "b", b)
@@ -58,6 +60,8 @@ class QuadraticReward:
     def __call__(self, x: Tensor) -> Tensor:
         """Values r(x), (S,), for samples x, (S, d)."""
         A, b = self.A.to(x), self.b.to(x)
+        if x.shape[-1:] != b.shape:
+            raise ValueError(f"this reward is of samples of shape (S, {len(b)}), got {tuple(x.shape)}")
         return 0.5 * ((x @ A) * x).sum(-1) + x @ b + self.c
 
 
@@ -71,6 +75,7 @@ class ForwardOnly:
         RuntimeError: when called on a tensor that autograd tracks.
     """
 
+    @checked
     def __init__(self, reward: Reward) -> None:
         self.reward = reward
 
@@ -81,6 +86,7 @@ class ForwardOnly:
         return self.reward(x)
 
 
+@checked
 def evaluate(reward: Reward, x: Tensor) -> Tensor:
     """Evaluate a reward without gradients and check its answer.
 
@@ -99,13 +105,10 @@ def evaluate(reward: Reward, x: Tensor) -> Tensor:
     with torch.no_grad():
         answer = reward(x.detach().clone())  # a reward may write on what it is given
     try:
-        values = torch.as_tensor(answer)
-    except (TypeError, ValueError, RuntimeError):
-        values = torch.empty((), dtype=torch.complex64)
-    if values.is_complex() or values.is_meta:
-        raise ValueError(
-            f"the reward must return real numbers, one per sample, got {type(answer).__name__} ({str(answer)[:40]})"
-        )
+        values = real(answer)
+    except ValueError:
+        shown = f"{type(answer).__name__} ({str(answer)[:40]})"
+        raise ValueError(f"the reward must return real numbers, one per sample, got {shown}") from None
     if values.shape != x.shape[:1]:
         raise ValueError(f"the reward must return one number per sample, shape ({x.shape[0]},); got {tuple(values.shape)}")
     values = values.detach().to(x)
@@ -126,6 +129,7 @@ NAMED_REWARDS: dict[str, str] = {
 }
 
 
+@checked
 def parse_reward(text: str, d: int = 2) -> QuadraticReward:
     """Read a quadratic reward from a short text.
 

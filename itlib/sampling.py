@@ -56,6 +56,7 @@ from typing import Generic, Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from itlib._checks import autograd, checked
 from itlib.network import NoisePredictor, device_of
 from itlib.schedules import Schedule
 
@@ -63,14 +64,13 @@ from itlib.schedules import Schedule
 Variance = Literal["ddpm", "analytic"]
 
 
+@checked
 def time_grid(schedule: Schedule, steps: int) -> list[float]:
     """Times t_0 = 0 < t_1 < ... < t_K = schedule.t_max with K = steps, uniform but for the last.
 
     Raises:
         ValueError: if steps < 1.
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"sampling needs a whole number of steps, at least one reverse step, got {steps!r}")
     scale = 1.0 if 1.0 - 1.0 / steps < schedule.t_max else schedule.t_max  # very fine grids end at t_max all the same
     return [scale * k / steps for k in range(steps)] + [schedule.t_max]
 
@@ -127,11 +127,13 @@ def log_density_ratio(z_p: Tensor, z_q: Tensor) -> Tensor:
     return 0.5 * (z_q.square() - z_p.square()).sum(-1)
 
 
+@checked
 def ddpm_std(schedule: Schedule, s: float, t: float) -> float:
     """Standard deviation of the DDPM bridge from t to s < t, for any schedule."""
     return transition(schedule, s, t, 1.0)[2]
 
 
+@checked
 def transition(schedule: Schedule, s: float, t: float, eta: float) -> tuple[float, float, float]:
     """Coefficients (a, b, std) of x_s = a x_t + b x1_hat + std z, for 0 <= s < t < 1.
 
@@ -205,6 +207,7 @@ def randn(shape: Sequence[int], generator: torch.Generator | None, dtype: torch.
     return torch.randn(*shape, generator=generator, dtype=dtype, device=source).to(device)
 
 
+@autograd
 @torch.no_grad()
 def reverse_process(
     model: NoisePredictor,
@@ -236,8 +239,6 @@ def reverse_process(
         ValueError: for an unknown variance.
         ValueError: if the model returns another shape than that of x.
     """
-    if variance not in ("ddpm", "analytic"):
-        raise ValueError(f"variance is 'ddpm' or 'analytic', got {variance!r}")
     times = time_grid(schedule, steps)
     for s, step in zip(times[-2::-1], reverse_steps(schedule, times, eta), strict=True):
         x1_hat = model(x, torch.tensor(step.t, dtype=x.dtype, device=x.device))
@@ -253,6 +254,7 @@ def reverse_process(
         yield s, x
 
 
+@autograd
 def sample(
     model: NoisePredictor,
     schedule: Schedule,
@@ -270,14 +272,13 @@ def sample(
 
     Arguments as in :func:`reverse_process`.
     """
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ValueError(f"ask for a whole number of samples, at least one sample, got {n!r}")
     x = randn((n, d), generator, dtype, device or device_of(model))
     for _, state in reverse_process(model, schedule, x, steps=steps, eta=eta, variance=variance, generator=generator):
         x = state
     return x
 
 
+@autograd
 @torch.no_grad()
 def path_log_weights(
     model: NoisePredictor,

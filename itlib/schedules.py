@@ -29,6 +29,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from itlib._checks import Positive, checked
+
 
 class Schedule(ABC):
     r"""A pair :math:`(\alpha_t, \sigma_t)`; every method takes times of any shape and returns that shape.
@@ -58,6 +60,7 @@ class Schedule(ABC):
 
 
 @dataclass(frozen=True)
+@checked
 class Cosine(Schedule):
     """The variance-preserving cosine schedule of Nichol and Dhariwal, used in Section 4.2.
 
@@ -65,11 +68,7 @@ class Cosine(Schedule):
         s: offset that keeps the noise from vanishing too fast near t=0.
     """
 
-    s: float = 0.008
-
-    def __post_init__(self) -> None:
-        if not 0 < self.s < math.inf:
-            raise ValueError(f"the cosine schedule's offset s must be positive and finite, got {self.s}")
+    s: Positive = 0.008
 
     def _theta(self, t: Tensor) -> Tensor:
         return (t + self.s) * (0.5 * math.pi / (1.0 + self.s))
@@ -94,6 +93,7 @@ class Cosine(Schedule):
 
 
 @dataclass(frozen=True)
+@checked
 class Linear(Schedule):
     """The straight line between data and noise of flow matching: alpha = 1 - t, sigma = t."""
 
@@ -129,6 +129,7 @@ def coefficients(schedule: Schedule, t: Tensor, x: Tensor) -> tuple[Tensor, Tens
     return column(schedule.alpha(t), x), column(schedule.sigma(t), x)
 
 
+@checked
 def add_noise(schedule: Schedule, x_0: Tensor, x_1: Tensor, t: Tensor) -> Tensor:
     """The noised sample of (2.1), alpha_t x_0 + sigma_t x_1.
 
@@ -143,6 +144,10 @@ def add_noise(schedule: Schedule, x_0: Tensor, x_1: Tensor, t: Tensor) -> Tensor
 
     Raises:
         ValueError: for a time outside [0, 1].
+        ValueError: if the shapes do not fit together.
     """
     alpha, sigma = coefficients(schedule, t, x_0)
+    if x_0.shape != x_1.shape or (alpha.ndim and alpha.shape != (len(x_0), *[1] * (x_0.ndim - 1))):
+        shapes = ", ".join(str(tuple(v.shape)) for v in (x_0, x_1, t))
+        raise ValueError(f"x_0 and x_1 have one shape, (B, d), and t has shape (B,) or (); got {shapes}")
     return alpha * x_0 + sigma * x_1

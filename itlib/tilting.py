@@ -46,16 +46,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from itlib._checks import Fraction, Positive, autograd, checked
 from itlib.gaussian_mixture import GaussianMixture
 from itlib.metrics import effective_sample_size
 from itlib.network import Network, NoisePredictor, Residual, device_of
 from itlib.rewards import QuadraticReward, Reward, evaluate
 from itlib.sampling import Variance, sample
 from itlib.schedules import Schedule, add_noise, column
-from itlib.training import check_choices, check_numbers, regression_step
+from itlib.training import regression_step
 
 
 @dataclass(frozen=True)
+@checked
 class TiltingConfig:
     """The knobs of Algorithm 2; the defaults are those of Section 4.2, the names are the paper's letters.
 
@@ -79,22 +81,16 @@ class TiltingConfig:
     lam: float = 1.0
     S: int = 1000
     J: int = 200
-    eta: float = 1.0
+    eta: Fraction = 1.0
     B: int = 64
     E: int = 100
     epoch: Literal["minibatch", "pass"] = "minibatch"
-    lr: float = 1e-4
+    lr: Positive = 1e-4
     optimizer: Literal["adam", "sgd"] = "adam"
 
     def __post_init__(self) -> None:
-        check_numbers(self, whole=("N", "S", "J", "B", "E"), real=("lam", "eta", "lr"))
         if self.B > self.S:
             raise ValueError(f"a minibatch of B={self.B} cannot be drawn from S={self.S} samples: lower B or raise S")
-        if not 0.0 <= self.eta <= 1.0:
-            raise ValueError(f"eta must lie in [0, 1], got {self.eta}")
-        if not 0 < self.lr < math.inf or not math.isfinite(self.lam):
-            raise ValueError(f"lr must be positive and lam finite, got lr={self.lr}, lam={self.lam}")
-        check_choices(self, epoch=("minibatch", "pass"), optimizer=("adam", "sgd"))
 
 
 @dataclass(frozen=True)
@@ -139,6 +135,7 @@ def single_sample(batch: TiltBatch) -> Tensor:
     return batch.r.unsqueeze(-1) * (batch.eps_old - batch.z)
 
 
+@checked
 def explicit(estimator: CovarianceEstimator) -> Update:
     """Line 11 of Algorithm 2: step from the teacher along the covariance, eps_old - delta sigma_t C."""
 
@@ -152,11 +149,13 @@ def explicit(estimator: CovarianceEstimator) -> Update:
 PAPER_UPDATE = explicit(single_sample)
 
 
+@checked
 def tilt_path(base: GaussianMixture, reward: QuadraticReward, lam: float, N: int) -> Callable[[int], GaussianMixture]:
     """The exact intermediate distributions p_0^k of (3.8), as a function of k = 0, ..., N."""
     return lambda k: base.tilted(reward, lam * k / N)
 
 
+@checked
 def exact_covariance(
     path: Callable[[int], GaussianMixture], reward: QuadraticReward, schedule: Schedule
 ) -> CovarianceEstimator:
@@ -170,6 +169,7 @@ def exact_covariance(
     return estimate
 
 
+@checked
 def exact_samples(path: Callable[[int], GaussianMixture]) -> DatasetSampler:
     """The oracle: D_k drawn from p_0^{k-1} itself instead of from the learned model."""
     return lambda model, k, S, generator: path(k - 1).sample(S, generator).float()
@@ -239,6 +239,7 @@ class StepSizes(Protocol):
 
 
 @dataclass(frozen=True)
+@checked
 class EqualSteps:
     """N tilts of size lam / N.
 
@@ -324,6 +325,7 @@ class TiltStep:
         return TiltState(self.model, self.strengths)
 
 
+@autograd
 def run_tilts(
     learner: Learner,
     reward: Reward,
@@ -377,7 +379,7 @@ def run_tilts(
 
 def _likely_cause(delta: float, samples: Tensor, rewards: Tensor) -> str:
     """Why a tilt diverged, as far as its samples tell, and what to do."""
-    share = effective_sample_size(delta * rewards) / len(rewards)
+    share = effective_sample_size(delta * rewards.double()) / len(rewards)
     if not (spread := float(samples.std())) < 1e3:
         return f"The model had already run away to samples as wide as {spread:.3g}: lower the learning rate or raise J"
     if share < 0.05:
@@ -446,6 +448,7 @@ class Regression:
         return torch.stack(losses), None
 
 
+@autograd
 def iterative_tilting(
     base: NoisePredictor,
     reward: Reward,
@@ -493,6 +496,7 @@ def iterative_tilting(
 # ---- parts that other learners use too ------------------------------------------------------------------------------
 
 
+@checked
 def derive_seed(seed: int, purpose: str, k: int = 0) -> int:
     """A seed for one purpose ("data", "tilt", ...) and, if there are several, its k-th use: independent of all others."""
     key = (int.from_bytes(purpose.encode(), "big"), k)

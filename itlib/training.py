@@ -19,7 +19,7 @@ rate, and patience runs out by chance.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,27 +27,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from itlib._checks import Below1, Between0And1, Positive, Samples, autograd, checked
 from itlib.schedules import Schedule, add_noise
 
 
-def check_numbers(config: object, whole: Sequence[str], real: Sequence[str]) -> None:
-    """Refuse fields of a configuration that are no whole numbers of at least 1, or no numbers; True is neither."""
-    for name in (*whole, *real):
-        value, kind = getattr(config, name), int if name in whole else int | float
-        if isinstance(value, bool) or not isinstance(value, kind) or (name in whole and value < 1):
-            raise ValueError(
-                f"{name} must be a {'whole number of at least 1' if name in whole else 'number'}, got {value!r}"
-            )
-
-
-def check_choices(config: object, **choices: tuple[Any, ...]) -> None:
-    """Refuse fields of a configuration that are none of their choices."""
-    for name, allowed in choices.items():
-        if getattr(config, name) not in allowed:
-            raise ValueError(f"{name} is {' or '.join(map(repr, allowed))}, got {getattr(config, name)!r}")
-
-
 @dataclass(frozen=True)
+@checked
 class TrainingConfig:
     """Choices of the base training.
 
@@ -59,26 +44,18 @@ class TrainingConfig:
         validation_fraction: share of the data held out, in (0, 1).
         averaging: decay per step of the moving average of the weights, in [0, 1); 0 is none.
         predict: "x1" for the loss (2.10), "x0" for (2.9).
+
+    Raises:
+        ValueError: for a value out of range, naming it.
     """
 
     epochs: int = 200
     batch_size: int = 512
-    lr: float = 1e-3
+    lr: Positive = 1e-3
     patience: int = 50
-    validation_fraction: float = 0.1
-    averaging: float = 0.999
+    validation_fraction: Between0And1 = 0.1
+    averaging: Below1 = 0.999
     predict: Literal["x1", "x0"] = "x1"
-
-    def __post_init__(self) -> None:
-        check_numbers(self, whole=("epochs", "batch_size", "patience"), real=("lr", "validation_fraction", "averaging"))
-        if not 0 < self.lr < float("inf"):
-            raise ValueError(f"the learning rate must be positive and finite, got {self.lr}")
-        if not 0 < self.validation_fraction < 1:
-            raise ValueError(f"validation_fraction must lie between 0 and 1, got {self.validation_fraction}")
-        if not 0 <= self.averaging < 1:
-            raise ValueError(f"averaging must lie in [0, 1), got {self.averaging}")
-        if self.predict not in ("x0", "x1"):
-            raise ValueError(f"predict must be 'x0' or 'x1', got {self.predict!r}")
 
 
 @dataclass(frozen=True)
@@ -129,8 +106,9 @@ def _moving_average(decay: float) -> Callable[[Any, Any, Tensor | int], None]:
     return update
 
 
+@autograd
 def train_noise_predictor(
-    network: nn.Module, data: Tensor, schedule: Schedule, config: TrainingConfig | None = None, *, seed: int = 0
+    network: nn.Module, data: Samples, schedule: Schedule, config: TrainingConfig | None = None, *, seed: int = 0
 ) -> Iterator[TrainingStep]:
     """Train a network by denoising score matching, one epoch per item of the iterator.
 
@@ -149,12 +127,14 @@ def train_noise_predictor(
     Raises:
         ValueError: if the data are too few to split.
         ValueError: if they are not finite.
+        ValueError: if the network has no weight that learns.
         FloatingPointError: if the loss stops being finite.
     """
     config = config or TrainingConfig()
-    data = data.to(next(network.parameters()))
-    if data.ndim != 2 or not bool(torch.isfinite(data).all()):
-        raise ValueError(f"training data must be finite numbers of shape (n, d), got shape {tuple(data.shape)}")
+    parameter = next((p for p in network.parameters() if p.requires_grad), None)
+    if parameter is None:
+        raise ValueError(f"network has no weight that learns, got {type(network).__name__}")
+    data = data.to(parameter)
     generator = torch.Generator().manual_seed(seed)
     n_validation = round(config.validation_fraction * len(data))
     if not 1 <= n_validation < len(data):

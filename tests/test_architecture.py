@@ -164,6 +164,7 @@ def test_no_module_imports_itself_in_a_circle() -> None:
 def test_it_can_be_read_in_an_evening() -> None:
     paper = {name: path for name, path in MODULES.items() if room(path) == "paper"}
     del paper["itlib.example"]  # the algorithm once more, on one page
+    del paper["itlib._checks"]  # what is accepted, not what is computed
     size = {name: len(list(code(path))) for name, path in paper.items()}
     assert sum(size.values()) <= 1100, size
 

@@ -25,23 +25,23 @@ Needs :math:`\nabla r`, and a base that can be differentiated in x; no memory ov
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from itlib._checks import Positive, autograd, checked
 from itlib.baselines.accounting import BaselineStep, FineTuning, NoisySteps, trajectory
 from itlib.network import NoisePredictor
 from itlib.rewards import Reward
 from itlib.sampling import Variance, reverse_steps, time_grid
 from itlib.schedules import Schedule
 from itlib.tilting import derive_seed
-from itlib.training import check_numbers
 
 
 @dataclass(frozen=True)
+@checked
 class AdjointMatchingConfig:
     """The knobs of Adjoint Matching.
 
@@ -61,17 +61,15 @@ class AdjointMatchingConfig:
     lam: float = 1.0
     B: int = 64
     J: int = 50
-    lr: float = 1e-4
+    lr: Positive = 1e-4
     variance: Variance = "ddpm"
 
     def __post_init__(self) -> None:
-        check_numbers(self, whole=("iterations", "B", "J"), real=("lam", "lr"))
         if self.J < 2:
             raise ValueError(f"J must be at least 2, got {self.J}: no other step has noise")
-        if not (0 < self.lr < math.inf and math.isfinite(self.lam)):
-            raise ValueError(f"lr must be positive and lam finite, got {self.lr} and {self.lam}")
 
 
+@checked
 def lean_adjoint(states: list[Tensor], base: NoisePredictor, reward: Reward, schedule: Schedule, lam: float) -> list[Tensor]:
     """The adjoint at x_0, ..., x_{K-1} of trajectories given as x_K, ..., x_0, each (B, d).
 
@@ -97,6 +95,7 @@ def lean_adjoint(states: list[Tensor], base: NoisePredictor, reward: Reward, sch
     return adjoints
 
 
+@autograd
 def adjoint_matching(
     base: NoisePredictor,
     reward: Reward,

@@ -26,6 +26,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from itlib._checks import NotNegative, Positive, checked
 from itlib.network import NoisePredictor
 from itlib.tilting import TiltBatch, Update
 
@@ -35,7 +36,8 @@ def standardised(rewards: Tensor, group: Tensor, clip: float) -> Tensor:
     return ((rewards - group.mean()) / group.std().clamp_min(1e-8)).clamp(-clip, clip)
 
 
-def advantage_weighted(base: NoisePredictor, *, kappa: float = 1.0, clip: float = 5.0) -> Update:
+@checked
+def advantage_weighted(base: NoisePredictor, *, kappa: NotNegative = 1.0, clip: Positive = 5.0) -> Update:
     """The target of advantage-weighted matching; the step of a tilt is ignored.
 
     Args:

@@ -30,12 +30,14 @@ import math
 import torch
 from torch import Tensor
 
+from itlib._checks import NotNegative, Positive, checked
 from itlib.baselines.advantage_weighted import standardised
 from itlib.network import NoisePredictor
 from itlib.tilting import TiltBatch, Update
 
 
-def negative_aware(base: NoisePredictor, *, beta: float = 1.0, kappa: float = 1e-4, clip: float = 5.0) -> Update:
+@checked
+def negative_aware(base: NoisePredictor, *, beta: Positive = 1.0, kappa: NotNegative = 1e-4, clip: Positive = 5.0) -> Update:
     """The target and factor of DiffusionNFT; the step of a tilt is ignored.
 
     Args:

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from itlib._checks import Between0And1, LogWeights, Positive, autograd, checked
 from itlib.baselines.accounting import BaselineStep, FineTuning
 from itlib.baselines.monte_carlo import SMCConfig, sequential_monte_carlo, systematic
 from itlib.network import NoisePredictor, device_of
@@ -30,10 +31,10 @@ from itlib.rewards import Reward, evaluate
 from itlib.sampling import path_log_weights
 from itlib.schedules import Schedule, add_noise
 from itlib.tilting import derive_seed
-from itlib.training import check_numbers
 
 
 @dataclass(frozen=True)
+@checked
 class DistillationConfig:
     """The knobs of reweighing, then distilling.
 
@@ -56,21 +57,15 @@ class DistillationConfig:
     lam: float = 1.0
     n: int = 20_000
     J: int = 200
-    accept: float | None = None
+    accept: Between0And1 | None = None
     smc: bool = False
     steps: int = 600
     B: int = 256
-    lr: float = 1e-3
-
-    def __post_init__(self) -> None:
-        check_numbers(self, whole=("rounds", "n", "J", "steps", "B"), real=("lam", "lr"))
-        if not (0 < self.lr < math.inf and math.isfinite(self.lam)):
-            raise ValueError(f"lr must be positive and lam finite, got {self.lr} and {self.lam}")
-        if self.accept is not None and not 0 < self.accept < 1:
-            raise ValueError(f"accept is a share of the chains, between 0 and 1, got {self.accept}")
+    lr: Positive = 1e-3
 
 
-def cut_off(log_w: Tensor, accept: float) -> Tensor:
+@checked
+def cut_off(log_w: LogWeights, accept: Between0And1) -> Tensor:
     """Log weights (n,) cut off at the log c for which min(1, w / c) has the mean ``accept``."""
     low, high = float(log_w.min()), float(log_w.max()) - math.log(accept)
     for _ in range(60):
@@ -79,6 +74,7 @@ def cut_off(log_w: Tensor, accept: float) -> Tensor:
     return log_w.clamp_max(high)
 
 
+@autograd
 def distillation(
     base: NoisePredictor,
     reward: Reward,

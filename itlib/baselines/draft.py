@@ -24,23 +24,23 @@ be finite, so with :math:`w>0` the last step is the base's.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from itlib._checks import Fraction, NotNegative, Positive, autograd, checked
 from itlib.baselines.accounting import BaselineStep, FineTuning
 from itlib.network import NoisePredictor
 from itlib.rewards import Reward
 from itlib.sampling import randn, reverse_steps, time_grid
 from itlib.schedules import Schedule, add_noise
 from itlib.tilting import derive_seed
-from itlib.training import check_numbers
 
 
 @dataclass(frozen=True)
+@checked
 class DraftConfig:
     """The knobs of DRaFT.
 
@@ -61,21 +61,17 @@ class DraftConfig:
 
     iterations: int = 200
     lam: float = 1.0
-    kl: float = 0.0
+    kl: NotNegative = 0.0
     K: int | None = None
     renoise: int = 0
     B: int = 64
     J: int = 50
-    eta: float = 1.0
-    lr: float = 1e-4
+    eta: Fraction = 1.0
+    lr: Positive = 1e-4
 
     def __post_init__(self) -> None:
-        whole = ("iterations", "B", "J", *(["K"] if self.K is not None else []), *(["renoise"] if self.renoise else []))
-        check_numbers(self, whole=whole, real=("lam", "kl", "eta", "lr"))
-        if not (0 < self.lr < math.inf and 0 <= self.kl < math.inf and 0 <= self.eta <= 1 and math.isfinite(self.lam)):
-            raise ValueError(f"lr must be positive, kl not negative, eta in [0, 1] and lam finite, got {self}")
-        if self.K is not None and not 1 <= self.K <= self.J:
-            raise ValueError(f"K must lie between 1 and J={self.J}, got {self.K}")
+        if self.K is not None and self.K > self.J:
+            raise ValueError(f"K must be at most J={self.J}, got {self.K}")
         if self.renoise and (self.K != 1 or self.kl):
             raise ValueError("renoise is DRaFT-LV: it needs K=1 and kl=0")
         if self.kl and not (self.eta and self.J > 1 and self.K != 1):  # the last step has no noise
@@ -84,6 +80,7 @@ class DraftConfig:
             )
 
 
+@checked
 def rollout(
     student: NoisePredictor,
     base: NoisePredictor,
@@ -123,6 +120,7 @@ def rollout(
     return x, cost
 
 
+@checked
 def low_variance(
     student: NoisePredictor, schedule: Schedule, x_0: Tensor, config: DraftConfig, generator: torch.Generator
 ) -> Tensor:
@@ -135,6 +133,7 @@ def low_variance(
     return next(reverse_steps(schedule, (0.0, last), 0.0)).mean(x_t, student(x_t, t))
 
 
+@autograd
 def draft(
     base: NoisePredictor,
     reward: Reward,

@@ -28,6 +28,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from itlib._checks import checked
 from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture
 from itlib.network import NoisePredictor
 from itlib.rewards import QuadraticReward, Reward
@@ -37,12 +38,14 @@ from itlib.schedules import Schedule, column
 Value = Callable[[Tensor, Tensor], Tensor]
 
 
+@checked
 def clean(eps: Tensor, x: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
     """The predicted clean sample of (2.6), (x - sigma_t eps) / alpha_t, (B, d)."""
     alpha, sigma = (column(f(t.double()), x).to(x) for f in (schedule.alpha, schedule.sigma))
     return (x - sigma * eps) / alpha
 
 
+@checked
 def exact_value(base: GaussianMixture, reward: QuadraticReward, schedule: Schedule, lam: float = 1.0) -> Value:
     """V_t in closed form at one time t, (), for a mixture tilted by a quadratic reward.
 
@@ -58,11 +61,13 @@ def exact_value(base: GaussianMixture, reward: QuadraticReward, schedule: Schedu
     return value
 
 
+@checked
 def plug_in_value(base: NoisePredictor, reward: Reward, schedule: Schedule, lam: float = 1.0) -> Value:
     """The reward of the predicted clean sample, lam r(x_0_hat(x, t)); the reward must be differentiable."""
     return lambda x, t: lam * reward(clean(base(x, t), x, t, schedule))
 
 
+@checked
 def guided(base: NoisePredictor, value: Value, schedule: Schedule) -> NoisePredictor:
     """The base's prediction of X_1 shifted by -sigma_t grad V_t, as a model for any sampler."""
 
@@ -76,6 +81,7 @@ def guided(base: NoisePredictor, value: Value, schedule: Schedule) -> NoisePredi
     return model
 
 
+@checked
 def exactly_guided(
     base: NoisePredictor, mixture: GaussianMixture, target: GaussianMixture, schedule: Schedule
 ) -> NoisePredictor:
@@ -84,6 +90,7 @@ def exactly_guided(
     return lambda x, t: base(x, t) + after(x, t) - before(x, t)
 
 
+@checked
 def classifier_free(unconditional: NoisePredictor, conditional: NoisePredictor, w: float) -> NoisePredictor:
     """Classifier-free guidance: (1 - w) unconditional + w conditional; w = 1 is the conditional model itself."""
     return lambda x, t: torch.lerp(unconditional(x, t), conditional(x, t), w)

@@ -33,6 +33,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from itlib._checks import Fraction, LogWeights, autograd, checked
 from itlib.baselines.guidance import Value, clean
 from itlib.metrics import effective_sample_size
 from itlib.network import NoisePredictor, device_of
@@ -41,7 +42,8 @@ from itlib.sampling import log_density_ratio, randn, reverse_steps, sample, time
 from itlib.schedules import Schedule
 
 
-def systematic(log_w: Tensor, n: int, generator: torch.Generator) -> Tensor:
+@checked
+def systematic(log_w: LogWeights, n: int, generator: torch.Generator) -> Tensor:
     """n indices drawn in proportion to exp(log_w), by systematic resampling: one uniform, evenly spaced points."""
     cumulative = torch.softmax(log_w.double(), 0).cumsum(0).cpu()
     start = torch.rand((), generator=generator, dtype=torch.float64, device=generator.device).cpu()
@@ -49,6 +51,7 @@ def systematic(log_w: Tensor, n: int, generator: torch.Generator) -> Tensor:
     return torch.searchsorted(cumulative, points).clamp_max(len(log_w) - 1).to(log_w.device)
 
 
+@autograd
 def importance(
     base: NoisePredictor,
     reward: Reward,
@@ -65,6 +68,7 @@ def importance(
     return x, lam * evaluate(reward, x)
 
 
+@autograd
 def best_of_n(
     base: NoisePredictor,
     reward: Reward,
@@ -83,6 +87,7 @@ def best_of_n(
 
 
 @dataclass(frozen=True)
+@checked
 class SMCConfig:
     """The knobs of sequential Monte Carlo.
 
@@ -101,13 +106,11 @@ class SMCConfig:
     lam: float = 1.0
     J: int = 200
     twisted: bool = False
-    threshold: float = 0.5
+    threshold: Fraction = 0.5
 
     def __post_init__(self) -> None:
-        if self.n < 1 or self.J < 2:
-            raise ValueError(f"n must be at least 1 and J at least 2, got {self.n} and {self.J}")
-        if not 0.0 <= self.threshold <= 1.0:
-            raise ValueError(f"threshold is a share of n, between 0 and 1, got {self.threshold}")
+        if self.J < 2:
+            raise ValueError(f"J must be at least 2, got {self.J}: no other step has noise")
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,7 @@ class Population:
         return effective_sample_size(self.log_w)
 
 
+@autograd
 def sequential_monte_carlo(
     base: NoisePredictor,
     reward: Reward,

@@ -18,7 +18,6 @@ code of DDPO averages them and clips at 1e-4; in two dimensions a clip of .1 or 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -26,15 +25,16 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from itlib._checks import NotNegative, Positive, autograd, checked
 from itlib.baselines.accounting import BaselineStep, FineTuning, NoisySteps, trajectory
 from itlib.network import NoisePredictor
 from itlib.rewards import Reward, evaluate
 from itlib.schedules import Schedule
 from itlib.tilting import derive_seed
-from itlib.training import check_numbers
 
 
 @dataclass(frozen=True)
+@checked
 class PolicyGradientConfig:
     """The knobs of both methods; the defaults are DDPO's.
 
@@ -59,28 +59,24 @@ class PolicyGradientConfig:
     iterations: int = 100
     updates: int = 4
     lam: float = 1.0
-    kl: float = 0.0
+    kl: NotNegative = 0.0
     future_kl: bool = False
     value: bool = False
     standardised: bool | None = None
-    clip: float = 0.2
-    advantage_clip: float = 5.0
+    clip: Positive = 0.2
+    advantage_clip: Positive = 5.0
     B: int = 256
     J: int = 50
-    lr: float = 1e-4
+    lr: Positive = 1e-4
 
     def __post_init__(self) -> None:
-        check_numbers(self, whole=("iterations", "updates", "B", "J"), real=("lam", "kl", "clip", "advantage_clip", "lr"))
         if min(self.B, self.J) < 2:
             raise ValueError(f"B and J must be at least 2, got {self.B} and {self.J}")
-        if not (0 < self.lr < math.inf and 0 <= self.kl < math.inf and math.isfinite(self.lam)):
-            raise ValueError(f"lr must be positive, kl not negative and lam finite, got {self.lr}, {self.kl} and {self.lam}")
         if self.future_kl and not self.kl:
             raise ValueError("future_kl takes the KL off the reward of a step: it needs kl above 0")
-        if not (self.clip > 0 and self.advantage_clip > 0):
-            raise ValueError(f"clips must be positive, got {self.clip} and {self.advantage_clip}")
 
 
+@autograd
 def policy_gradient(
     base: NoisePredictor,
     reward: Reward,

@@ -30,10 +30,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from itlib._checks import checked
 from itlib.network import NoisePredictor
 from itlib.tilting import TiltBatch, Update
 
 
+@checked
 def reinforce_adjoint(base: NoisePredictor, lam: float = 1.0, *, centred: bool = False) -> Update:
     """The target of RAM; the step of a tilt is ignored.
 

@@ -20,23 +20,23 @@ fresh chains; their image code gives log Z a rate of .1, and a cut-off of small 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from itlib._checks import Natural, Positive, autograd, checked
 from itlib.baselines.accounting import BaselineStep, FineTuning, NoisySteps, trajectory
 from itlib.network import NoisePredictor
 from itlib.rewards import Reward, evaluate
 from itlib.sampling import Variance
 from itlib.schedules import Schedule
 from itlib.tilting import derive_seed
-from itlib.training import check_numbers
 
 
 @dataclass(frozen=True)
+@checked
 class TrajectoryBalanceConfig:
     """The knobs of relative trajectory balance.
 
@@ -59,18 +59,15 @@ class TrajectoryBalanceConfig:
     lam: float = 1.0
     B: int = 64
     J: int = 50
-    lr: float = 1e-4
-    lr_log_z: float = 0.1
-    replay: int = 1
+    lr: Positive = 1e-4
+    lr_log_z: Positive = 0.1
+    replay: Natural = 1
     memory: int = 50
     variance: Variance = "ddpm"
 
     def __post_init__(self) -> None:
-        check_numbers(self, whole=("iterations", "B", "J", "memory"), real=("lam", "lr", "lr_log_z", "replay"))
-        if self.J < 2 or not (type(self.replay) is int and self.replay >= 0):
-            raise ValueError(f"J is at least 2 and replay a whole number, got {self.J} and {self.replay!r}")
-        if not (0 < self.lr < math.inf and 0 < self.lr_log_z < math.inf and math.isfinite(self.lam)):
-            raise ValueError(f"rates must be positive and lam finite, got {self.lr}, {self.lr_log_z} and {self.lam}")
+        if self.J < 2:
+            raise ValueError(f"J must be at least 2, got {self.J}: no other step has noise")
 
 
 def log_ratio(student: NoisePredictor, steps: NoisySteps, B: int) -> Tensor:
@@ -79,6 +76,7 @@ def log_ratio(student: NoisePredictor, steps: NoisySteps, B: int) -> Tensor:
     return each.reshape(-1, B).sum(0)
 
 
+@autograd
 def trajectory_balance(
     base: NoisePredictor,
     reward: Reward,

@@ -28,6 +28,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from itlib._checks import Positive, autograd
 from itlib.baselines.guidance import Value
 from itlib.network import FourierFeatures, NoisePredictor, device_of
 from itlib.rewards import Reward, evaluate
@@ -59,6 +60,7 @@ class ValueNetwork(nn.Module):
         return result
 
 
+@autograd
 def learn_value(
     base: NoisePredictor,
     reward: Reward,
@@ -71,7 +73,7 @@ def learn_value(
     soft: bool = True,
     steps: int = 2000,
     B: int = 256,
-    lr: float = 2e-3,
+    lr: Positive = 2e-3,
     seed: int = 0,
 ) -> Iterator[ValueNetwork]:
     """Fit a value to n chains of the base, one optimiser step per item; the network is the same in all.
@@ -112,6 +114,7 @@ def learn_value(
         yield network
 
 
+@autograd
 @torch.no_grad()
 def decode(
     base: NoisePredictor,

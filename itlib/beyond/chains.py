@@ -44,6 +44,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from itlib._checks import autograd, checked, finite
 from itlib.metrics import effective_sample_size
 from itlib.network import NoisePredictor, Residual, device_of
 from itlib.sampling import ReverseStep, Variance, analytic_std, log_density_ratio, randn, reverse_steps, time_grid
@@ -138,6 +139,7 @@ class Chains:
         return 1e-12 * self.x_t.shape[-1] * float(self.gain.square().sum())
 
 
+@autograd
 @torch.no_grad()
 def chain_steps(
     model: NoisePredictor,
@@ -171,6 +173,7 @@ def chain_steps(
     return found
 
 
+@autograd
 @torch.no_grad()
 def draw_chains(
     student: Corrected,
@@ -226,6 +229,7 @@ def log_variance_step(
     return loss.detach()
 
 
+@checked
 def diagnose(log_ratio: Tensor, tilt: Tensor) -> Diagnostics:
     """What chains say about the model that drew them.
 
@@ -235,7 +239,7 @@ def diagnose(log_ratio: Tensor, tilt: Tensor) -> Diagnostics:
     """
     log_ratio, log_w = log_ratio.double(), (tilt + log_ratio).double()
     return Diagnostics(
-        ess=effective_sample_size(log_w) / len(log_w),
+        ess=effective_sample_size(log_w) / len(log_w) if finite(log_w) else math.nan,
         var_log_w=float(log_w.var()),
         kl=-float(log_ratio.mean()),
         log_z=float(torch.logsumexp(log_w, 0)) - math.log(len(log_w)),

@@ -34,6 +34,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from itlib._checks import Positive, Samples, Values, autograd, checked
 from itlib.network import Network
 from itlib.schedules import Schedule, add_noise, column
 from itlib.tilting import CovarianceEstimator, TiltBatch, single_sample
@@ -48,6 +49,7 @@ def _dataset(batch: TiltBatch) -> tuple[Tensor, Tensor]:
     return (batch.samples, batch.rewards) if len(batch.samples) else (batch.x_0, batch.r)
 
 
+@checked
 def centred(c: float | None = None) -> CovarianceEstimator:
     """Single sample of r - c; c is the mean reward of the tilt's dataset unless it is given."""
 
@@ -58,11 +60,13 @@ def centred(c: float | None = None) -> CovarianceEstimator:
     return estimate
 
 
+@checked
 def local_baseline(value: Value) -> CovarianceEstimator:
     """Single sample of r - v(x_t, t)."""
     return lambda batch: single_sample(replace(batch, r=batch.r - value(batch.x_t, batch.t)))
 
 
+@checked
 def rao_blackwell(schedule: Schedule, *, chunk: int = 2**20) -> CovarianceEstimator:
     """Covariance under the self-normalised posterior of x_t over the samples of the dataset.
 
@@ -85,14 +89,15 @@ def rao_blackwell(schedule: Schedule, *, chunk: int = 2**20) -> CovarianceEstima
     return estimate
 
 
+@autograd
 def fit_value(
-    samples: Tensor,
-    rewards: Tensor,
+    samples: Samples,
+    rewards: Values,
     schedule: Schedule,
     *,
     steps: int = 600,
     B: int = 512,
-    lr: float = 1e-2,
+    lr: Positive = 1e-2,
     width: int = 64,
     depth: int = 2,
     seed: int = 0,
@@ -134,6 +139,7 @@ def fit_value(
     return lambda x, t: centre + scale * network(column(schedule.alpha(t), x) * x, t).squeeze(-1)
 
 
+@checked
 def value_gradient(value: Value, schedule: Schedule) -> CovarianceEstimator:
     """sigma_t times the gradient in x_t of a differentiable guess of E[r(X_0) | x_t]; noise and teacher are not used."""
 
@@ -146,6 +152,7 @@ def value_gradient(value: Value, schedule: Schedule) -> CovarianceEstimator:
     return estimate
 
 
+@checked
 def per_dataset(make: Callable[[Tensor, Tensor], CovarianceEstimator]) -> CovarianceEstimator:
     """An estimator that is made anew from each dataset D_k, (S, d), and its rewards, (S,), with a :func:`fit_value` say."""
     last: Tensor | None = None

@@ -24,6 +24,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from itlib._checks import autograd
 from itlib.network import Network, NoisePredictor, Residual
 from itlib.schedules import Schedule, column
 
@@ -98,6 +99,7 @@ class Whitened(nn.Module):
         return result
 
 
+@autograd
 def gaussian_skip_network(
     data: Tensor | int,
     schedule: Schedule,
@@ -124,6 +126,7 @@ def gaussian_skip_network(
     return Residual(gaussian, Whitened(network, gaussian, tilt=False))
 
 
+@autograd
 def adapter(base: NoisePredictor, data: Tensor | int, schedule: Schedule, *, seed: int = 0) -> Residual:
     """A frozen model with a small bounded correction that learns the tilts.
 

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from itlib._checks import Between0And1, Natural, Positive, autograd
 from itlib.beyond.chains import ChainLearner, Corrected, correct
 from itlib.beyond.implicit import implicit
 from itlib.beyond.preconditioning import adapter
@@ -44,7 +45,6 @@ from itlib.tilting import (
     run_tilts,
     trainable_copy,
 )
-from itlib.training import check_choices, check_numbers
 
 
 @dataclass(frozen=True)
@@ -84,33 +84,21 @@ class RecommendedConfig(TiltingConfig):
     B: int = 16
     E: int = 1
     epoch: Literal["minibatch", "pass"] = "pass"
-    lr: float = 6e-3
+    lr: Positive = 6e-3
     decay: bool = True
     learner: Literal["chains", "implicit", "explicit"] = "chains"
     variance: Variance = "analytic"
     student: Literal["copy", "adapter"] = "adapter"
-    target_ess: float | None = 0.9
-    polish_rounds: int = 2
+    target_ess: Between0And1 | None = 0.9
+    polish_rounds: Natural = 2
     pilot: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choices(
-            self,
-            decay=(False, True),
-            learner=("chains", "implicit", "explicit"),
-            variance=("ddpm", "analytic"),
-            student=("copy", "adapter"),
-        )
-        if self.target_ess is not None:
-            check_numbers(self, whole=(), real=("target_ess",))
-            if not 0.0 < self.target_ess < 1.0:
-                raise ValueError(f"target_ess must lie between 0 and 1, both excluded, got {self.target_ess}")
         if self.learner == "chains" and (self.B < 2 or self.eta < 1.0):
             raise ValueError("chains are compared with each other and must forget their start: B is at least 2, and eta 1")
-        fewer = self.N if self.target_ess is None else math.inf
-        if type(self.polish_rounds) is not int or not 0 <= self.polish_rounds < fewer:
-            raise ValueError(f"polish_rounds is a whole number from 0, less than N={self.N}, got {self.polish_rounds!r}")
+        if self.target_ess is None and self.polish_rounds >= self.N:
+            raise ValueError(f"polish_rounds must be less than N={self.N}, got {self.polish_rounds}")
         if self.polish_rounds and self.learner != "chains":
             raise ValueError(f"only chains can be polished: set polish_rounds to 0 for the learner {self.learner!r}")
 
@@ -152,6 +140,7 @@ def cosine(step: int, steps: int) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * step / steps))
 
 
+@autograd
 def new_model(
     base: NoisePredictor, data: Tensor | int, schedule: Schedule, config: RecommendedConfig, *, d: int, seed: int
 ) -> nn.Module:
@@ -171,6 +160,7 @@ def new_model(
     return correct(base, d, weights) if config.learner == "chains" else trainable_copy(base, d, weights)
 
 
+@autograd
 def recommended_tilting(
     base: NoisePredictor,
     reward: Reward,

@@ -48,6 +48,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from itlib._checks import Between0And1, Natural, Positive, Values, checked
 from itlib.metrics import effective_sample_size
 from itlib.tilting import StepSizes
 
@@ -55,7 +56,8 @@ from itlib.tilting import StepSizes
 StepRule = Callable[[Tensor, float], float]
 
 
-def jensen_gap(rewards: Tensor, delta: float) -> float:
+@checked
+def jensen_gap(rewards: Values, delta: float) -> float:
     """Log of the mean of exp(delta (r - mean r)), in nats: the estimate of K(delta) - delta E[r].
 
     Args:
@@ -66,7 +68,8 @@ def jensen_gap(rewards: Tensor, delta: float) -> float:
     return float(torch.logsumexp(delta * (r - r.mean()), 0)) - math.log(len(r))
 
 
-def constant_ess(target_ess: float) -> StepRule:
+@checked
+def constant_ess(target_ess: Between0And1) -> StepRule:
     """The largest step that leaves an effective sample size of at least target_ess * S.
 
     Args:
@@ -79,8 +82,6 @@ def constant_ess(target_ess: float) -> StepRule:
     Raises:
         ValueError: if target_ess does not lie between 0 and 1.
     """
-    if not 0.0 < target_ess < 1.0:
-        raise ValueError(f"target_ess must lie between 0 and 1, both excluded, got {target_ess}")
 
     def holds(rewards: Tensor, delta: float) -> bool:
         u = delta * rewards.double()
@@ -89,7 +90,8 @@ def constant_ess(target_ess: float) -> StepRule:
     return lambda rewards, left: _largest(lambda delta: holds(rewards, delta), rewards, left)
 
 
-def bounded_gap(nats: float) -> StepRule:
+@checked
+def bounded_gap(nats: Positive) -> StepRule:
     """The largest step whose first-order error of the log-density is at most ``nats`` on average, at every t.
 
     Args:
@@ -102,11 +104,10 @@ def bounded_gap(nats: float) -> StepRule:
     Raises:
         ValueError: if nats is not positive and finite.
     """
-    if not 0.0 < nats < math.inf:
-        raise ValueError(f"nats must be positive and finite, got {nats}")
     return lambda rewards, left: _largest(lambda delta: jensen_gap(rewards, delta) <= nats, rewards, left)
 
 
+@checked
 def evenly(rule: StepRule) -> StepRule:
     """Steps no longer than those of a rule, and no stub at the end.
 
@@ -127,6 +128,7 @@ def evenly(rule: StepRule) -> StepRule:
 
 
 @dataclass(frozen=True)
+@checked
 class ChosenSteps:
     """Steps chosen by a rule until the strength is lam.
 
@@ -165,6 +167,7 @@ class ChosenSteps:
 
 
 @dataclass(frozen=True)
+@checked
 class Polished:
     """More tilts of size zero once the strength is lam: they only correct what the others left.
 
@@ -175,7 +178,7 @@ class Polished:
     """
 
     steps: StepSizes
-    rounds: int
+    rounds: Natural
     lam: float = 1.0
 
     def _polishing(self, strengths: Sequence[float]) -> bool:

@@ -60,6 +60,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from itlib._checks import Below1, Positive, autograd, checked
 from itlib.beyond.chains import chain_steps, diagnose
 from itlib.beyond.preconditioning import Gaussian
 from itlib.metrics import effective_sample_size
@@ -68,7 +69,6 @@ from itlib.rewards import Reward, evaluate
 from itlib.sampling import ReverseStep, randn
 from itlib.schedules import Schedule, column
 from itlib.tilting import TiltStep, derive_seed
-from itlib.training import check_numbers
 
 
 class UnreachedWarning(UserWarning):
@@ -76,6 +76,7 @@ class UnreachedWarning(UserWarning):
 
 
 @dataclass(frozen=True)
+@checked
 class ValueConfig:
     """The knobs of :func:`value_tilting`.
 
@@ -105,28 +106,22 @@ class ValueConfig:
     J: int = 50
     pilot: int = 6000
     S: int = 3000
-    explore: float = 0.1
+    explore: Below1 = 0.1
     B: int = 1024
     fit: int = 300
     replay: int = 3
-    lr: float = 0.01
-    clamp: float = 5.0
-    target_ess: float = 0.3
+    lr: Positive = 0.01
+    clamp: Positive = 5.0
+    target_ess: Below1 = 0.3
     rounds: int = 16
     patience: int = 3
-    enough: float = 0.3
+    enough: Below1 = 0.3
     width: int = 64
     depth: int = 3
 
     def __post_init__(self) -> None:
-        whole = ("J", "pilot", "S", "B", "fit", "replay", "rounds", "patience", "width", "depth")
-        shares = ("explore", "target_ess", "enough")
-        check_numbers(self, whole=whole, real=("lam", "lr", "clamp", *shares))
-        for name in shares:
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"{name} is a share, at least 0 and less than 1, got {getattr(self, name)}")
-        if not (0.0 < self.lr < math.inf and self.clamp > 0.0 and math.isfinite(self.lam) and self.lam):
-            raise ValueError(f"lr and clamp are positive and lam is not 0, got {self.lr}, {self.clamp} and {self.lam}")
+        if not self.lam:
+            raise ValueError("lam must not be 0: there is nothing to learn")
 
 
 class ValueFunction(nn.Module):
@@ -242,6 +237,7 @@ def value_gradient(value: Tensor, log_weight: Tensor, clamp: float) -> Tensor:
     return -torch.expm1((log_weight - value.detach()).clamp_max(clamp))
 
 
+@autograd
 def fit_value(
     value: ValueFunction,
     pools: list[Pool],
@@ -287,6 +283,7 @@ def fit_value(
     return torch.stack(misfits)
 
 
+@checked
 def strongest(rewards: Tensor, log_ratio: Tensor, lam: float, target_ess: float) -> float:
     """The strength between 0 and lam farthest from 0 at which weights exp(s r + L) keep an effective share.
 
@@ -310,6 +307,7 @@ def strongest(rewards: Tensor, log_ratio: Tensor, lam: float, target_ess: float)
     return low
 
 
+@autograd
 def value_tilting(
     base: NoisePredictor,
     reward: Reward,
@@ -402,7 +400,7 @@ def value_tilting(
             f"the run ended {reached} among its own chains: its samples are not those of the tilt. Raise S, rounds, B or "
             "width, or ask for a smaller lam",
             UnreachedWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
 
 

@@ -301,13 +301,13 @@ def test_shapes_dtypes_and_the_number_of_evaluations() -> None:
 
 @pytest.mark.parametrize("steps", [0, -3])
 def test_refuses_no_steps(paper: GaussianMixture, cosine: Cosine, steps: int) -> None:
-    with pytest.raises(ValueError, match="at least one reverse step"):
+    with pytest.raises(ValueError, match="steps must be a whole number of at least 1"):
         sample(ExactNoisePredictor(paper, cosine), cosine, 3, steps=steps)
 
 
 @pytest.mark.parametrize("n", [0, -1])
 def test_refuses_no_samples(paper: GaussianMixture, cosine: Cosine, n: int) -> None:
-    with pytest.raises(ValueError, match="at least one sample"):
+    with pytest.raises(ValueError, match="n must be a whole number of at least 1"):
         sample(ExactNoisePredictor(paper, cosine), cosine, n)
 
 

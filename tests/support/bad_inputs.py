@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from itlib.beyond.recommended import RecommendedConfig
-from itlib.experiments.checkpoints import load_state, profile
+from itlib.experiments.checkpoints import RunState, load_state, profile, save_state
 from itlib.experiments.problems import problem
 from itlib.experiments.records import load_record
 from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture, paper_mixture
@@ -108,6 +108,12 @@ def hostile() -> Any:
             assert not Path(mark).exists()
 
 
+def path_as_text() -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        save_state(f"{folder}/file", RunState(1, 2, Network(2)))
+        return load_state(f"{folder}/file", Network(2)).total == 2
+
+
 def weights(d: int, notes: dict[str, Any] | None) -> bytes:
     tensors = {f"theta.{name}": value for name, value in Network(d).state_dict().items()}
     return bytes(safetensors.torch.save(tensors, {"notes": json.dumps(notes)} if notes is not None else None))
@@ -165,6 +171,12 @@ ROWS = [
         "reward", "a device without data", rewarded(lambda x: torch.empty(3, device="meta")), "real numbers, one per sample"
     ),
     Row("reward", "whole numbers", lambda: rewarded(lambda x: x[:, 0].long())().dtype == torch.float32, note="converted"),
+    Row(
+        "reward",
+        "an array of numpy that runs backwards",
+        lambda: rewarded(lambda x: x[:, 0].numpy()[::-1])().tolist() == [4, 2, 0],
+        note="converted",
+    ),
     Row("reward", "booleans", lambda: rewarded(lambda x: x[:, 0] > 1)().tolist() == [0, 1, 1], note="0 and 1"),
     Row("reward", "a list", lambda: rewarded(lambda x: [1.0, 2.0, 3.0])().tolist() == [1, 2, 3], note="converted"),
     Row(
@@ -185,7 +197,7 @@ ROWS = [
         lambda: QuadraticReward(T([NAN, 0.0])),
         "coefficients must be finite, got b=[nan, 0.0]",
     ),
-    Row("quadratic reward", "c = NaN", lambda: QuadraticReward(T([1.0]), c=NAN), "coefficients must be finite"),
+    Row("quadratic reward", "c = NaN", lambda: QuadraticReward(T([1.0]), c=NAN), "c must be a finite number, got nan"),
     Row(
         "quadratic reward",
         "A not symmetric",
@@ -245,7 +257,7 @@ ROWS = [
         mixture([], torch.zeros(0, 2).tolist() or [[]], torch.zeros(0, 2, 2).tolist() or [[[]]]),
         "needs weights (K,)",
     ),
-    Row("mixture", "-1 samples asked of it", lambda: paper_mixture().sample(-1), "at least one sample, got -1"),
+    Row("mixture", "-1 samples asked of it", lambda: paper_mixture().sample(-1), "n must be a whole number of at least 1, got -1"),
     Row(
         "mixture",
         "points of another dimension",
@@ -253,7 +265,7 @@ ROWS = [
         "shape (B, 2), got (3, 5)",
     ),
     Row("mixture", "density at NaN", lambda: paper_mixture().log_prob(POINTS * NAN), "finite points of shape (B, 2)"),
-    Row("tilt", "lambda = NaN", lambda: paper_mixture().tilted(PAPER, NAN), "finite lambda, got 2 and nan"),
+    Row("tilt", "lambda = NaN", lambda: paper_mixture().tilted(PAPER, NAN), "lam must be a finite number, got nan"),
     Row(
         "tilt",
         "lambda = 1e300",
@@ -272,8 +284,8 @@ ROWS = [
         lambda: paper_mixture().tilted(parse_reward("b=1,2,3", 3)),
         "takes a reward in dimension 2",
     ),
-    Row("schedule", "offset s = 0", lambda: Cosine(0.0), "offset s must be positive and finite, got 0.0"),
-    Row("schedule", "offset s = infinity", lambda: Cosine(INF), "offset s must be positive and finite, got inf"),
+    Row("schedule", "offset s = 0", lambda: Cosine(0.0), "s must be a positive finite number, got 0.0"),
+    Row("schedule", "offset s = infinity", lambda: Cosine(INF), "s must be a positive finite number, got inf"),
     Row(
         "times",
         "-0.1",
@@ -300,15 +312,15 @@ ROWS = [
         lambda: bool(torch.isfinite(paper_mixture().score(POINTS, T(1.0), Cosine())).all()),
         note="that of the noise",
     ),
-    Row("sampler", "0 steps", lambda: sample(EXACT, Cosine(), 3, steps=0), "at least one reverse step, got 0"),
+    Row("sampler", "0 steps", lambda: sample(EXACT, Cosine(), 3, steps=0), "steps must be a whole number of at least 1, got 0"),
     Row(
         "sampler",
         "1.5 steps",
         lambda: sample(EXACT, Cosine(), 3, steps=1.5),
-        "whole number of steps, at least one reverse step, got 1.5",
+        "steps must be a whole number of at least 1, got 1.5",
     ),
-    Row("sampler", "2.5 samples", lambda: sample(EXACT, Cosine(), 2.5), "at least one sample, got 2.5"),
-    Row("sampler", "eta = NaN", lambda: sample(EXACT, Cosine(), 3, eta=NAN), "lies in [0, 1], got nan"),
+    Row("sampler", "2.5 samples", lambda: sample(EXACT, Cosine(), 2.5), "n must be a whole number of at least 1, got 2.5"),
+    Row("sampler", "eta = NaN", lambda: sample(EXACT, Cosine(), 3, eta=NAN), "eta must be a finite number, got nan"),
     Row(
         "sampler",
         "a denoiser that returns one column",
@@ -321,18 +333,18 @@ ROWS = [
         lambda: sample(Network(2), Cosine(), 3, d=5),
         "shape (B, 2), got (3, 5)",
     ),
-    Row("likelihood", "NaN points", lambda: log_likelihood(EXACT, Cosine(), POINTS * NAN), "finite points, got 6 NaN"),
+    Row("likelihood", "NaN points", lambda: log_likelihood(EXACT, Cosine(), POINTS * NAN), "x must be finite numbers of shape (n, d), got Tensor of shape (3, 2)"),
     Row(
         "training",
         "no samples",
         lambda: next(train_noise_predictor(Network(2), torch.empty(0, 2), Cosine())),
-        "0 samples cannot be split",
+        "data must be finite numbers of shape (n, d), got Tensor of shape (0, 2)",
     ),
     Row(
         "training",
         "NaN samples",
         lambda: next(train_noise_predictor(Network(2), POINTS * NAN, Cosine())),
-        "must be finite numbers of shape (n, d)",
+        "data must be finite numbers of shape (n, d), got Tensor of shape (3, 2)",
     ),
     Row(
         "training",
@@ -365,22 +377,22 @@ ROWS = [
             ("S", 1.5, "S must be a whole number of at least 1, got 1.5"),
             ("J", True, "J must be a whole number of at least 1, got True"),
             ("B", 5000, "lower B or raise S"),
-            ("lam", "1", "lam must be a number, got '1'"),
-            ("lam", INF, "lam finite, got lr=0.0001, lam=inf"),
-            ("lr", NAN, "lr must be positive and lam finite, got lr=nan"),
-            ("lr", INF, "lr must be positive and lam finite, got lr=inf"),
-            ("lr", -1.0, "lr must be positive and lam finite, got lr=-1.0"),
-            ("eta", 1.1, "eta must lie in [0, 1], got 1.1"),
-            ("optimizer", "lion", "optimizer is 'adam' or 'sgd', got 'lion'"),
+            ("lam", "1", "lam must be a finite number, got '1'"),
+            ("lam", INF, "lam must be a finite number, got inf"),
+            ("lr", NAN, "lr must be a positive finite number, got nan"),
+            ("lr", INF, "lr must be a positive finite number, got inf"),
+            ("lr", -1.0, "lr must be a positive finite number, got -1.0"),
+            ("eta", 1.1, "eta must be a number from 0 to 1, got 1.1"),
+            ("optimizer", "lion", "optimizer must be 'adam' or 'sgd', got 'lion'"),
         )
     ),
     *(
         Row("RecommendedConfig", f"{name} = {value!r}", lambda n=name, v=value: RecommendedConfig(**{n: v}), says)
         for name, value, says in (
-            ("target_ess", 1.0, "target_ess must lie between 0 and 1, both excluded, got 1.0"),
-            ("decay", "no", "decay is False or True, got 'no'"),
-            ("learner", "paths", "learner is 'chains' or 'implicit' or 'explicit', got 'paths'"),
-            ("polish_rounds", 1.5, "polish_rounds is a whole number"),
+            ("target_ess", 1.0, "target_ess must be a number between 0 and 1 (both excluded) or None, got 1.0"),
+            ("decay", "no", "decay must be True or False, got 'no'"),
+            ("learner", "paths", "learner must be 'chains' or 'implicit' or 'explicit', got 'paths'"),
+            ("polish_rounds", 1.5, "polish_rounds must be a whole number of at least 0, got 1.5"),
         )
     ),
     *(
@@ -388,13 +400,14 @@ ROWS = [
         for name, value, says in (
             ("epochs", 1.5, "epochs must be a whole number of at least 1, got 1.5"),
             ("patience", NAN, "patience must be a whole number of at least 1, got nan"),
-            ("lr", INF, "the learning rate must be positive and finite, got inf"),
-            ("averaging", 1.0, "averaging must lie in [0, 1), got 1.0"),
+            ("lr", INF, "lr must be a positive finite number, got inf"),
+            ("averaging", 1.0, "averaging must be a number of at least 0 and less than 1, got 1.0"),
             ("predict", "x2", "predict must be 'x0' or 'x1', got 'x2'"),
         )
     ),
     Row("names", "profile 'huge'", lambda: profile("huge"), "choose from full, smoke"),
     Row("names", "problem 'ten'", lambda: problem("ten"), "there is no problem 'ten': choose from"),
+    Row("checkpoint", "a path as text", path_as_text, note="the path"),
     Row("checkpoint", "cut in half", checkpoint(weights(2, {"done": 1})[:9000]), "truncated or not a checkpoint: delete it"),
     Row(
         "checkpoint",
