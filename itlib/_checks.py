@@ -49,7 +49,6 @@ NotNegative = Annotated[float, Rule("a finite number of at least 0", lambda v: v
 Fraction = Annotated[float, Rule("a number from 0 to 1", lambda v: 0 <= v <= 1)]
 Between0And1 = Annotated[float, Rule("a number between 0 and 1 (both excluded)", lambda v: 0 < v < 1)]
 Below1 = Annotated[float, Rule("a number of at least 0 and less than 1", lambda v: 0 <= v < 1)]
-Finite = Annotated[Tensor, Rule("finite numbers", finite)]
 Samples = Annotated[Tensor, Rule("finite numbers of shape (n, d)", lambda x: x.ndim == 2 and x.numel() > 0 and finite(x))]
 Values = Annotated[Tensor, Rule("finite numbers of shape (n,)", lambda v: v.ndim == 1 and len(v) > 0 and finite(v))]
 LogWeights = Annotated[

@@ -60,7 +60,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from itlib._checks import Below1, Positive, autograd, checked
+from itlib._checks import Below1, Positive, autograd, checked, finite
 from itlib.beyond.chains import chain_steps, diagnose
 from itlib.beyond.preconditioning import Gaussian
 from itlib.metrics import effective_sample_size
@@ -349,7 +349,7 @@ def value_tilting(
     t = torch.tensor([step.t for step in steps], device=device)
     fraction = torch.zeros(c.pilot, device=device)
     pool = draw_pool(Guided(base, nn.Identity(), schedule).to(device), steps, fraction, d, generator=generator("tilt"))
-    _refuse_infinite(pool.x_0, 0)
+    _refuse_infinite(pool, 0)
     value = ValueFunction(Gaussian(pool.x_0, schedule), c.width, c.depth, derive_seed(seed, "weights")).to(device)
     model = Guided(base, value, schedule).to(device)
     pools, rewards, strengths = [pool], [evaluate(reward, pool.x_0)], [0.0]
@@ -391,7 +391,7 @@ def value_tilting(
         fraction = torch.ones(c.S, device=device)
         fraction[: int(c.explore * c.S)] = torch.rand(int(c.explore * c.S), generator=draws).to(device)
         pools.append(draw_pool(model, steps, fraction, d, generator=draws))
-        _refuse_infinite(pools[-1].x_0, k + 1)
+        _refuse_infinite(pools[-1], k + 1)
         rewards.append(evaluate(reward, pools[-1].x_0))
         pools, rewards = pools[-c.replay :], rewards[-c.replay :]
     if best_ess < c.enough:
@@ -404,8 +404,8 @@ def value_tilting(
         )
 
 
-def _refuse_infinite(samples: Tensor, k: int) -> None:
-    if not bool(torch.isfinite(samples).all()):
+def _refuse_infinite(pool: Pool, k: int) -> None:
+    if not (finite(pool.x_0) and finite(pool.log_ratio)):
         raise FloatingPointError(
             f"round {k}: the chains are no longer finite. The base diverges, or lr or clamp is too large"
         )
