@@ -157,7 +157,7 @@ def remainder(which, N):
 wanted = (("paper", 1), ("paper", 20), ("one-mode", 20), ("one-mode", 100))
 taylor = {(which, N): remainder(which, N) for which, N in wanted}
 for N in (1, 20):
-    figures.check(f"on the paper's task the step is exact, N = {N}", taylor["paper", N], below=1e-12)
+    figures.check(f"the paper's task, N = {N}: exact", taylor["paper", N], below=1e-12)
 figures.glue(
     taylor_20=f"{taylor['one-mode', 20]:.3f}",
     taylor_100=f"{taylor['one-mode', 100]:.3f}",
@@ -331,7 +331,8 @@ def both_ends(name):
     return f"{values.mean():.3f} ({values.min():.3f} to {values.max():.3f})"
 
 
-figures.glue(**{f"end_{name}": both_ends(name) for name in ("learned", *cures, *others)})
+for name in ("learned", *cures, *others):
+    figures.glue(**{f"end_{name}": both_ends(name)})
 figures.glue(ten=f"{min(grid_20):.3f} to {max(grid_20):.3f}", base_start=f"{start:.3f}")
 
 # %% [markdown]
@@ -379,6 +380,7 @@ SHOWN = {
     "covariance": ("exact covariance", {"color": figures.COLORS["paper"], "marker": "^"}),
     "both": ("both", {"color": figures.COLORS["target"], "marker": "D"}),
 }
+# %% tags=["hide-input"]
 k = along("learned", "k")[:, 0]
 with figures.house_style() as plt:
     fig, axes = plt.subplots(1, 3, figsize=(7.2, 3.1))

@@ -604,7 +604,8 @@ target = base.tilted(paper)
 
 def mixture(left, variance):
     weights = torch.tensor([left, 1 - left])
-    return GaussianMixture(weights, target.means, variance * torch.eye(2).expand(2, 2, 2))
+    covariances = variance * torch.eye(2).expand(2, 2, 2)
+    return GaussianMixture(weights, target.means, covariances)
 
 
 def weighed(model, J, seed, base=base, n=2000 if full else 500, eta=1.0):
@@ -723,7 +724,8 @@ found = np.array([weighed(target, J, seed, base=biased)[0][1] for seed in repeat
 mean, variance = found[:, 1].mean(), found[:, 2].mean()
 error_of_mean = found[:, 1].std(ddof=1) / len(found) ** 0.5
 assert not full or abs(mean - 4 * chain_variance(J, v=0.45)) < 6 * error_of_mean
-figures.glue(biased_mean=f"{mean:.3f} ± {error_of_mean:.3f}", biased_variance=f"{variance:.3f}")
+figures.glue(biased_mean=f"{mean:.3f} ± {error_of_mean:.3f}")
+figures.glue(biased_variance=f"{variance:.3f}")
 
 # %% [markdown]
 # Weighed, it has the mean {glue:text}`biased_mean` instead of 2 and the variance {glue:text}`biased_variance`. The weights have made a

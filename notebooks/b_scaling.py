@@ -117,7 +117,8 @@ def missing(x, t, counts, reward):
     strengths = torch.cat([*map(starts, counts), torch.arange(2.0).double()])
     mean_x, _, C = tilted_means(x, t, reward, strengths)
     total = (schedule.alpha(t) / schedule.sigma(t)) * (mean_x[:, -1] - mean_x[:, -2])
-    return [part.mean(1) - total for part in C[:, :-2].split([int(N) for N in counts], 1)]
+    pieces = C[:, :-2].split([int(N) for N in counts], 1)
+    return [piece.mean(1) - total for piece in pieces]
 
 
 # %% tags=["hide-input"]
@@ -139,12 +140,14 @@ for name, reward in SHAPES.items():
     profile_t[name] = np.array(found)
 
 # %%
-bound = {name: float(np.ptp(reward(line.x.unsqueeze(1)).numpy())) ** 2 / (8 * N_shown) for name, reward in SHAPES.items()}
+bound = {}  # on the logarithm of the density, for lambda = 1
 fine = 64  # midpoints: the integral over s
 strengths = torch.cat([starts(N_shown), starts(fine) + 0.5 / fine])
+places = torch.linspace(-3, 3, 241, dtype=torch.float64).unsqueeze(1)
 for name, reward in SHAPES.items():
+    bound[name] = float(np.ptp(reward(line.x.unsqueeze(1)).numpy())) ** 2 / (8 * N_shown)
     for s in torch.tensor([0.01, 0.05, 0.4], dtype=torch.float64):
-        x = torch.linspace(-3, 3, 241, dtype=torch.float64).unsqueeze(1) * schedule.alpha(s)
+        x = places * schedule.alpha(s)
         m = tilted_means(x, s.expand(len(x)), reward, strengths)[1]
         gap = m[:, N_shown:].mean(1) - m[:, :N_shown].mean(1)
         assert gap.min() > -1e-3
@@ -222,12 +225,13 @@ by_draft, by_adjoint = DraftConfig(J=J, lr=1e-3), AdjointMatchingConfig(J=J, lr=
 config = TiltingConfig(S=256, J=J, E=k, lr=1e-3)
 rows = []
 for name, reward in SHAPES.items():
-    ways = {
+    steps = {
         "DRaFT": draft(student(), reward, schedule, by_draft, d=1),
         "Adjoint Matching": adjoint_matching(student(), reward, schedule, by_adjoint, d=1),
     }
-    row = {title: moved(list(islice(steps, k))[-1]) for title, steps in ways.items()}
-    row["one tilt"] = moved(next(iterative_tilting(student(), reward, schedule, config, d=1)))
+    row = {title: moved(list(islice(each, k))[-1]) for title, each in steps.items()}
+    tilts = iterative_tilting(student(), reward, schedule, config, d=1)
+    row["one tilt"] = moved(next(tilts))
     rows.append({"weights move, on the": name} | row)
 assert rows[1]["DRaFT"] == rows[1]["Adjoint Matching"] == 0.0 < rows[1]["one tilt"]
 assert min(rows[0]["DRaFT"], rows[0]["Adjoint Matching"]) > 0
@@ -550,7 +554,8 @@ grid_t = torch.linspace(0.005, 0.995, 100 if full else 20, dtype=torch.float64)
 
 def undecided(law, n=2000):
     """Mean of 4 w (1 - w) over X_t, for each time of the grid."""
-    x_0, z = law.sample(n, seeded(0)), torch.randn(n, 1, dtype=torch.float64, generator=seeded(1))
+    x_0 = law.sample(n, seeded(0))
+    z = torch.randn(n, 1, dtype=torch.float64, generator=seeded(1))
     found = []
     for t in grid_t:
         posterior = law.posterior(add_noise(schedule, x_0, z, t), t, schedule)
@@ -560,7 +565,7 @@ def undecided(law, n=2000):
 
 
 apart = {distance: axis_task(1, "along", 0.3, distance) for distance in DISTANCES}
-doubt = {distance: undecided(base.tilted(b).line) for distance, (base, b) in apart.items()}
+doubt = {where: undecided(base.tilted(b).line) for where, (base, b) in apart.items()}
 
 # %% tags=["hide-input"]
 every = runs[runs["kl"] == 0.3].assign(error=lambda v: v["mode_weight"] - v["mode_weight_exact"])

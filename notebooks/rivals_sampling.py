@@ -17,36 +17,37 @@
 # %% [markdown]
 # # The rivals that train nothing
 #
-# The methods of {doc}`rivals_methods` end with a trained model. Those of this page leave the base alone. They weigh its samples, or add something to its
-# prediction while it samples. As there, everything but the method is exact.
+# The methods of {doc}`rivals_methods` end with a trained model. Those of this page leave the base alone: they weigh its samples, or add
+# something to its prediction while it samples. Again everything but the method is exact. This page is for reference; the table at its end
+# covers the methods of both pages.
 #
-# **You will see** that importance weights are exact and soon run out of samples; that the best of $n$ samples is no tilt; what sequential Monte Carlo
-# gains from a good potential, and that a good potential alone does not help; and that classifier-free guidance does not draw from the
-# density that it is named after. A table at the end says what each method of the comparison needs, with those that train.
+# **You will see** that importance weights are exact and soon run out of samples; that the best of $n$ samples is no tilt; what
+# sequential Monte Carlo gains from a good potential, and from a good move; how near a chain of Gaussian steps can come to the tilt; and
+# that classifier-free guidance does not draw from the density that it is named after.
 
 # %% tags=["parameters", "remove-cell"]
 profile = "full"  # "smoke" uses fewer samples and runs
 
-# %% tags=["remove-cell"]
+# %%
 import math
+from itertools import pairwise
 
 import numpy as np
-import pandas as pd
 import torch
-from IPython.display import Markdown, display
 from scipy.optimize import minimize_scalar
 from scipy.stats import linregress, wasserstein_distance
 
 from itlib import figures
+from itlib.baselines import monte_carlo
 from itlib.baselines.accounting import EvaluationCounter
 from itlib.baselines.guidance import classifier_free, exact_value, exactly_guided, guided, plug_in_value
-from itlib.baselines.monte_carlo import SMCConfig, best_of_n, effective_sample_size, importance, sequential_monte_carlo
+from itlib.baselines.monte_carlo import effective_sample_size
 from itlib.experiments.problems import Toy
 from itlib.experiments.rivals import METHODS, WORK, Setting
 from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture, paper_mixture
 from itlib.network import Network
 from itlib.rewards import ForwardOnly, QuadraticReward, parse_reward
-from itlib.sampling import time_grid, transition
+from itlib.sampling import path_log_weights, time_grid, transition
 from itlib.schedules import Cosine
 
 torch.set_num_threads(1)
@@ -57,28 +58,16 @@ def seeded(seed):
     return torch.Generator().manual_seed(seed)
 
 
-def rms(v):
-    return float(v.square().sum(-1).mean().sqrt())
-
-
-def share(law, r, delta):
-    """Limit of ESS / n for the weights exp(delta r) under a law."""
-    return math.exp(2 * law.log_normaliser(r, delta) - law.log_normaliser(r, 2 * delta))
-
-
 # %% [markdown]
 # ## The same task, the same two questions
 #
-# Base and reward are those of {doc}`rivals_methods`: the paper's mixture, given exactly, and `one-mode`.
+# Base and reward are those of {doc}`rivals_methods`: the paper's mixture, given exactly, and `one-mode`. Does a method need the reward's
+# gradient? Again each runs for a moment on a tiny network, with a reward that raises an error as soon as autograd touches it. Does it end
+# at the tilted density? The sections below find out.
 
 # %%
 schedule, base, reward = Cosine(), paper_mixture(), parse_reward("one-mode")
 exact, target = ExactNoisePredictor(base, schedule), base.tilted(reward)
-
-
-# %% [markdown]
-# Does a method need the reward's gradient? Again each one runs for a moment on a tiny network, with a reward that raises an error as soon as
-# autograd touches it. Is the tilted density what it ends at? Each section below finds out.
 
 
 # %% tags=["hide-input"]
@@ -91,42 +80,45 @@ network = Network(2, width=8, depth=1, embedding=4)
 tiny = Setting(network, Toy(base, Forward(reward.b)), schedule, WORK["smoke"], full=False)
 
 
-needs_gradient = {}
-for name, method in METHODS.items():
-    if method.train:
-        continue  # has had its turn
+def asks_for_gradient(method):
     try:
         if drawn := method.draw(tiny, EvaluationCounter()).denoiser:
             drawn(torch.zeros(1, 2), torch.tensor(0.5))
-        needs_gradient[name] = False
     except RuntimeError as error:
         if "forward-only" not in str(error):
             raise
-        needs_gradient[name] = True
+        return True
+    return False
 
-# %% tags=["remove-cell"]
+
+needs_gradient = {name: asks_for_gradient(method) for name, method in METHODS.items() if not method.train}
 torch.set_default_dtype(torch.float64)  # after the networks, which are single
 answered = set()
 
 
+# %% tags=["hide-input"]
 def verdicts(found):
     """A section's answers: name -> (is the exact tilt the optimum?, what was measured)."""
     rows = []
     for name, (optimum, measured) in found.items():
         method = METHODS[name]
         assert (needs_gradient[name], bool(optimum)) == (method.gradient, method.exact), name
-        rows.append([method.title, "yes" if method.gradient else "no", "yes" if optimum else "no", measured])
+        row = {"method": method.title, r"needs $\nabla r$": "yes" if method.gradient else "no"}
+        rows.append(row | {"ends at the tilt": "yes" if optimum else "no", "found here": measured})
     answered.update(found)
-    columns = ["method", r"needs $\nabla r$", "ends at the tilt", "found here"]
-    display(Markdown(pd.DataFrame(rows, columns=columns).to_markdown(index=False, disable_numparse=True)))
+    figures.table(rows)
+
+
+def rms(v):
+    return float(v.square().sum(-1).mean().sqrt())
 
 
 # %% [markdown]
 # ## Weighted samples
 #
-# Draw from the base, and let weights or choices do the rest. What comes out is, at best, the tilt of what the base's *sampler* draws, and to judge it we must know that law.
-# In one dimension it can be computed without sampling: carry the masses of a grid from step to step, by quadrature with the Gaussian of {eq}`eq-2-7`. And one dimension is enough here, because the coordinates of the base
-# are independent, and the reward is a sum over them.
+# Draw from the base, and let weights or choices do the rest. At best this gives the tilt of what the base's *sampler* draws, so we must
+# know that law. In one dimension we carry the masses of a grid from step to step, by quadrature with the Gaussian of
+# {eq}`eq-2-7`. That is enough: the coordinates of the base are independent, and the reward is a sum over them.
 
 # %%
 grid = torch.linspace(-8, 8, 801)
@@ -135,7 +127,8 @@ h = float(grid[1] - grid[0])
 
 def normal(mean, std):
     """Masses of N(mean, std^2) on the grid, one column for each mean."""
-    return torch.exp(-0.5 * ((grid[:, None] - mean) / std) ** 2) * h / (std * math.sqrt(2 * math.pi))
+    z = (grid[:, None] - mean) / std
+    return torch.exp(-0.5 * z**2) * h / (std * math.sqrt(2 * math.pi))
 
 
 def law_drawn(denoiser, J=100, eta=1.0):
@@ -150,13 +143,22 @@ def law_drawn(denoiser, J=100, eta=1.0):
     return points, mass
 
 
-steps = 40
-pair = GaussianMixture(torch.ones(2), torch.tensor([[-2.0], [2.0]]), torch.full((2, 1, 1), 0.5))  # the first coordinate
-one = GaussianMixture(torch.ones(1), torch.zeros(1, 1), torch.full((1, 1, 1), 0.5))  # the second
-laws_drawn = [law_drawn(ExactNoisePredictor(law, schedule), steps) for law in (pair, one)]
+# %%
+steps, variance = 40, torch.full((2, 1, 1), 0.5)
+pair = GaussianMixture(torch.ones(2), torch.tensor([[-2.0], [2.0]]), variance)  # of x_1
+one = GaussianMixture(torch.ones(1), torch.zeros(1, 1), variance[:1])  # of x_2
 
+
+def coordinates(J):
+    return [law_drawn(ExactNoisePredictor(law, schedule), J) for law in (pair, one)]
+
+
+laws_drawn = coordinates(steps)
 
 # %% tags=["hide-input"]
+assert all(abs(float(mass.sum()) - 1) < 1e-8 for _, mass in laws_drawn)
+
+
 def tilt_of_drawn(lam):
     """Mean of the tilt of what the sampler draws, and which share of its samples counts when they are weighted."""
     mean, counting = [], 1.0
@@ -167,25 +169,27 @@ def tilt_of_drawn(lam):
     return torch.tensor(mean), counting
 
 
-assert all(abs(float(mass.sum()) - 1) < 1e-8 for _, mass in laws_drawn)
+def vector(v):
+    return f"({v[0]:.3f}, {v[1]:.3f})"
+
+
 mean_drawn, share_drawn = tilt_of_drawn(1.0)
-display(
-    Markdown(
-        f"The mean of the tilt is ({target.mean[0]:.3f}, {target.mean[1]:.3f}) for the exact base, and ({mean_drawn[0]:.3f}, {mean_drawn[1]:.3f}) for what its {steps}-step sampler draws. "
-        "This difference is the sampler's, and no method's fault."
-    )
-)
+figures.glue(mean_target=vector(target.mean), mean_drawn=vector(mean_drawn))
 
 # %% [markdown]
+# The mean of the tilt is {glue:text}`mean_target` for the exact base, and {glue:text}`mean_drawn` for what its 40-step sampler draws.
+#
 # ### Importance resampling
 #
 # *Idea.* Draw $n$ samples from the base, weigh each by $w = e^{\lambda r(x)}$, and resample in proportion to the weights.
 #
-# It is exact as $n \to \infty$. But ESS$/n \to e^{-D_2}$, with the Rényi divergence $D_2 = \log\mathbb E_{\text{tilt}}[w / Z]$ of the tilted density from the base.
+# It is exact as $n \to \infty$. But ESS$/n \to e^{-D_2}$, with the Rényi divergence $D_2 = \log\mathbb E_{\text{tilt}}[w / Z]$ of the
+# tilted density from the base.
 
 # %%
 n = 20_000 if full else 2_000
-x, log_w = importance(exact, reward, schedule, n, J=steps, generator=seeded(7))
+how = {"J": steps, "generator": seeded(7)}
+x, log_w = monte_carlo.importance(exact, reward, schedule, n, **how)
 counted = effective_sample_size(log_w) / len(x)
 
 w_half = torch.softmax(0.5 * log_w.double(), 0)  # the same samples, for lambda = 1/2
@@ -195,35 +199,38 @@ half_error = ((w_half**2) @ (x.double() - half_mean) ** 2).sqrt()
 # %% tags=["hide-input"]
 half_exact, half_share = tilt_of_drawn(0.5)
 half_right = bool(((half_mean - half_exact).abs() < 4.5 * half_error).all())
+share_exact = math.exp(2 * base.log_normaliser(reward, 1.0) - base.log_normaliser(reward, 2.0))
 assert half_right
-assert max(share(base, reward, 1.0), share_drawn, counted) < 0.05
-display(
-    Markdown(
-        f"At $\\lambda = 1/2$, where {half_share:.0%} of the samples count, the weighted mean is ({half_mean[0]:.3f}, {half_mean[1]:.3f}) ± ({half_error[0]:.3f}, {half_error[1]:.3f}); it should be "
-        f"({half_exact[0]:.3f}, {half_exact[1]:.3f}). At $\\lambda = 1$ the limit of ESS$/n$ is {share_drawn:.2%} for the law of the sampler and {share(base, reward, 1.0):.2%} for the exact base. "
-        f"The {len(x):,} samples claim {counted:.2%}: such a measurement flatters, because the samples with the largest weights are seldom drawn."
-    )
-)
+assert max(share_exact, share_drawn, counted) < 0.05
+figures.glue(half_mean=f"{vector(half_mean)} ± {vector(half_error)}", half_exact=vector(half_exact))
+figures.glue(half_share=f"{half_share:.0%}", share_drawn=f"{share_drawn:.2%}", share_exact=f"{share_exact:.2%}")
+figures.glue(samples=f"{len(x):,}", counted=f"{counted:.2%}")
 
 # %% [markdown]
+# At $\lambda = 1/2$, where {glue:text}`half_share` of the samples count, the weighted mean is {glue:text}`half_mean`; exact is
+# {glue:text}`half_exact`. At $\lambda = 1$ the limit of ESS$/n$ is {glue:text}`share_drawn` for the law of the sampler and
+# {glue:text}`share_exact` for the exact base. The {glue:text}`samples` samples claim {glue:text}`counted`: such a measurement flatters,
+# because the samples with the largest weights are seldom drawn.
+#
 # ### Best of n
 #
 # *Idea.* Draw $n$ candidates and keep the one with the highest reward.
 #
-# If $F$ is the distribution function of $r$ under the base, and continuous, the survivor has the density $n F(r(x))^{n-1} p_0^b(x)$. It is a tilt, but by $(n-1)\log F(r)$, not by $\lambda r$. Its KL
-# divergence to the base is
+# If $F$ is the distribution function of $r$ under the base, and continuous, the survivor has the density $n F(r(x))^{n-1} p_0^b(x)$. It
+# is a tilt, but by $(n-1)\log F(r)$, not by $\lambda r$. Its KL divergence to the base is
 #
 # $$\mathrm{KL} = \int_0^1 n F^{n-1} \log\big(n F^{n-1}\big)\, dF = \log n - \frac{n-1}{n},$$ (eq-rivals-best)
 #
-# whatever $r$ is. With ties it is less, and {eq}`eq-rivals-best` is a bound {cite:p}`beirami2024theoretical`. We measure it on the library's samples, as the mean of
-# $\log n + (n-1)\log F$ with $F$ from other samples of the same base; then for the reward rounded down to multiples of 4, with ties, from the shares of
-# its values.
+# whatever $r$ is. With ties it is less, and {eq}`eq-rivals-best` is a bound {cite:p}`beirami2024theoretical`. We measure it on samples, also for the
+# reward rounded down to multiples of 4, with ties.
 
 # %%
 candidates = 16
-best = best_of_n(exact, reward, schedule, n // 10, candidates=candidates, J=steps, generator=seeded(8))
+how = {"candidates": candidates, "J": steps, "generator": seeded(8)}
+best = monte_carlo.best_of_n(exact, reward, schedule, n // 10, **how)
 ranked = reward(x).sort().values
-F = torch.searchsorted(ranked, reward(best), right=True).clamp_min(1) / len(ranked)
+below = torch.searchsorted(ranked, reward(best), right=True)
+F = below.clamp_min(1) / len(ranked)
 kl_each = math.log(candidates) + (candidates - 1) * F.log()
 
 # %% tags=["hide-input"]
@@ -232,30 +239,25 @@ _, counts = with_ties.unique(return_counts=True)
 before = counts / counts.sum()
 after = (before.cumsum(0) ** candidates).diff(prepend=torch.zeros(1))
 kl_ties = float((after * (after / before).log()).nan_to_num().sum())
-
 bound = math.log(candidates) - (candidates - 1) / candidates
 se = float(kl_each.std()) / len(kl_each) ** 0.5
 # F has its own error: in the top 1/16 it rests on a sixteenth of the ranked samples.
 assert abs(float(kl_each.mean()) - bound) < 4 * se + 4 * (candidates / len(ranked)) ** 0.5
 assert kl_ties < bound - 0.1
-display(
-    Markdown(
-        f"For $n = {candidates}$ the formula says {bound:.3f}. Measured: {float(kl_each.mean()):.3f} ± {se:.3f} over {len(best)} survivors. With ties: {kl_ties:.3f}."
-    )
-)
+figures.glue(kl_bound=f"{bound:.3f}", kl_measured=f"{float(kl_each.mean()):.3f} ± {se:.3f}", kl_ties=f"{kl_ties:.3f}")
 
 # %% [markdown]
-# For a given KL to the base no density has a higher mean reward than a tilt: that is Gibbs' principle ({doc}`s2_2_fine_tuning`). How far behind is the best of $n$? Both curves are one-dimensional
-# integrals, since $r$ is itself a mixture of two Gaussians.
+# For $n = 16$ the formula says {glue:text}`kl_bound`. Measured: {glue:text}`kl_measured`. With ties: {glue:text}`kl_ties`.
+#
+# For a given KL to the base no density has a higher mean reward than a tilt ({doc}`s2_2_fine_tuning`). How far behind is the best of
+# $n$?
 
 # %% tags=["hide-input"]
-r_law = GaussianMixture(
-    base.weights, base.means @ reward.b[:, None], (reward.b @ base.covariances @ reward.b).view(-1, 1, 1)
-)
+r_covariances = (reward.b @ base.covariances @ reward.b).view(-1, 1, 1)
+r_law = GaussianMixture(base.weights, base.means @ reward.b[:, None], r_covariances)
 r_grid = torch.linspace(-16, 24, 8001)
 density = r_law.log_prob(r_grid[:, None]).exp()
-F = torch.cumulative_trapezoid(density, r_grid)
-F = torch.cat([torch.zeros(1), F]).clamp_max(1.0)
+F = torch.cat([torch.zeros(1), torch.cumulative_trapezoid(density, r_grid)]).clamp_max(1.0)
 
 
 def best_law(n):
@@ -273,20 +275,16 @@ def mean_of(law):
 lams, ns = np.linspace(0.02, 1.2, 60), np.unique(np.geomspace(2, 400, 40).round())
 tilts = np.array([(base.tilt_kl(reward, lam), mean_of(tilt_law(lam))) for lam in lams])
 bests = np.array([(np.log(n) - (n - 1) / n, mean_of(best_law(n))) for n in ns])
-
-# %% tags=["hide-input"]
 kl_target = base.tilt_kl(reward)
 n_same = round(float(np.interp(kl_target, bests[:, 0], ns)))
-below = np.interp(bests[:, 0], tilts[:, 0], tilts[:, 1]) - bests[:, 1]
 inside = bests[:, 0] < tilts[-1, 0]
-assert below[inside].min() > 0  # Gibbs
-same_kl = math.log(n_same) - (n_same - 1) / n_same
-loss = float(np.interp(same_kl, tilts[:, 0], tilts[:, 1])) - mean_of(best_law(n_same))
+assert (np.interp(bests[:, 0], tilts[:, 0], tilts[:, 1]) - bests[:, 1])[inside].min() > 0  # Gibbs
+
+# %% tags=["hide-input"]
 with figures.house_style() as plt:
     fig, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.5))
-    left.fill_between(
-        r_grid, tilt_law(1.0), color=figures.COLORS["target"], alpha=0.3, linewidth=0, label="tilt, $\\lambda = 1$"
-    )
+    wide = {"color": figures.COLORS["target"], "alpha": 0.3, "linewidth": 0}
+    left.fill_between(r_grid, tilt_law(1.0), label="tilt, $\\lambda = 1$", **wide)
     left.plot(r_grid, density, color=figures.COLORS["band"], linestyle=":", label="base")
     left.plot(r_grid, best_law(16), color=figures.COLORS["base"], linestyle="--", label="best of 16")
     left.plot(r_grid, best_law(n_same), color=figures.COLORS["learned"], label=f"best of {n_same}")
@@ -294,60 +292,59 @@ with figures.house_style() as plt:
     left.legend(loc="upper left")
     right.plot(*tilts.T, color=figures.COLORS["target"], linewidth=4, alpha=0.4, label="tilts")
     right.plot(*bests.T, color=figures.COLORS["learned"], marker="s", markersize=3, linewidth=0.8, label="best of $n$")
-    right.plot(kl_target, mean_of(tilt_law(1.0)), "*", color=figures.INK, markersize=12, markerfacecolor="none")
-    right.annotate(
-        "$\\lambda = 1$", (kl_target, mean_of(tilt_law(1.0))), textcoords="offset points", xytext=(-8, 8), ha="right"
-    )
+    star = kl_target, mean_of(tilt_law(1.0))
+    right.plot(*star, "*", color=figures.INK, markersize=12, markerfacecolor="none")
+    right.annotate("$\\lambda = 1$", star, textcoords="offset points", xytext=(-8, 8), ha="right")
     right.set(xlim=(0, 4.6), ylim=(0, 10.5), xlabel="KL to the base, nats", title="mean reward")
     right.legend(loc="lower right")
-figures.show(
-    fig,
-    "best-of-n",
-    f"Left: the reward of the best of {n_same} has about the same mean as under the tilt, but a much narrower law. Right: mean reward against KL to the base; the best of n runs "
-    "just below the curve of the tilts.",
-)
+alt = f"Left: the reward of the best of {n_same} has about the same mean as under the tilt, but a much narrower law. Right: mean reward "
+figures.show(fig, "best-of-n", alt + "against KL to the base; the best of n runs just below the curve of the tilts.")
 
 # %% [markdown]
 # ```{glue:figure} best-of-n
 # :name: fig-rivals-best
 #
-# Best of $n$ on `one-mode`. Left: the law of the reward. The number of candidates in the legend is the one whose KL to the base is that of the tilt; its law is another. Right: mean
+# Best of $n$ on `one-mode`. Left: the law of the reward; the larger number of candidates has the KL of the tilt to the base. Right: mean
 # reward against KL. The best of $n$ comes close to the curve of the tilts, which nothing can cross.
 # ```
 
 # %% tags=["hide-input"]
 apart = float(torch.trapezoid((best_law(n_same) - tilt_law(1.0)).abs(), r_grid)) / 2
-display(
-    Markdown(
-        f"At the KL of the tilt ($n = {n_same}$) the best of $n$ loses {loss:.2f} of a mean reward of {mean_of(tilt_law(1.0)):.2f}, and the two laws have a total variation distance of "
-        f"{apart:.2f}. As a way to a high reward it is nearly optimal. As a way to *this* density it is not; $\\lambda$ does not even occur in it."
-    )
-)
+same_kl = math.log(n_same) - (n_same - 1) / n_same
+loss = float(np.interp(same_kl, tilts[:, 0], tilts[:, 1])) - mean_of(best_law(n_same))
+figures.glue(n_same=n_same, loss=f"{loss:.2f}", tilt_reward=f"{mean_of(tilt_law(1.0)):.2f}", apart=f"{apart:.2f}")
 
 # %% [markdown]
+# At the KL of the tilt ($n =$ {glue:text}`n_same`) the best of $n$ loses {glue:text}`loss` of a mean reward of
+# {glue:text}`tilt_reward`, and the two laws have a total variation distance of {glue:text}`apart`. It is a nearly optimal way to a high
+# reward, and no way to *this* density: $\lambda$ does not even occur in it.
+#
 # ### Sequential Monte Carlo
 #
 # *Idea.* Weigh and resample on the way, before the mistakes are complete.
 #
-# Choose a *potential* $\psi_t(x)$, a guess of the reward to come, with $\psi_0 = \lambda r$, and a proposal $q$ for the step from $t$ to $s$. A particle's weight changes by
+# Choose a *potential* $\psi_t(x)$, a guess of the reward to come, with $\psi_0 = \lambda r$, and a proposal $q$ for the step from $t$ to
+# $s$. At the start $T$ of the sampler a particle has the weight $e^{\psi_T}$. Each step changes it by
 #
 # $$\log w \mathrel{+}= \psi_s(x_s) - \psi_t(x_t) + \log\frac{p_{\mathrm{base}}(x_s \mid x_t)}{q(x_s \mid x_t)},$$ (eq-rivals-smc)
 #
-# and when the effective sample size falls below $n/2$, the population is resampled. With initial weights $e^{\psi_T}$ at the start $T$ of the sampler, the sum telescopes to $\lambda r$ and a likelihood ratio, so any $\psi$ and $q$ give the tilt of the base
-# *sampler* as $n \to \infty$, with an error $O(n^{-1/2})$ {cite:p}`delmoral2006sequential`. Three choices:
+# and when the effective sample size falls below $n/2$, the population is resampled. With the initial weight the sum telescopes to
+# $\lambda r$ and a likelihood ratio. So any $\psi$ and $q$ give the tilt of the base's *sampler* as $n \to \infty$, with an error
+# $O(n^{-1/2})$ {cite:p}`delmoral2006sequential`. Three choices:
 #
-# - **SMC, plug-in potential**: $\psi_t = \alpha_t^2\,\lambda r(\hat x_0(x, t))$, the reward of the predicted clean sample, tempered; $q$ is the base's step. Forward evaluations only; {cite:t}`kim2025testtime` temper
-#   in the same way. Feynman–Kac steering {cite:p}`singhal2025general` is this with potentials to choose from.
+# - **SMC, plug-in potential**: $\psi_t = \alpha_t^2\,\lambda r(\hat x_0(x, t))$, the reward of the predicted clean sample, tempered; $q$ is
+#   the base's step. Forward evaluations only; {cite:t}`kim2025testtime` temper in the same way. Feynman–Kac steering
+#   {cite:p}`singhal2025general` is this with potentials to choose from.
 # - **Twisted**: the same potential, and $q$ moves along $\nabla\psi_t$ {cite:p}`wu2023practical`. Needs $\nabla r$.
-# - **The exact value** $\psi_t = V_t$ of the next section, which nobody has in practice, with and without the move.
-#   It can be learned by regression on samples {cite:p}`lu2023contrastive,uehara2024finetuning`.
+# - **The exact value** $\psi_t = V_t$ of the next section, with and without the move. Nobody has it in practice; it can be learned by
+#   regression {cite:p}`lu2023contrastive,uehara2024finetuning`.
 #
-# The error is measured against the exact mean of the tilt of the sampler's law, which we computed above.
+# We measure the error against the exact mean of the tilt of the sampler's law.
 
 # %%
 value = exact_value(base, reward, schedule)
-variants = {
-    "no potential": ({"threshold": 0.0}, {"tempering": lambda t: 0.0}),  # importance sampling
+variants = {  # settings, and what else
+    "no potential": ({"threshold": 0.0}, {"tempering": lambda t: 0.0}),
     "plug-in": ({}, {}),
     "plug-in, twisted": ({"twisted": True}, {}),
     "exact": ({}, {"potential": value}),
@@ -357,8 +354,10 @@ variants = {
 
 def populations(name, n, seed):
     knobs, more = variants[name]
-    config = SMCConfig(n=n, J=steps, **knobs)
-    return list(sequential_monte_carlo(exact, reward, schedule, config, generator=seeded(seed), dtype=torch.float64, **more))
+    config = monte_carlo.SMCConfig(n=n, J=steps, **knobs)
+    more = more | {"generator": seeded(seed), "dtype": torch.float64}
+    run = monte_carlo.sequential_monte_carlo(exact, reward, schedule, config, **more)
+    return list(run)
 
 
 # %% tags=["hide-input"]
@@ -377,6 +376,7 @@ errors = {
     for name, of_n in runs.items()
 }
 
+# %% tags=["hide-input"]
 looks = {
     "no potential": (figures.COLORS["band"], "v", ":"),
     "plug-in": (figures.SERIES[0], "o", "-"),
@@ -401,31 +401,27 @@ with figures.house_style() as plt:
     right.set_yticks([0.01, 0.03, 0.1, 0.3], ["0.01", "0.03", "0.1", "0.3"])
     right.minorticks_off()
     fig.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=3)
-figures.show(
-    fig,
-    "smc",
-    "Left: effective sample size along the way. Without a potential it stays at one and collapses at the end; with potentials it oscillates between one half and one; with exact "
-    "potential and twisted proposal it falls slowly and stays high. Right: errors fall with slope minus one half, least for twisted proposals.",
-)
+alt = "Left: effective sample size along the way. Without a potential it stays at one and collapses at the end; with potentials it "
+alt += "oscillates between one half and one; with exact potential and twisted proposal it stays high. Right: errors fall with slope -1/2."
+figures.show(fig, "smc", alt)
 
 # %% [markdown]
 # ```{glue:figure} smc
 # :name: fig-rivals-smc
 #
-# Sequential Monte Carlo on `one-mode`, from noise ($t = 1$, left) to data. Left: effective sample size as a share of $n$, averaged over runs; a rise is a resampling. Right: root
-# mean square error of the weighted mean against the exact tilt of the sampler's law.
+# Sequential Monte Carlo on `one-mode`, from noise ($t = 1$, left) to data. Left: effective sample size as a share of $n$, averaged over
+# runs; a rise is a resampling. Right: root mean square error of the weighted mean against the exact tilt of the sampler's law.
 # ```
 
 # %% tags=["hide-input"]
 rows, slopes = [], {name: linregress(*np.log(list(errors[name].items())).T).slope for name in measured}
 for name in variants:
     last = [run[-1] for run in runs[name][middle]]
-    slope_of = f"{slopes[name]:.2f}" if name in slopes else "–"
     often, kept = np.mean([p.resampled for p in last]), np.mean([p.ess for p in last]) / middle
-    rows.append([name, f"{often:.1f}", f"{kept:.2f}", f"{errors[name][middle]:.3f}", slope_of])
-columns = ["potential", "resampled", "ESS / n at the end", "error", "slope"]
-display(Markdown(pd.DataFrame(rows, columns=columns).to_markdown(index=False, disable_numparse=True)))
-display(Markdown(f"({repeats} runs of {middle} particles; slopes over $n = {sizes[0]}$ to {sizes[-1]}.)"))
+    row = {"potential": name, "resampled": f"{often:.1f}", "ESS / n at the end": f"{kept:.2f}"}
+    row |= {"error": f"{errors[name][middle]:.3f}"}
+    rows.append(row | {"slope": f"{slopes[name]:.2f}" if name in slopes else "–"})
+figures.table(rows)
 if full:
     # 32 squares make an error. If they were Gaussian its logarithm would be known to 0.13 and the slope to 0.04; their tails are heavier.
     assert all(abs(slope_of + 0.5) < 0.16 for slope_of in slopes.values())
@@ -433,12 +429,13 @@ if full:
     assert errors["no potential"][middle] > 1.5 * errors["plug-in"][middle]
     assert all(errors[f"{name}, twisted"][middle] < errors[name][middle] for name in ("plug-in", "exact"))
 assert not any(population.resampled for run in runs["exact, twisted"][middle] for population in run)
-assert float(rows[3][1]) >= float(rows[1][1])  # the exact value without the move is resampled no less often than the plug-in
+assert float(rows[3]["resampled"]) >= float(rows[1]["resampled"])  # the exact value without the move, and the plug-in
 
 # %% [markdown]
-# Read the table from the bottom. With the exact value *and* the move along its gradient, the weights hardly change: nothing has to be resampled. With the exact value and the base's own steps
-# the population is resampled no less often than with a crude guess: a better judge does not make better moves. With either potential the
-# move lowers the error. But moving needs a gradient.
+# Sixteen runs of 800 particles; slopes over $n = 50$ to $3200$. Read the table from the bottom. With the exact value *and* the move along
+# its gradient nothing has to be resampled. With the exact value and the base's own steps the population is resampled no less often than
+# with a crude guess: a better judge does not make better moves. With either potential the move lowers the error, but needs a
+# gradient.
 
 # %% tags=["hide-input"]
 falls = {name: errors[name][sizes[-1]] < 0.75 * errors[name][sizes[0]] for name in measured}
@@ -452,6 +449,72 @@ verdicts(
 )
 
 # %% [markdown]
+# ### How near can Gaussian steps come?
+#
+# Weights reach the tilt $P^*$ of the base's chains. A model cannot: its steps are Gaussian, and those of $P^*$ are not, wherever a step
+# leaves open in which mode the chain will end. With the weight $w$ of a path {eq}`eq-path-weight`, and the $Z_J$ of what the base draws in
+# $J$ steps, a model's chains $P_\theta$ stay at
+#
+# $$\mathrm{KL}(P_\theta \,\|\, P^*) = \log Z_J - \mathbb E_\theta\big[\log w + \lambda r(x_0)\big] .$$ (eq-rivals-floor)
+#
+# The least value for steps of the base's variance follows by dynamic programming. Let $c_t(x)$ be the cost that is still to come. It starts
+# from $-\lambda r(x_0)$ behind the noiseless last step. A step from $t$ to $s$ moves the base's mean by $u$ standard deviations, for
+# $u^2/2$ nats:
+#
+# $$c_t(x) = \min_u \Big\{\tfrac12 u^2 + \mathbb E_z\big[c_s(m_{\mathrm{base}}(x) + \eta_s (u + z))\big]\Big\} , \qquad
+#   \min_\theta \mathrm{KL} = \log Z_J + \mathbb E[c_T(X_T)] .$$ (eq-rivals-bellman)
+
+
+# %%
+def log_Z(law, b):
+    points, mass = law
+    return float((mass * (b * points).exp()).sum().log())
+
+
+def least_kl(law, b, J):
+    """Least path KL of J Gaussian steps, in one dimension, for r(x) = b x."""
+    denoiser, times = ExactNoisePredictor(law, schedule), time_grid(schedule, J)
+    u = torch.linspace(-3, 3, 601)
+    for s, t in pairwise(times):
+        a, k, std = transition(schedule, s, t, 1.0)
+        mean = a * grid + k * denoiser(grid[:, None], torch.tensor(t))[:, 0]
+        if std == 0:  # the last step
+            cost = -b * mean
+            continue
+        kernel = normal(grid, std)
+        expected = cost @ kernel / kernel.sum(0)
+        moved = np.interp(mean[:, None] + std * u, grid, expected)
+        cost = (0.5 * u**2 + torch.from_numpy(moved)).min(1).values
+    return log_Z(law_drawn(denoiser, J), b) + float(normal(0.0, 1.0)[:, 0] @ cost)
+
+
+# %%
+def kl_of_exact_score(J, n=4000 if full else 400):
+    """Path KL of the chains of the tilt's exact score, and its standard error."""
+    model = ExactNoisePredictor(target, schedule)
+    how = {"steps": J, "generator": seeded(9), "dtype": torch.float64}
+    x_0, log_w = path_log_weights(model, exact, schedule, n, **how)
+    total = log_w + reward(x_0)
+    laws = zip(coordinates(J), reward.b, strict=True)
+    return sum(log_Z(law, b) for law, b in laws) - float(total.mean()), float(total.std()) / n**0.5
+
+
+# %% tags=["hide-input"]
+Js = (10, 20, 40, 80) if full else (10, 20)
+by_score = {J: kl_of_exact_score(J) for J in Js}
+least = {J: least_kl(pair, float(reward.b[0]), J) for J in Js}
+alone = max(abs(least_kl(one, float(reward.b[1]), J)) for J in Js)
+figures.check("one Gaussian alone: its tilt has Gaussian steps", alone, below=1e-3)
+rows = [{"steps $J$": J, "least": f"{least[J]:.3f}"} for J in Js]
+figures.table([row | {"exact score": "{:.2f} ± {:.2f}".format(*by_score[row["steps $J$"]])} for row in rows])
+assert all(0.4 < least[2 * J] / least[J] < 0.65 for J in Js[:-1])
+assert all(least[J] < by_score[J][0] / 3 for J in Js)
+
+# %% [markdown]
+# Path KL in nats. Twice the steps leave about half of the least. The exact score of the tilt leaves several times as much, because it is the
+# answer for infinitely many steps. So zero is out of reach for every model that is judged by its paths, and *sampler's steps* in the last
+# table means the least.
+#
 # ## Guidance
 #
 # *Idea.* Do not touch the network; add something to its prediction while sampling.
@@ -463,78 +526,91 @@ verdicts(
 #   V_t(x) &= \log\mathbb E\big[e^{\lambda r(X_0)} \,\big|\, X_t = x\big].
 #   \end{aligned}$$ (eq-rivals-value)
 #
-# For a mixture $V_t$ is $\log p_t^{\lambda r} - \log p_t^b$ up to a constant, so **exact guidance** of the exact base gives the exact denoiser of the tilt. The comparison runs it on learned bases, as a reference:
-# it shows what a method could reach if only the base were to blame. The **plug-in value** $\lambda r(\hat x_0(x, t))$ {cite:p}`chung2023diffusion` is what one can have. It takes the exponential of a mean for the mean of an
-# exponential.
+# For a mixture $V_t$ is $\log p_t^{\lambda r} - \log p_t^b$ up to a constant, so **exact guidance** of the exact base gives the exact
+# denoiser of the tilt. The comparison runs it on learned bases, to show what a method could reach if only the base were to blame. The
+# **plug-in value** $\lambda r(\hat x_0(x, t))$ {cite:p}`chung2023diffusion` is what one can have. It takes the exponential of a mean for
+# the mean of an exponential.
 
 # %%
-t = torch.tensor(0.5)
+t, paper = torch.tensor(0.5), parse_reward("paper")
 x = target.noised(schedule, 0.5).sample(200, seeded(9))
-of_target = ExactNoisePredictor(target, schedule)(x, t)
-assert torch.allclose(guided(exact, value, schedule)(x, t), of_target, rtol=0, atol=1e-10)
-assert torch.allclose(exactly_guided(exact, base, target, schedule)(x, t), of_target, rtol=0, atol=1e-12)
 
-by_plug_in = guided(exact, plug_in_value(exact, reward, schedule), schedule)(x, t)
-one_explicit_tilt = exact(x, t) - schedule.sigma(t) * base.covariance(x, t, schedule, reward)
-assert torch.allclose(by_plug_in, one_explicit_tilt, rtol=0, atol=1e-10)
 
-paper = parse_reward("paper")
-by_plug_in = guided(exact, plug_in_value(exact, paper, schedule), schedule)(x, t)
-of_target = ExactNoisePredictor(base.tilted(paper), schedule)(x, t)
-assert torch.allclose(by_plug_in, of_target, rtol=0, atol=1e-10)
+def check(what, denoiser, goal, below=1e-10):
+    gap = float((denoiser(x, t) - goal(x, t)).abs().max())
+    figures.check(what, gap, below)
+
+
+def by_plug_in(r):
+    return guided(exact, plug_in_value(exact, r, schedule), schedule)
+
+
+def one_tilt(x, t):
+    return exact(x, t) - schedule.sigma(t) * base.covariance(x, t, schedule, reward)
+
+
+of_target = ExactNoisePredictor(target, schedule)
+of_paper = ExactNoisePredictor(base.tilted(paper), schedule)
+closed_form = exactly_guided(exact, base, target, schedule)
+check("exact value: the tilt", guided(exact, value, schedule), of_target)
+check("its closed form: the tilt", closed_form, of_target, below=1e-12)
+check("plug-in value: one first-order tilt", by_plug_in(reward), one_tilt)
+check("plug-in value, the paper's reward: the tilt", by_plug_in(paper), of_paper)
 
 # %% [markdown]
-# The last two asserts tell something. For a linear reward $r(\hat x_0) = \mathbb E[r(X_0) \mid x]$, and the gradient of this is the covariance $C$ of {eq}`eq-3-9`. So **plug-in guidance by a linear reward is
-# iterative tilting with $N = 1$**, at every $x$ and $t$, without training. And on the paper's own task it is therefore *exact*, as every $N$ is: the task cannot tell this method from a correct one. On `one-mode` it can.
-# The second coordinate is exact again; here is the first, without sampling.
+# The last two lines matter. For a linear reward $r(\hat x_0) = \mathbb E[r(X_0) \mid x]$, and the gradient of this is the covariance $C$ of
+# {eq}`eq-3-9`. So **plug-in guidance by a linear reward is iterative tilting with $N = 1$**, at every $x$ and $t$, without training. On the
+# paper's own task it is therefore *exact*, as every $N$ is. On `one-mode` it is not. The second coordinate is exact again; here is the
+# first, without sampling.
 
 # %%
 pair_reward = QuadraticReward(reward.b[:1])
 pair_exact, pair_target = ExactNoisePredictor(pair, schedule), pair.tilted(pair_reward)
+pair_plug_in = plug_in_value(pair_exact, pair_reward, schedule)
 drawn = {
     "exact value": law_drawn(ExactNoisePredictor(pair_target, schedule), eta=0.0),
-    "plug-in value": law_drawn(guided(pair_exact, plug_in_value(pair_exact, pair_reward, schedule), schedule), eta=0.0),
+    "plug-in value": law_drawn(guided(pair_exact, pair_plug_in, schedule), eta=0.0),
 }
 
 # %% tags=["hide-input"]
-left_mass = {name: float(mass[points < 0].sum()) for name, (points, mass) in drawn.items()}
 means = {name: float((points * mass).sum()) for name, (points, mass) in drawn.items()}
-spreads = {name: float(((points - means[name]) ** 2 * mass).sum()) ** 0.5 for name, (points, mass) in drawn.items()}
-rows = [[name, means[name], spreads[name], left_mass[name]] for name in drawn]
-truth_left = float((pair_target.log_prob(grid[:, None]).exp() * h)[grid < 0].sum())
-truth_sd = float(pair_target.weights @ (pair_target.means[:, 0] ** 2 + 0.5) - pair_target.mean[0] ** 2) ** 0.5
-rows.append(["the tilt", float(pair_target.mean[0]), truth_sd, truth_left])
-display(
-    Markdown(
-        pd.DataFrame(rows, columns=["guided by", "mean of $x_1$", "s.d.", "mass below 0"]).to_markdown(
-            index=False, floatfmt=".3f"
-        )
-    )
-)
-assert abs(means["exact value"] - rows[2][1]) < 0.01
-assert abs(means["plug-in value"] - rows[2][1]) > 0.2
+rows = []
+for name, (points, mass) in drawn.items():
+    spread = float(((points - means[name]) ** 2 * mass).sum()) ** 0.5
+    rows.append({"guided by": name, "mean": means[name], "s.d.": spread, "mass below 0": float(mass[points < 0].sum())})
+mean, left = float(pair_target.mean[0]), float((pair_target.log_prob(grid[:, None]).exp() * h)[grid < 0].sum())
+spread = float(pair_target.weights @ (pair_target.means[:, 0] ** 2 + 0.5) - mean**2) ** 0.5
+rows.append({"guided by": "the tilt itself", "mean": mean, "s.d.": spread, "mass below 0": left})
+figures.table(rows, floatfmt=".3f")
+assert abs(means["exact value"] - mean) < 0.01
+assert abs(means["plug-in value"] - mean) > 0.2
 
 # %% [markdown]
 # ### Classifier-free guidance
 #
-# *Idea.* Extrapolate from an unconditional to a conditional denoiser {cite:p}`ho2022classifier`. With the noised laws $p_t(x)$ and $p_t(x \mid c)$,
+# *Idea.* Extrapolate from an unconditional to a conditional denoiser {cite:p}`ho2022classifier`. With the noised laws $p_t(x)$ and
+# $p_t(x \mid c)$,
 #
 # $$\begin{aligned}
 #   \varepsilon_w &= (1 - w)\,\varepsilon_\varnothing + w\,\varepsilon_c \\
 #   &= \varepsilon_\varnothing - \sigma_t\,\nabla_x\big[w \log p_t(c \mid x)\big].
 #   \end{aligned}$$ (eq-rivals-cfg)
 #
-# The paper's introduction counts it among the means of control. It looks like the tilt by $r = \log p(c \mid x)$ with $\lambda = w$, that is, like sampling $p(x)\,p(c \mid x)^w$. Compare
-# {eq}`eq-rivals-value`: since $p_t(c \mid x) = \mathbb E[p(c \mid X_0) \mid X_t = x]$, the bracket is $w \log \mathbb E[p(c \mid X_0)]$, where $V_t = \log \mathbb E[p(c \mid X_0)^w]$ is needed. The *power of the mean* stands for the *mean
-# of the power*. They agree for $w = 0$ and $w = 1$, and else only where $X_t$ leaves no doubt about the class {cite:p}`bradley2024classifier`.
+# It looks like the tilt by $r = \log p(c \mid x)$ with $\lambda = w$, that is, like sampling $p(x)\,p(c \mid x)^w$. Compare
+# {eq}`eq-rivals-value`: since $p_t(c \mid x) = \mathbb E[p(c \mid X_0) \mid X_t = x]$, the bracket is $w \log \mathbb E[p(c \mid X_0)]$, where
+# $V_t = \log \mathbb E[p(c \mid X_0)^w]$ is needed. The *power of the mean* stands for the *mean of the power*. They agree for $w = 0$ and
+# $w = 1$ only, or where $X_t$ leaves no doubt about the class {cite:p}`bradley2024classifier`.
 #
-# A class with two modes shows what that does. The class $c$ has modes at 0 and 2; the rest of the data has one at $-2$. Both denoisers are exact, and no law below is sampled.
+# A class with two modes shows what that does: it has modes at 0 and 2, and the rest of the data has one at $-2$. Both denoisers are
+# exact, and no law below is sampled.
 
 # %%
 w, narrow = 3.0, torch.full((3, 1, 1), 0.25)
-everything = GaussianMixture(torch.tensor([0.5, 0.25, 0.25]), torch.tensor([[-2.0], [0.0], [2.0]]), narrow)
-of_class = GaussianMixture(torch.ones(2), torch.tensor([[0.0], [2.0]]), narrow[:2])
-free, conditional = ExactNoisePredictor(everything, schedule), ExactNoisePredictor(of_class, schedule)
+places = torch.tensor([[-2.0], [0.0], [2.0]])
+everything = GaussianMixture(torch.tensor([0.5, 0.25, 0.25]), places, narrow)
+of_class = GaussianMixture(torch.ones(2), places[1:], narrow[1:])
+free = ExactNoisePredictor(everything, schedule)
+conditional = ExactNoisePredictor(of_class, schedule)
 
 log_all = everything.log_prob(grid[:, None])
 log_c = of_class.log_prob(grid[:, None]) - log_all  # log p(c | x), up to a constant
@@ -545,62 +621,72 @@ def true_value(x, t):
     """log E[p(c | X_0)^w | X_t = x], by quadrature over X_0."""
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     log_posterior = log_all - 0.5 * ((x - alpha * grid) / sigma).square()
-    return torch.logsumexp(log_posterior + w * log_c, 1) - torch.logsumexp(log_posterior, 1)
+    tilted = torch.logsumexp(log_posterior + w * log_c, 1)
+    return tilted - torch.logsumexp(log_posterior, 1)
 
 
+# %%
 cfg = classifier_free(free, conditional, w)
+by_value = guided(free, true_value, schedule)
 laws = {
     "conditional model, w = 1": law_drawn(conditional, steps, eta=0.0),
     "classifier-free, no noise": law_drawn(cfg, steps, eta=0.0),
     "classifier-free, DDPM noise": law_drawn(cfg, steps, eta=1.0),
-    "guided by the true value": law_drawn(guided(free, true_value, schedule), steps, eta=0.0),
+    "guided by the true value": law_drawn(by_value, steps, eta=0.0),
 }
 
 # %% [markdown]
 # ### Learned guidance weights
 #
-# *Idea.* Keep the form {eq}`eq-rivals-cfg`, but let the weight depend on the times $t$ and $s$ of a step, and learn it. {cite:t}`galashov2025learn` make two noised versions of a clean sample at time $s$. One is noised to $s$
-# directly. The other is noised further, to $t > s$, and brought back to $s$ by one guided step. They train $\omega(s, t)$ (and its dependence on $c$) so that both have the same law, by an energy distance, or are close in mean square. (They condition both on the same clean sample, and write $1 + \omega$ for our weight.)
+# *Idea.* Keep the form {eq}`eq-rivals-cfg`, but let the weight depend on the times $t$ and $s$ of a step, and learn it.
+# {cite:t}`galashov2025learn` make two noised versions of a clean sample at time $s$: one noised directly, the other noised further, to
+# $t > s$, and brought back by one guided step. They train $\omega(s, t)$ so that both have the same law, by an energy distance, or are
+# close in mean square. (They write $1 + \omega$ for our weight.)
 #
 # With exact ingredients the laws themselves can be compared. For each step of a sampler without noise, minimise over one number
 #
 # $$\omega(s, t) = \arg\min_\omega\ D\big(\text{one guided step from } p_t^w \text{ to } s,\ \ p_s^w\big),$$ (eq-rivals-learned)
 #
-# where $D$ is the energy distance and $p_t^w$ the noised version of $p(x)\,p(c \mid x)^w$. This flatters the method: nobody has samples of the tilt to train on. (For a reward, they add it to the loss.)
+# where $D$ is the energy distance and $p_t^w$ the noised version of $p(x)\,p(c \mid x)^w$. Nobody has such samples to train on.
 
 
 # %%
 def distribution_function(masses, t):
     """Of the noised version of a law, given as masses, on the grid."""
-    alpha, sigma = schedule.alpha(torch.tensor(t)), schedule.sigma(torch.tensor(t))
+    alpha, sigma = (f(torch.tensor(t)) for f in (schedule.alpha, schedule.sigma))
     noised = normal(alpha * grid, sigma) @ masses if t > 0 else masses
     return (noised.cumsum(0) - noised / 2).numpy()
 
 
 def learned_weights(masses, J):
-    """Times and weights of the J steps that carry the noised versions of a law into each other."""
+    """Times and weights of J steps between the noised versions of a law."""
     times, weights = time_grid(schedule, J), []
     F = [distribution_function(masses, t) for t in times]
     for k in range(1, J + 1):
         a, b, _ = transition(schedule, times[k - 1], times[k], 0.0)
-        eps = [denoiser(grid[:, None], torch.tensor(times[k]))[:, 0] for denoiser in (free, conditional)]
+        time = torch.tensor(times[k])
+        eps = [denoiser(grid[:, None], time)[:, 0] for denoiser in (free, conditional)]
 
-        def energy_distance(omega, k=k, a=a, b=b, eps=eps):
+        def energy_distance(omega, k=k, a=a, b=b, eps=eps):  # times two
             points, order = (a * grid + b * torch.lerp(*eps, omega)).sort()
-            return np.square(np.interp(grid, points, F[k][order]) - F[k - 1]).sum() * h  # in one dimension; times two
+            return np.square(np.interp(grid, points, F[k][order]) - F[k - 1]).sum() * h
 
-        weights.append(minimize_scalar(energy_distance, bounds=(-2, 8), method="bounded").x)
+        found = minimize_scalar(energy_distance, bounds=(-2, 8), method="bounded")
+        weights.append(found.x)
     return np.array(times[1:]), np.array(weights)
 
 
+# %%
 at, omega = learned_weights(wanted, steps)
 
 
 def guided_by_learned_weights(x, t):
-    return torch.lerp(free(x, t), conditional(x, t), float(np.interp(float(t), at, omega)))
+    weight = float(np.interp(float(t), at, omega))
+    return torch.lerp(free(x, t), conditional(x, t), weight)
 
 
-laws["classifier-free, learned weights"] = law_drawn(guided_by_learned_weights, steps, eta=0.0)
+by_learned = law_drawn(guided_by_learned_weights, steps, eta=0.0)
+laws["classifier-free, learned weights"] = by_learned
 of_c = torch.softmax(log_all + log_c, 0)  # for w = 1 there is nothing to correct
 plain, coarse = learned_weights(of_c, steps), learned_weights(of_c, steps // 2)
 
@@ -612,63 +698,49 @@ def on_grid(law):
     return np.interp(grid, points, mass / np.gradient(points), left=0, right=0)
 
 
+curves = {
+    "$p(x\\mid c)$, $w = 1$": ("conditional model, w = 1", "band", "-"),
+    "$w = 3$, no noise": ("classifier-free, no noise", "learned", "-"),
+    "$w = 3$, DDPM noise": ("classifier-free, DDPM noise", "base", "--"),
+    "learned weights": ("classifier-free, learned weights", "paper", "-."),
+}
 with figures.house_style() as plt:
     fig, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.8), width_ratios=(1.5, 1))
-    left.fill_between(
-        grid, wanted / h, color=figures.COLORS["target"], alpha=0.3, linewidth=0, label="$p(x)\\,p(c\\mid x)^3$"
-    )
-    for name, color, line, label in (
-        ("conditional model, w = 1", figures.COLORS["band"], "-", "$p(x\\mid c)$, $w = 1$"),
-        ("classifier-free, no noise", figures.COLORS["learned"], "-", "$w = 3$, no noise"),
-        ("classifier-free, DDPM noise", figures.COLORS["base"], "--", "$w = 3$, DDPM noise"),
-        ("classifier-free, learned weights", figures.COLORS["paper"], "-.", "learned weights"),
-    ):
-        left.plot(grid, on_grid(laws[name]), color=color, linestyle=line, label=label)
+    wide = {"color": figures.COLORS["target"], "alpha": 0.3, "linewidth": 0}
+    left.fill_between(grid, wanted / h, label="$p(x)\\,p(c\\mid x)^3$", **wide)
+    for label, (name, color, line) in curves.items():
+        left.plot(grid, on_grid(laws[name]), color=figures.COLORS[color], linestyle=line, label=label)
     left.set(xlim=(-2.5, 4.2), ylim=(0, None), yticks=[], xlabel="$x$", title="what is drawn")
     left.legend(loc="upper left")
     right.axhline(w, color=figures.COLORS["learned"], label="constant")
-    right.plot(
-        at,
-        omega,
-        color=figures.COLORS["paper"],
-        linestyle="-.",
-        marker="D",
-        markersize=4,
-        markevery=4,
-        label="learned, for $w = 3$",
-    )
-    right.plot(
-        *plain, color=figures.COLORS["band"], marker="o", markersize=3.5, markevery=(2, 4), label="learned, for $w = 1$"
-    )
+    style = {"color": figures.COLORS["paper"], "linestyle": "-.", "marker": "D", "markersize": 4}
+    right.plot(at, omega, markevery=4, label="learned, for $w = 3$", **style)
+    grey = {"color": figures.COLORS["band"], "marker": "o", "markersize": 3.5}
+    right.plot(*plain, markevery=(2, 4), label="learned, for $w = 1$", **grey)
     right.set(xlabel="$t$, from noise to data", xlim=(1, 0), ylim=(0, 4.4), title="weight")
     right.legend(loc="upper left", fontsize=9)
-figures.show(
-    fig,
-    "guidance",
-    "Left: the wanted density has two modes, like the class. Classifier-free guidance with weight three and no noise draws one mode only, the outer one; with noise the inner mode is a fraction of what it "
-    "should be; with learned weights both modes are there. Right: the learned weights are near one at high noise and rise to almost two near the data.",
-)
+alt = "Left: the wanted density has two modes, like the class. Classifier-free guidance with weight three and no noise draws the outer mode "
+alt += "only; with noise the inner mode is too small; with learned weights both are there. Right: the learned weights rise from 1 to almost 2."
+figures.show(fig, "guidance", alt)
 
 # %% [markdown]
 # ```{glue:figure} guidance
 # :name: fig-rivals-guidance
 #
-# Classifier-free guidance with exact denoisers, a class with modes at 0 and 2 and the rest of the data at $-2$. Left: at $w = 3$ the wanted density hardly differs from the class, since within the class $p(c \mid x)$ is nearly one. Guidance
-# with a constant weight draws something else, which depends on the sampler's noise. Right: weights that carry the wanted law from step to step.
+# Classifier-free guidance with exact denoisers. Left: at $w = 3$ the wanted density hardly differs from the class, since within the class
+# $p(c \mid x)$ is nearly one. Guidance with a constant weight draws something else, which depends on the sampler's noise. Right: weights
+# that carry the wanted law from step to step.
 # ```
 
-
 # %% tags=["hide-input"]
-def summary(points, mass):
-    return [float((mass * points).sum()), float(mass[points < 1].sum())]
-
-
-goal_law = (grid, wanted)
-rows = [[name, *summary(*law), wasserstein_distance(law[0], grid, law[1], wanted)] for name, law in laws.items()]
-rows.append(["**wanted**, $w = 3$", *summary(*goal_law), 0.0])
-table = pd.DataFrame(rows, columns=["sampler", "mean", "mass below 1", "distance"])
-display(Markdown(table.to_markdown(index=False, floatfmt=".3f")))
-distance = dict(zip(laws, table["distance"], strict=False))
+samplers = laws | {"**wanted**, $w = 3$": (grid, wanted)}
+distance = {name: wasserstein_distance(law[0], grid, law[1], wanted) for name, law in samplers.items()}
+rows = [
+    {"sampler": name, "mean": float((mass * points).sum()), "mass below 1": float(mass[points < 1].sum())}
+    | {"distance": distance[name]}
+    for name, (points, mass) in samplers.items()
+]
+figures.table(rows, floatfmt=".3f")
 points, mass = laws["conditional model, w = 1"]
 floor = wasserstein_distance(points, grid, mass, of_c)
 early, early_coarse = (np.abs(weights[times >= 0.5] - 1).max() for times, weights in (plain, coarse))
@@ -676,18 +748,15 @@ early, early_coarse = (np.abs(weights[times >= 0.5] - 1).max() for times, weight
 assert max(distance["guided by the true value"], distance["classifier-free, learned weights"]) < 2 * floor
 assert min(distance["classifier-free, no noise"], distance["classifier-free, DDPM noise"]) > 5 * floor
 assert early < 0.65 * early_coarse  # of first order in the step
-display(
-    Markdown(
-        f"(Distance: Wasserstein, to the wanted density. The {steps} steps alone cost {floor:.3f}: so far is what the conditional model draws from its own density.) For $w = 1$ the learned weights stay "
-        f"within {early:.3f} of one for $t \\ge 1/2$, and fall below it near the data, where they make up for coarse steps: an exact conditional model needs no guidance."
-    )
-)
+figures.glue(steps_cost=f"{floor:.3f}", early=f"{early:.3f}")
 
 # %% [markdown]
-# A weight that depends on time alone cannot turn one direction field into another: the ratio of $\nabla V_t$ and $\nabla\log p_t(c \mid x)$ differs from $x$ to $x$. On this toy it is good enough all the same. Its curve says where a
-# constant weight goes wrong: at high noise, where hardly any extrapolation is right.
+# Wasserstein distance to the wanted density. The 40 steps alone cost {glue:text}`steps_cost`: so far is what the conditional model draws
+# from its own density. For $w = 1$ the learned weights stay within {glue:text}`early` of one for $t \ge 1/2$, and fall below it near the
+# data, where they make up for coarse steps.
 #
-# Both need a conditional model, so neither is in the comparison.
+# A weight that depends on time alone cannot turn one direction field into another. On this toy it is good enough all the same. Its curve
+# says where a constant weight goes wrong: at high noise, where hardly any extrapolation is right.
 
 # %% tags=["hide-input"]
 plug_in_gap = abs(means["plug-in value"] - means["exact value"])
@@ -702,79 +771,77 @@ assert answered == set(needs_gradient)  # every method that trains nothing has h
 # %% [markdown]
 # ## What each method needs
 #
-# *Ends at the tilt*: if nothing but the method is to blame. *Keeps*: what a training step, or a step of the sampler, remembers for a backward pass, in evaluations of the network ({doc}`s2_2_fine_tuning` measures it). *Left over*: the
-# error that stays when network, optimiser and number of samples are perfect.
+# *Ends at the tilt*: if nothing but the method is to blame. *Keeps*: what a training step, or a step of the sampler, remembers for a
+# backward pass, in evaluations of the network ({doc}`s2_2_fine_tuning` measures it). *Left over*: the error that stays when network,
+# optimiser and number of samples are perfect.
 
 # %% tags=["hide-input"]
+ON_CHAINS = ("recommended", "equal-steps", "at-once", "balance")  # all steps of a chain in one loss
 keeps = dict.fromkeys(METHODS, "one")
-keeps |= {"recommended": "all steps, each apart", "draft": "all steps", "draft-kl": "all steps", "draft-5": "5 steps"}
-keeps |= dict.fromkeys(("importance", "best", "smc", "exact"), "nothing") | {
-    "twisted": "one, in $x$",
-    "guided": "one, in $x$",
-}
-left_over = {
-    "tilting": "$O(1/N)$",
-    "centred": "$O(1/N)$",
-    "implicit": "none",
-    "reweighted": "none",
-    "oneshot": "none; needs $n \\gg e^{D_2}$",
-    "recommended": "sampler's steps",
-    "ddpo": "runs away",
-    "dpok": "forgets later KLs",
-    "dpok-future": "sampler's steps",
-    "draft": "runs away",
-    "draft-5": "runs away",
-    "draft-lv": "runs away",
-    "draft-kl": "sampler's steps",
-    "adjoint": "sampler's steps",
-    "importance": "none; needs $n \\gg e^{D_2}$",
-    "best": "another law",
-    "smc": "none",
-    "twisted": "none",
-    "guided": "exp of a mean",
-    "exact": "none; needs $V_t$",
-}
-assert list(left_over) == list(METHODS)
+keeps |= dict.fromkeys(ON_CHAINS, "all steps, each apart")
+keeps |= {"draft": "all steps", "draft-kl": "all steps", "draft-5": "5 steps"}
+keeps |= dict.fromkeys(("importance", "best", "smc", "exact"), "nothing")
+keeps |= dict.fromkeys(("twisted", "guided"), "one, in $x$")
+left_over = dict.fromkeys(("implicit", "reweighted", "sift", "smc", "twisted"), "none")
+left_over |= dict.fromkeys(("tilting", "centred"), "$O(1/N)$")
+left_over |= dict.fromkeys(("oneshot", "distilled", "importance"), "none; needs $n \\gg e^{D_2}$")
+left_over |= dict.fromkeys((*ON_CHAINS, "value", "dpok-future", "draft-kl", "adjoint", "adjoint-kept"), "sampler's steps")
+left_over |= dict.fromkeys(("ddpo", "draft", "draft-5", "draft-lv"), "runs away")
+left_over |= {"dpok": "forgets later KLs", "best": "another law", "ram": "another law", "guided": "exp of a mean"}
+left_over |= {"exact": "none; needs $V_t$"}
+misses = ("runs away", "forgets later KLs", "another law", "exp of a mean")
+assert left_over.keys() == METHODS.keys()
+assert all((left_over[name] in misses) != method.exact for name, method in METHODS.items())
 reaches = {name: "yes" if method.exact else "no" for name, method in METHODS.items()}
 reaches |= dict.fromkeys(("tilting", "centred"), "as $N \\to \\infty$")
 rows = [
-    [method.title, "yes" if method.gradient else "no", reaches[name], keeps[name], left_over[name]]
+    {"method": method.title, r"$\nabla r$": "yes" if method.gradient else "no", "ends at the tilt": reaches[name]}
+    | {"keeps": keeps[name], "left over": left_over[name]}
     for name, method in METHODS.items()
 ]
-columns = ["method", r"$\nabla r$", "ends at the tilt", "keeps", "left over"]
-display(Markdown(pd.DataFrame(rows, columns=columns).to_markdown(index=False, disable_numparse=True)))
+figures.table(rows)
 
 # %% [markdown]
-# What is *recommended here* has its derivation in {doc}`b_recommended`. Read by columns, without any network yet. Of the methods that train with values of $r$ alone, the implicit form and the iterated weighted regression leave nothing over, and of these the first is less noisy in small tilts. Of those with a gradient, Adjoint Matching shares its optimum, in the limit of many steps, with DRaFT and a path KL, and keeps one evaluation instead of all
-# steps. Weighted samples need no training, and pay with $n$. {doc}`rivals_comparison` asks what is left of this order when networks, budgets and samplers are finite.
+# {doc}`b_recommended` derives what is *recommended here*. Of the methods that train with values of $r$ alone, the implicit form and the
+# iterated weighted regression leave nothing over, and the first is less noisy in small tilts. Of those with a gradient, Adjoint Matching
+# shares its optimum, in the limit of many steps, with DRaFT and a path KL, and keeps one evaluation instead of all steps. Weighted samples
+# need no training, and pay with $n$. {doc}`rivals_comparison` asks what is left of this order when networks, budgets and samplers are
+# finite.
 #
 # ## Try this
 #
-# - Double $\lambda$. Which of best of $n$ and importance resampling notices?
+# - *Predict, then run.* Double $\lambda$. Which of best of $n$ and importance resampling notices?
 
 # %% tags=["hide-cell"]
 doubled = QuadraticReward(2 * reward.b)
-again = best_of_n(exact, doubled, schedule, len(best), candidates=candidates, J=steps, generator=seeded(8))
+how = {"candidates": candidates, "J": steps, "generator": seeded(8)}
+again = monte_carlo.best_of_n(exact, doubled, schedule, len(best), **how)
 assert torch.equal(again, best)
-x, log_w = importance(exact, reward, schedule, n=2_000, lam=2.0, J=steps, generator=seeded(7))
-display(
-    Markdown(
-        f"Best of $n$ keeps the very same samples: it knows ranks only. Importance resampling has {effective_sample_size(log_w):.1f} samples left of {len(x):,}."
-    )
+x, log_w = monte_carlo.importance(exact, reward, schedule, n=2_000, lam=2.0, J=steps, generator=seeded(7))
+left = effective_sample_size(log_w)
+print(
+    f"Best of n keeps the very same samples: it knows ranks only. Importance resampling has {left:.1f} left of {len(x):,}."
 )
-assert effective_sample_size(log_w) < 0.01 * len(x)
+assert left < 0.01 * len(x)
 
 # %% [markdown]
-# - Classifier-free guidance with $w = \frac12$: is it wrong there too?
+# - *Predict, then run.* Classifier-free guidance with $w = \frac12$: is it wrong there too? (Hint: Jensen's inequality.)
 
 # %% tags=["hide-cell"]
 half = torch.softmax(log_all + 0.5 * log_c, 0)
 points, mass = law_drawn(classifier_free(free, conditional, 0.5), eta=0.0)
 off = wasserstein_distance(points, grid, mass, half)
-assert off > 0.1
-display(
-    Markdown(
-        f"Yes, the other way. The wanted density has a mass of {float(half[grid < -1].sum()):.2f} below $-1$, where the other class is; guidance draws {float(mass[points < -1].sum()):.2f}. (Distance {off:.2f}.) "
-        "For $w < 1$ Jensen's inequality turns around."
-    )
+print(f"Yes, the other way. Below -1, where the other class is, the wanted mass is {float(half[grid < -1].sum()):.2f};")
+print(
+    f"guidance draws {float(mass[points < -1].sum()):.2f}. (Distance {off:.2f}.) For w < 1 Jensen's inequality turns around."
 )
+assert off > 0.1
+
+# %% [markdown]
+# - *Derive.* {eq}`eq-rivals-best`. (Hint: $\int_0^1 n F^{n-1} \log F\, dF = -1/n$, by parts.)
+
+# %% tags=["hide-cell"]
+F = torch.linspace(0, 1, 1_000_001)[1:]
+kept = candidates * F ** (candidates - 1)  # density of the survivor's F
+by_quadrature = float(torch.trapezoid(kept * kept.log(), F))
+figures.check("log n - (n - 1) / n, for n = 16", abs(by_quadrature - bound), below=1e-6)
