@@ -53,7 +53,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 def trained(name: str, config: str = "paper") -> torch.nn.Module:
     """The base of the paper's task, by profile and configuration; the second time it is found."""
     *_, base = resumable_base(paper_mixture(), SCHEDULE, **profile(name).trained(config))
-    return base.denoiser
+    return base.model
 
 
 def absolute(values: list[float], unit: str, better: str = "low", target: float | None = None) -> dict[str, Any]:

@@ -367,7 +367,7 @@ if full:
         pass  # trains the base network, or finds it trained
 
     def learned(x, t):
-        return state.denoiser(x.float(), torch.as_tensor(t).float()).to(x)
+        return state.model(x.float(), torch.as_tensor(t).float()).to(x)
 
     for name, draw in samplers.items():
         parts = []

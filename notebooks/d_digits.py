@@ -41,7 +41,7 @@ import torch
 from itlib import figures
 from itlib.experiments.digits import base as digits_base
 from itlib.experiments.digits import images, methods, truth
-from itlib.experiments.digits.images import DIGIT, PROBLEMS, D, judged
+from itlib.experiments.digits.images import DIGIT, IMAGE_PROBLEMS, D, judged
 from itlib.experiments.digits.methods import ASKED, METHODS, J
 from itlib.experiments.files import located
 from itlib.experiments.records import load_records
@@ -60,7 +60,7 @@ def seeded(seed):
 
 # %% tags=["hide-input"]
 weighed = load_records(folder, truth.Parameters)  # samples of the base, with weights
-of = {name: [r for r in weighed if r.parameters.problem == name] for name in PROBLEMS}
+of = {name: [r for r in weighed if r.parameters.problem == name] for name in IMAGE_PROBLEMS}
 finished = load_records(folder, methods.Parameters)
 runs = {(r.parameters.problem, r.parameters.method, r.parameters.seed): r for r in finished}
 TITLES = {name: method.title for name, method in METHODS.items()}
@@ -72,7 +72,7 @@ assert not any(r.failure for r in finished)
 def exact(task, key):
     """What the weights say at the strength that was chosen, over seeds."""
     sweeps = [pd.DataFrame(r.curve).set_index("lam") for r in of[task]]
-    return np.array([sweep.loc[PROBLEMS[task].lam, key] for sweep in sweeps])
+    return np.array([sweep.loc[IMAGE_PROBLEMS[task].lam, key] for sweep in sweeps])
 
 
 def metric(task, name, key):
@@ -86,7 +86,7 @@ def metric(task, name, key):
 def distance(task, name):
     """KL of the law of paths to that of the exact tilt, in nats, over seeds."""
     if name == "base":
-        return exact(task, "log_z") - PROBLEMS[task].lam * metric(task, "base", "mean_reward")
+        return exact(task, "log_z") - IMAGE_PROBLEMS[task].lam * metric(task, "base", "mean_reward")
     return metric(task, name, "distance") + exact(task, "log_z")
 
 
@@ -174,7 +174,7 @@ figures.glue(
 
 # %% tags=["hide-input"]
 rows = []
-for task, problem in PROBLEMS.items():
+for task, problem in IMAGE_PROBLEMS.items():
     for lam in problem.sweep:
         each = [pd.DataFrame(r.curve).set_index("lam").loc[lam] for r in of[task]]
         row = {"reward": task, "λ": f"**{lam:g}**" if lam == problem.lam else f"{lam:g}"}
@@ -271,7 +271,7 @@ if full:
 # digit, the tilt only changes the weights of the digits, and its score is exact.
 
 # %%
-tilt, blur = PROBLEMS["class"].lam * images.class_reward(x), 0.25
+tilt, blur = IMAGE_PROBLEMS["class"].lam * images.class_reward(x), 0.25
 
 
 def blurred(log_weights):
@@ -361,7 +361,7 @@ def effort(task):
         if name == "best":
             n = methods.CANDIDATES
             bound = math.log(n) - (n - 1) / n
-            found = bound - PROBLEMS[task].lam * metric(task, name, "mean_reward") + exact(task, "log_z")
+            found = bound - IMAGE_PROBLEMS[task].lam * metric(task, name, "mean_reward") + exact(task, "log_z")
             row |= {"path KL": f"≤ {pm(found.clip(min=0))}", "KL to the base": f"≤ {bound:.2f}"}
         else:
             row |= {"path KL": pm(distance(task, name)), "KL to the base": pm(metric(task, name, "path_kl"))}
@@ -459,8 +459,8 @@ def frontier(ax, task):
 
 wide = {"color": figures.COLORS["target"], "linewidth": 4, "alpha": 0.4, "label": "exact tilts"}
 with figures.house_style() as plt:
-    fig, axes = plt.subplots(1, len(PROBLEMS), figsize=(7.6, 3.9))
-    for ax, task in zip(axes, PROBLEMS, strict=True):
+    fig, axes = plt.subplots(1, len(IMAGE_PROBLEMS), figsize=(7.6, 3.9))
+    for ax, task in zip(axes, IMAGE_PROBLEMS, strict=True):
         frontier(ax, task)
     axes[0].set_ylabel("mean reward")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)

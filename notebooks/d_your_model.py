@@ -198,7 +198,7 @@ for step in recommended_tilting(light, smaller, schedule, config, d=d):
 from itlib.beyond.chains import TrainableCopy
 
 found = load_state(checkpoint, TrainableCopy(with_lora(base, rank=4)))
-state = TiltState(found.denoiser, tuple(found.strengths))
+state = TiltState(found.model, tuple(found.strengths))
 for step in recommended_tilting(light, smaller, schedule, config, d=d, state=state):
     rows.append(step)
 tilted = step.model

@@ -82,7 +82,7 @@ tiny = Setting(network, Toy(base, Forward(reward.b)), schedule, WORK["smoke"], f
 
 def asks_for_gradient(method):
     try:
-        if drawn := method.draw(tiny, EvaluationCounter()).denoiser:
+        if drawn := method.draw(tiny, EvaluationCounter()).model:
             drawn(torch.zeros(1, 2), torch.tensor(0.5))
     except RuntimeError as error:
         if "forward-only" not in str(error):

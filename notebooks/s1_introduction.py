@@ -273,7 +273,7 @@ N, path = config.N, tilt_path(base, paper, config.lam, config.N)
 
 for state in resumable_base(base, schedule, work.training, n=work.n, seed=0):
     pass  # trains the base network, or finds it trained
-network = state.denoiser
+network = state.model
 
 
 # %%

@@ -738,7 +738,7 @@ if full:
     work = profile_named(profile)
     for state in resumable_base(base, schedule, work.training, n=work.n, seed=0):
         pass
-    network = state.denoiser
+    network = state.model
 else:
     network = races["x1", 0][0]
 

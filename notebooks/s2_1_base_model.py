@@ -133,7 +133,7 @@ table = pd.DataFrame(
 display(Markdown(table.to_markdown(floatfmt=".3f")))
 chance = {
     name: np.std(
-        [score_errors(base.denoiser, m, schedule, n=draws[name], seed=s, truth=truth).eps_rmse for s in range(100, 110)],
+        [score_errors(base.model, m, schedule, n=draws[name], seed=s, truth=truth).eps_rmse for s in range(100, 110)],
         ddof=1,
     )
     for name, m in (("base", mixture), ("target", target))
@@ -155,7 +155,7 @@ xs, ys = np.linspace(-5, 5, 161), np.linspace(-3.5, 5.5, 145)
 grid = torch.from_numpy(np.stack(np.meshgrid(xs, ys), -1).reshape(-1, 2))
 time = torch.tensor(0.2, dtype=torch.float64)
 with torch.no_grad():
-    error = (base.denoiser(grid.float(), time) - truth(grid, time)).norm(dim=-1).reshape(len(ys), len(xs)).numpy()
+    error = (base.model(grid.float(), time) - truth(grid, time)).norm(dim=-1).reshape(len(ys), len(xs)).numpy()
 noised = {
     name: m.noised(schedule, float(time)).log_prob(grid).reshape(error.shape).numpy()
     for name, m in (("base", mixture), ("target", target))
@@ -208,7 +208,7 @@ display(
 #
 # - Set `seed` to another value and look at the floor again. How much of it is chance?
 # - Train on (2.9) instead: replace the configuration in `asked` by one with `predict="x0"`, wrap what comes out in `FromX0` (of {py:mod}`itlib.network`),
-#   and use that where the page has `base.denoiser`. The loss is then another one, with another floor ({doc}`../pages/s2_1_3_score`).
+#   and use that where the page has `base.model`. The loss is then another one, with another floor ({doc}`../pages/s2_1_3_score`).
 
 # %% tags=["remove-cell"]
 if record:

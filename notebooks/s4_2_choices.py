@@ -262,7 +262,7 @@ figures.glue(
 work = profile_named(profile)
 for state in resumable_base(base, schedule, work.training, n=work.n, seed=0):
     pass  # trains the base network, or finds it trained
-network, truth = state.denoiser, ExactNoisePredictor(base, schedule)
+network, truth = state.model, ExactNoisePredictor(base, schedule)
 
 # %%
 generator, n = torch.Generator().manual_seed(0), 20_000 if full else 5000

@@ -110,7 +110,7 @@ figures.glue(log_z=f"{base_mixture.log_normaliser(r, lam):.3f}", kl=f"{kl:.3f}",
 # %%
 for base in tqdm(base_of.train(asked.base, schedule), "epochs of the base"):
     pass
-for run in tqdm(tilts(asked, base.denoiser.to(device), schedule), "tilts", N):
+for run in tqdm(tilts(asked, base.model.to(device), schedule), "tilts", N):
     pass
 
 # %% tags=["hide-input"]
@@ -128,7 +128,7 @@ def density(mixture):
     return xs, ys, mixture.log_prob(plane).reshape(len(ys), len(xs)).numpy()
 
 
-final = drawn(asked, run.denoiser, schedule)
+final = drawn(asked, run.model, schedule)
 row = {
     "N": N,
     "half": run.halfway.cpu().numpy(),
@@ -173,7 +173,7 @@ figures.show(figures.figure_2({N: np.array(run.trace)}), "score-error", text)
 # A negative log-likelihood (NLL) and an error of the mean need a reference, and the paper does not say which: target or base?
 
 # %%
-card = judge(asked, run.denoiser, schedule)
+card = judge(asked, run.model, schedule)
 
 # %% tags=["hide-input"]
 exact = target.sample(200_000, torch.Generator().manual_seed(0))

@@ -132,20 +132,22 @@ def test_rivals_draw_there(name: str) -> None:
     there, here = (
         rivals.METHODS[name].draw(replace(setting, base=f(base())), EvaluationCounter()) for f in (on_gpu, copy.copy)
     )
-    if here.denoiser is None:
+    if here.model is None:
         # Rounding may send a draw from a list of weights to its neighbour.
         assert there.samples.is_cuda
         moved = (there.samples.cpu() - here.samples).abs().amax(1) > 1e-2
         assert float(moved.float().mean()) < 0.05
     else:
         x, t = torch.randn(50, 2), torch.tensor(0.5)
-        assert_same(there.denoiser(x.cuda(), t.cuda()), here.denoiser(x, t))
+        assert_same(there.model(x.cuda(), t.cuda()), here.model(x, t))
 
 
 @pytest.mark.parametrize("name", [name for name, method in digits.METHODS.items() if method.train])
 def test_the_digits_learn_there(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(digits, "J", 6)
-    setting = digits.Setting(new_denoiser(SCHEDULE).cuda(), images.PROBLEMS["symmetry"], SCHEDULE, 320, "rewards", 1e-4)
+    setting = digits.Setting(
+        new_denoiser(SCHEDULE).cuda(), images.IMAGE_PROBLEMS["symmetry"], SCHEDULE, 320, "rewards", 1e-4
+    )
     step = next(fine_tune(digits.METHODS[name], setting))
     assert device_of(step.model).type == "cuda"
     assert all(bool(torch.isfinite(value).all()) for value in step.model.parameters())
@@ -182,8 +184,8 @@ def test_a_value_is_fitted_there() -> None:
 def test_a_checkpoint_goes_from_one_to_the_other(tmp_path: Path) -> None:
     network = Network(width=16, depth=2).cuda()
     save_state(tmp_path / "state.safetensors", RunState(1, 2, network))
-    here = load_state(tmp_path / "state.safetensors", Network(width=16, depth=2, seed=1)).denoiser
-    there = load_state(tmp_path / "state.safetensors", Network(width=16, depth=2, seed=1).cuda()).denoiser
+    here = load_state(tmp_path / "state.safetensors", Network(width=16, depth=2, seed=1)).model
+    there = load_state(tmp_path / "state.safetensors", Network(width=16, depth=2, seed=1).cuda()).model
     for a, b, c in zip(network.parameters(), there.parameters(), here.parameters(), strict=True):
         assert torch.equal(a, b)
         assert torch.equal(a.cpu(), c)

@@ -41,7 +41,7 @@ def advantage_weighted(base: NoisePredictor, *, kappa: NotNegative = 1.0, clip: 
     """The target of advantage-weighted matching; the step of a tilt is ignored.
 
     Args:
-        base: the pretrained denoiser.
+        base: the pretrained model.
         kappa: weight of the squared distance to it.
         clip: largest advantage, in either direction, in standard deviations.
     """

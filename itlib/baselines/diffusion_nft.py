@@ -41,7 +41,7 @@ def negative_aware(base: NoisePredictor, *, beta: Positive = 1.0, kappa: NotNega
     """The target and factor of DiffusionNFT; the step of a tilt is ignored.
 
     Args:
-        base: the pretrained denoiser.
+        base: the pretrained model.
         beta: share of the student in the mixtures: the smaller, the longer a round's step.
         kappa: weight of the squared distance to the base.
         clip: advantage, in standard deviations, that counts as surely good.

@@ -87,7 +87,7 @@ def distillation(
     """Reweigh and distil as a generator, one round per item.
 
     Args:
-        base: the pretrained denoiser; not changed.
+        base: the pretrained model; not changed.
         reward: forward evaluations only, (S, d) to (S,).
         schedule: the pair alpha, sigma.
         config: the knobs.

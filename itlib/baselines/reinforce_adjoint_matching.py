@@ -1,6 +1,6 @@
 r"""Reinforce Adjoint Matching (RAM; Bergmeister et al., arXiv 2605.10759): the pretraining target, corrected by the reward.
 
-Draw :math:`X_0` from the current model, noise it as in pretraining, and regress. In the denoiser's units, with
+Draw :math:`X_0` from the current model, noise it as in pretraining, and regress. In units of the noise, with
 strength :math:`\lambda` and sg a stopped gradient,
 
 .. math:: \varepsilon_\theta(x_t,t)\ \leftarrow\ \mathrm{sg}\big[\varepsilon_{\mathrm{base}}(x_t,t)
@@ -40,7 +40,7 @@ def reinforce_adjoint(base: NoisePredictor, lam: float = 1.0, *, centred: bool =
     """The target of RAM; the step of a tilt is ignored.
 
     Args:
-        base: the pretrained denoiser, which stays the anchor.
+        base: the pretrained model, which stays the anchor.
         lam: tilt strength; the paper folds it into the reward.
         centred: whether c is the mean reward of the round, or 0 as printed.
     """

@@ -89,7 +89,7 @@ def trajectory_balance(
     """Relative trajectory balance as a generator, one optimiser step per item.
 
     Args:
-        base: the pretrained denoiser; not changed.
+        base: the pretrained model; not changed.
         reward: forward evaluations only, (S, d) to (S,).
         schedule: the pair alpha, sigma.
         config: the knobs.

@@ -1,6 +1,6 @@
 r"""Steering by a learned value: SVDD (Li et al., arXiv 2408.08252), FK steering (Singhal et al., arXiv 2501.06848).
 
-Both train no denoiser. They learn a value on chains of the *base*, and choose between proposals of its sampler with
+Both leave the model as it is. They learn a value on chains of the *base*, and choose between proposals of its sampler with
 it:
 
 - :func:`learn_value`: regress on what chains through :math:`x_t` end at. ``soft=True`` fits the potential that is
@@ -79,7 +79,7 @@ def learn_value(
     """Fit a value to n chains of the base, one optimiser step per item; the network is the same in all.
 
     Args:
-        base: the pretrained denoiser.
+        base: the pretrained model.
         reward: forward evaluations only, (S, d) to (S,); called once, on n samples.
         schedule: the pair alpha, sigma.
         n: chains.
@@ -131,7 +131,7 @@ def decode(
     """SVDD: n samples, (n, d), each choosing its next state among M proposals in proportion to exp(value).
 
     Args:
-        base: the pretrained denoiser.
+        base: the pretrained model.
         value: at noisy times; the last step of Algorithm 1 has one proposal only.
         schedule: the pair alpha, sigma.
         n: number of samples.

@@ -134,7 +134,7 @@ def run(parameters: Parameters, folder: Path) -> Record[Parameters]:
     if p.base is not None and p.base != "exact":
         training = replace(work.training, lr=3e-3) if p.base in ("skip", "small") else work.training
         *_, state = resumable_base(asked.base, schedule, training, n=work.n, seed=p.seed, kind=p.base)
-        model, trained = state.denoiser.eval(), state.seconds["training"]
+        model, trained = state.model.eval(), state.seconds["training"]
     n, seed = 20_000 if p.full else 1000, derive_seed(p.seed, "trace")
     floors = [
         score_errors(model, asked.base.tilted(asked.reward, s), schedule, n=n, seed=seed, truth=exact_base).eps_rmse

@@ -1,7 +1,7 @@
 r"""The base of a seed: trained on samples of a problem's base mixture, and judged where it will be used.
 
 The error of the noise prediction is measured at noised samples of the base and at those of the *target*, far out in the
-base's tail, both times against the exact denoiser of the base. The second is the floor of every tilt that starts here.
+base's tail, both times against the exact model of the base. The second is the floor of every tilt that starts here.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def train(parameters: Parameters, schedule: Schedule) -> Iterator[RunState]:
 
 
 def exact_loss(mixture: GaussianMixture, schedule: Schedule) -> float:
-    """The loss (2.10) of the exact denoiser, estimated on 200,000 draws: no network gets below it."""
+    """The loss (2.10) of the exact model, estimated on 200,000 draws: no network gets below it."""
     generator = torch.Generator().manual_seed(1)
     x_0 = mixture.sample(200_000, generator)
     t = torch.rand(len(x_0), generator=generator, dtype=torch.float64)
@@ -77,7 +77,7 @@ def judge(parameters: Parameters, state: RunState, schedule: Schedule) -> dict[s
     asked, work, seed = problem(parameters.problem), parameters.work, parameters.seed
     target, mixture = asked.target, asked.base
     card = score_card(
-        state.denoiser,
+        state.model,
         schedule,
         mixture,
         target=target,
@@ -88,7 +88,7 @@ def judge(parameters: Parameters, state: RunState, schedule: Schedule) -> dict[s
     )
     # More draws than for the card, because the tail decides.
     truth, n = ExactNoisePredictor(mixture, schedule), 4 * work.samples
-    at_target = score_errors(state.denoiser, target, schedule, n=n, seed=seed, truth=truth)
+    at_target = score_errors(state.model, target, schedule, n=n, seed=seed, truth=truth)
     return card | {
         "eps_rmse_at_target": at_target.eps_rmse,
         "score_rmse_at_target": at_target.score_rmse,

@@ -84,7 +84,7 @@ class RunState:
     Args:
         done: finished tilts (or epochs).
         total: tilts (or epochs) in all.
-        denoiser: the network so far; copy it to keep it.
+        model: the network so far; copy it to keep it.
         trace: one figure per finished tilt (score RMSE) or epoch (validation loss).
         losses: mean training loss of each tilt or epoch.
         strengths: after each finished tilt.
@@ -94,7 +94,7 @@ class RunState:
 
     done: int
     total: int
-    denoiser: nn.Module
+    model: nn.Module
     trace: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     strengths: list[float] = field(default_factory=list)
@@ -120,15 +120,15 @@ def _described(mixture: GaussianMixture, schedule: Schedule) -> list[Any]:
 
 def save_state(path: Path | str, state: RunState) -> None:
     """Write a state as one safetensors file, atomically. Weights that two layers share are written twice."""
-    tensors = {f"theta.{name}": value.detach().cpu().clone() for name, value in state.denoiser.state_dict().items()}
+    tensors = {f"theta.{name}": value.detach().cpu().clone() for name, value in state.model.state_dict().items()}
     if state.halfway is not None:
         tensors["halfway"] = state.halfway.cpu().contiguous()
     notes = {key: getattr(state, key) for key in ("done", "total", "trace", "losses", "strengths", "seconds")}
     write_atomically(Path(path), safetensors.torch.save(tensors, {"notes": json.dumps(notes)}))
 
 
-def load_state(path: Path | str, denoiser: nn.Module) -> RunState:
-    """Read what :func:`save_state` wrote; the weights go into ``denoiser``, whatever wrappers' prefixes their names have.
+def load_state(path: Path | str, model: nn.Module) -> RunState:
+    """Read what :func:`save_state` wrote; the weights go into ``model``, whatever wrappers' prefixes their names have.
 
     Raises:
         DamagedFileError: if the file is truncated or not a checkpoint.
@@ -139,20 +139,20 @@ def load_state(path: Path | str, denoiser: nn.Module) -> RunState:
             notes = json.loads(file.metadata()["notes"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         halfway = tensors.pop("halfway", None)
-        state = RunState(denoiser=denoiser, halfway=halfway, **notes)
+        state = RunState(model=model, halfway=halfway, **notes)
     except (safetensors.SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise DamagedFileError(f"{path} is truncated or not a checkpoint: delete it, and the run starts anew") from error
     found = {_plain(name.removeprefix("theta.")): value for name, value in tensors.items()}
-    wanted = {_plain(name): name for name in denoiser.state_dict()}
+    wanted = {_plain(name): name for name in model.state_dict()}
     if found.keys() != wanted.keys():
         missing, more = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
         raise DamagedFileError(
-            f"{path} is sound, but of another network than this {type(denoiser).__name__}: keep it, and pass one built "
+            f"{path} is sound, but of another network than this {type(model).__name__}: keep it, and pass one built "
             f"as that run built its own. Here {len(missing)} weights are missing ({', '.join(missing[:3])}) and "
             f"{len(more)} are too many ({', '.join(more[:3])})"
         )
     try:
-        denoiser.load_state_dict({wanted[name]: value for name, value in found.items()})
+        model.load_state_dict({wanted[name]: value for name, value in found.items()})
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip()
         raise DamagedFileError(f"{path} is sound, but of a network of another size: keep it ({first})") from error
@@ -186,7 +186,7 @@ def resumable_base(
     kind: BaseKind = "plain",
     cache: Path | None = None,
 ) -> Iterator[RunState]:
-    """Train the base denoiser of Section 4.2 on n samples of the mixture, or find it trained.
+    """Train the base model of Section 4.2 on n samples of the mixture, or find it trained.
 
     Args:
         mixture: the base distribution.
@@ -213,10 +213,10 @@ def resumable_base(
         network = Network(mixture.d, seed=weights, **size)
     state = RunState(0, config.epochs, network)
     if path.exists():
-        yield load_state(path, state.denoiser)
+        yield load_state(path, state.model)
         return
     clock = time.process_time()
-    for step in train_noise_predictor(state.denoiser, data, schedule, config, seed=derive_seed(seed, "training")):
+    for step in train_noise_predictor(state.model, data, schedule, config, seed=derive_seed(seed, "training")):
         state.done = step.epoch
         state.trace.append(step.validation_loss)
         state.losses.append(step.train_loss)
@@ -243,7 +243,7 @@ def resumable_tilting(
     there and ends with the same numbers, bit for bit on the same machine. A finished run is found, not repeated.
 
     Args:
-        base: the pretrained denoiser. What it computes follows from its parameters and the mixture, for they name the file.
+        base: the pretrained model. What it computes follows from its parameters and the mixture, for they name the file.
         mixture: the exact base distribution: it gives the trace its truth, and the method nothing.
         reward: the tilt.
         schedule: the pair alpha, sigma.
@@ -273,7 +273,7 @@ def resumable_tilting(
         state = load_state(file, new_model(base, mixture.d, schedule, recommended, d=mixture.d, seed=seed))
         _announce("tilts", state)
         yield state
-    found = TiltState(state.denoiser, tuple(state.strengths)) if state.done else None
+    found = TiltState(state.model, tuple(state.strengths)) if state.done else None
     if isinstance(config, RecommendedConfig):
         steps = recommended_tilting(base, reward, schedule, config, d=mixture.d, seed=seed, state=found)
     else:
@@ -296,7 +296,7 @@ def resumable_tilting(
             done=step.k,
             total=step.k + step.left,
             strengths=[*state.strengths, step.strength],
-            denoiser=step.model,
+            model=step.model,
             trace=[*state.trace, errors.score_rmse],
             losses=[*state.losses, float(step.losses.mean())],
             seconds={key: state.seconds.get(key, 0.0) + value for key, value in spent.items()},

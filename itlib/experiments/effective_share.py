@@ -42,7 +42,7 @@ from itlib.sampling import sample
 from itlib.schedules import Cosine
 from itlib.tilting import TiltingConfig, derive_seed, iterative_tilting
 
-PROBLEMS = ("paper", "one-mode", "tails")
+COMPARED = ("paper", "one-mode", "tails")
 SHARES = (0.5, 0.05, 1e-3, 1e-5, 1e-8)
 
 
@@ -183,7 +183,7 @@ def cells(seeds: Sequence[int]) -> dict[str, Parameters]:
     return {
         f"{name}_{share:.0e}_seed{seed}": Parameters(problem=name, share=share, seed=seed)
         for seed in seeds
-        for name in PROBLEMS
+        for name in COMPARED
         for share in SHARES
     }
 

@@ -62,7 +62,7 @@ Covariance = Literal["single", "centred", "exact"]
 
 
 def taught_by(path: Callable[[int], GaussianMixture], schedule: Schedule, update: Update) -> Update:
-    """The same update, with the exact denoiser of p^{k-1} for a teacher."""
+    """The same update, with the exact model of p^{k-1} for a teacher."""
 
     def taught(batch: TiltBatch, delta: float) -> tuple[Tensor, Tensor]:
         truth = ExactNoisePredictor(path(batch.k - 1), schedule)
@@ -74,8 +74,8 @@ def taught_by(path: Callable[[int], GaussianMixture], schedule: Schedule, update
 def analytic_sampler(schedule: Schedule, d: int, steps: int) -> DatasetSampler:
     """D_k by Algorithm 1, with the mean variance of the posterior of X_0 put back."""
 
-    def draw(denoiser: NoisePredictor, k: int, S: int, generator: torch.Generator) -> Tensor:
-        return sample(denoiser, schedule, S, d, steps=steps, variance="analytic", generator=generator)
+    def draw(model: NoisePredictor, k: int, S: int, generator: torch.Generator) -> Tensor:
+        return sample(model, schedule, S, d, steps=steps, variance="analytic", generator=generator)
 
     return draw
 
@@ -98,7 +98,7 @@ def ingredients(
         schedule: the pair alpha, sigma.
         samples: where D_k comes from.
         covariance: "single", "centred" or "exact".
-        exact_teacher: whether the teacher is the exact denoiser of p^{k-1} instead of the network of the last tilt.
+        exact_teacher: whether the teacher is the exact model of p^{k-1} instead of the network of the last tilt.
         J: reverse steps of the sampler "analytic".
 
     Raises:
@@ -126,7 +126,7 @@ class Parameters(experiment.Parameters):
         N: number of tilts.
         samples: where D_k comes from: "model" (Algorithm 1), "analytic" (with its lost variance put back), "exact".
         covariance: "single" (the paper's estimate), "centred" (its mean reward subtracted) or "exact".
-        exact_teacher: whether the teacher is the exact denoiser of p^{k-1}.
+        exact_teacher: whether the teacher is the exact model of p^{k-1}.
         exact_base: whether the tilts start from the exact base, under a correction that starts at zero.
         S: samples per tilt.
         E: minibatches of 64 per tilt.
@@ -183,7 +183,7 @@ def run(parameters: Parameters, folder: Path) -> Record[Parameters]:
     if not p.exact_base:
         for needed in base.before(p.problem, p).values():
             *_, trained = base.train(needed, schedule)
-            start = trained.denoiser
+            start = trained.model
 
     def look(model: NoisePredictor, k: int, n: int) -> tuple[Tensor, dict[str, float]]:
         """Samples of the model of tilt k, (n, 2), and what it says of p^k."""

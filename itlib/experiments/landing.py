@@ -73,11 +73,11 @@ def run(parameters: Parameters, folder: Path) -> Record[Parameters]:
 
     for needed in base.before(PROBLEM, p).values():
         *_, trained = base.train(needed, schedule)
-    look(trained.denoiser, 0)
+    look(trained.model, 0)
     seconds = {"sampling": 0.0, "training": 0.0}
     share = 1 if p.full else 20
     config = replace(profile(p.profile).tilting, N=p.N, S=SAMPLES // p.N // share, E=STEPS // p.N // share, J=p.J)
-    for step in iterative_tilting(trained.denoiser, ForwardOnly(reward), schedule, config, seed=p.seed):
+    for step in iterative_tilting(trained.model, ForwardOnly(reward), schedule, config, seed=p.seed):
         seconds = {key: value + step.seconds[key] for key, value in seconds.items()}
         look(step.model, step.k)
     return Record(

@@ -1,7 +1,7 @@
 r"""One comparison for all: what a method is given, what it may spend, and when it is looked at.
 
 A method fine-tunes a base, one step at a time, or draws samples and trains nothing. It has a budget: of *work*, in forward
-evaluations of a denoiser on one sample, where an evaluation that autograd records, and that is differentiated afterwards,
+evaluations of a model on one sample, where an evaluation that autograd records, and that is differentiated afterwards,
 counts three; or of *rewards*, evaluations of the black box (of its gradient, for a method that asks for that). What is not
 matched follows and is reported. Looks at a method on its way are not on its clock.
 
@@ -72,16 +72,16 @@ class Setting(Generic[A]):
 
 @dataclass(frozen=True)
 class Drawn:
-    """What a method that trains nothing gives: samples, or a denoiser that draws them by Algorithm 1.
+    """What a method that trains nothing gives: samples, or a model that draws them by Algorithm 1.
 
     Args:
         samples: (n, d), equally weighted, or None.
-        denoiser: or None.
+        model: or None.
         ess: effective sample size as a share of the particles, or None.
     """
 
     samples: Tensor | None = None
-    denoiser: NoisePredictor | None = None
+    model: NoisePredictor | None = None
     ess: float | None = None
 
 

@@ -131,18 +131,18 @@ def variance(knobs: TiltingConfig) -> Variance:
     return knobs.variance if isinstance(knobs, RecommendedConfig) else "ddpm"
 
 
-def drawn(parameters: Parameters, denoiser: nn.Module, schedule: Schedule) -> Tensor:
+def drawn(parameters: Parameters, model: nn.Module, schedule: Schedule) -> Tensor:
     """Samples of a model by the sampler of its tilts, as many as one tilt draws, (S, 2)."""
     knobs, generator = parameters.tilting, torch.Generator().manual_seed(parameters.seed)
     kernel: dict[str, Any] = {"steps": knobs.J, "eta": knobs.eta, "variance": variance(knobs)}
-    return sample(denoiser, schedule, knobs.S, **kernel, generator=generator, device=parameters.device)
+    return sample(model, schedule, knobs.S, **kernel, generator=generator, device=parameters.device)
 
 
-def judge(parameters: Parameters, denoiser: nn.Module, schedule: Schedule) -> dict[str, Metric]:
+def judge(parameters: Parameters, model: nn.Module, schedule: Schedule) -> dict[str, Metric]:
     """The score card of a tilted model, against the target and against the base."""
     target, knobs, work = parameters.target, parameters.tilting, parameters.work
     card = score_card(
-        denoiser.cpu(),
+        model.cpu(),
         schedule,
         target,
         target=target,
@@ -168,9 +168,9 @@ def run(parameters: Parameters, folder: Path) -> Record[Parameters]:
     torch.set_num_threads(1)
     schedule = Cosine()
     *_, start = base.train(parameters.base, schedule)
-    *_, state = tilts(parameters, start.denoiser.to(parameters.device), schedule)
-    final = drawn(parameters, state.denoiser, schedule)
-    return recorded(parameters, state, final, judge(parameters, state.denoiser, schedule))
+    *_, state = tilts(parameters, start.model.to(parameters.device), schedule)
+    final = drawn(parameters, state.model, schedule)
+    return recorded(parameters, state, final, judge(parameters, state.model, schedule))
 
 
 def over_N(seeds: Sequence[int], N: Sequence[int]) -> dict[str, Parameters]:

@@ -202,8 +202,8 @@ def _guided(exact: bool) -> Callable[[Setting, EvaluationCounter], Drawn]:
     def draw(s: Setting, account: EvaluationCounter) -> Drawn:
         base, reward = s.counted(account)
         if exact:
-            return Drawn(denoiser=exactly_guided(base, s.problem.base, s.problem.target, s.schedule))
-        return Drawn(denoiser=guided(base, plug_in_value(base, reward, s.schedule), s.schedule))
+            return Drawn(model=exactly_guided(base, s.problem.base, s.problem.target, s.schedule))
+        return Drawn(model=guided(base, plug_in_value(base, reward, s.schedule), s.schedule))
 
     return draw
 
@@ -295,32 +295,32 @@ def run(parameters: Parameters, folder: Path) -> Record[Parameters]:
     p, schedule, asked, chosen = parameters, Cosine(), problem(parameters.problem), METHODS[parameters.method]
     for needed in base.before(p.problem, p).values():
         *_, trained = base.train(needed, schedule)
-    setting, work = p.setting(trained.denoiser, schedule), profile(p.profile)
-    account, drawn, denoiser = EvaluationCounter(), Drawn(), None
+    setting, work = p.setting(trained.model, schedule), profile(p.profile)
+    account, drawn, model = EvaluationCounter(), Drawn(), None
     failure, curve, reached = None, list[dict[str, float]](), dict[str, Metric]()
     torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # the first optimiser of a process imports for seconds
     if chosen.draw:
         account = EvaluationCounter()
         drawn = chosen.draw(setting, account)
-        denoiser, taken = drawn.denoiser, {"training": 0.0, "sampling": time.process_time() - account.opened}
+        model, taken = drawn.model, {"training": 0.0, "sampling": time.process_time() - account.opened}
     else:
-        denoiser = trained.denoiser
+        model = trained.model
         try:
             for step, seconds in watched(chosen, setting, RARELY if p.method in (*LATER, *SPARE) else LOOKS):
-                denoiser, row = look(step, asked, schedule, work, p.seed)
+                model, row = look(step, asked, schedule, work, p.seed)
                 curve.append(asdict(step.counts) | {"seconds": seconds} | row)
                 reached = {"strength": step.strength, "share": step.share}
         except FloatingPointError as error:
             failure = str(error)
         taken = {"training": curve[-1]["seconds"] if curve else 0.0, "sampling": 0.0}
     x = drawn.samples
-    if denoiser is not None:
+    if model is not None:
         clock = time.process_time()
         generator = torch.Generator().manual_seed(p.seed + 1)
-        x = sample(denoiser, schedule, work.samples, asked.d, steps=200, generator=generator)
+        x = sample(model, schedule, work.samples, asked.d, steps=200, generator=generator)
         taken["sampling"] += time.process_time() - clock if chosen.draw else 0.0
     assert x is not None
-    metrics = judge(p, x, denoiser, schedule)
+    metrics = judge(p, x, model, schedule)
     if finite(x):
         shown = x[:300].tolist() if p.seed == 0 and setting.N == 20 else []
     else:
@@ -365,8 +365,8 @@ def look(
     return network, {"sliced_w2": sliced_wasserstein(x, asked.target, seed=seed), "eps_rmse": errors.eps_rmse}
 
 
-def judge(parameters: Parameters, x: Tensor, denoiser: NoisePredictor | None, schedule: Schedule) -> dict[str, Metric]:
-    """The card of samples, (n, d), and of the denoiser that drew them, if there is one."""
+def judge(parameters: Parameters, x: Tensor, model: NoisePredictor | None, schedule: Schedule) -> dict[str, Metric]:
+    """The card of samples, (n, d), and of the model that drew them, if there is one."""
     p, asked, work = parameters, problem(parameters.problem), profile(parameters.profile)
     target, card = asked.target, dict[str, Any]()
     if finite(x):
@@ -374,13 +374,13 @@ def judge(parameters: Parameters, x: Tensor, denoiser: NoisePredictor | None, sc
         card["mean_reward"] = float(asked.reward(x.double()).mean())
         card["mode_weight_error"] = float((torch.tensor(card["mode_weights"]) - target.weights).abs().sum() / 2)
     card["entropy"] = target.entropy()
-    if denoiser is None:
+    if model is None:
         return card
-    errors = score_errors(denoiser, target, schedule, n=work.samples, seed=p.seed)
+    errors = score_errors(model, target, schedule, n=work.samples, seed=p.seed)
     card |= {"eps_rmse": errors.eps_rmse, "score_rmse": errors.score_rmse}
-    if errors.eps_rmse < 1:  # beyond, the denoiser is worse than predicting zero, and its flow too stiff to follow
+    if errors.eps_rmse < 1:  # beyond, the model is worse than predicting zero, and its flow too stiff to follow
         exact = target.sample(work.flow_samples // 2, torch.Generator().manual_seed(p.seed)).float()
-        card["flow_nll"] = flow_nll(denoiser, schedule, target, exact)
+        card["flow_nll"] = flow_nll(model, schedule, target, exact)
         card["kl"] = card["flow_nll"] - card["entropy"]
     return card
 

@@ -88,7 +88,7 @@ def run(parameters: Parameters, folder: Path) -> Record[Parameters]:
     if p.base == "skip":
         training = replace(work.training, lr=3e-3)
         *_, state = resumable_base(asked.base, schedule, training, n=work.n, seed=p.seed, kind="skip")
-        base = state.denoiser.eval()
+        base = state.model.eval()
     rewards, shares, strengths = 0, [], []
     seconds = {"sampling": 0.0, "training": 0.0}
     with warnings.catch_warnings(record=True) as caught:

@@ -109,7 +109,7 @@ def run(cache: Path) -> tuple[list[RunState], list[RunState]]:
     # The training yields one state that changes; its copies keep what it was.
     base = [dataclasses.replace(s) for s in resumable_base(mixture, schedule, TRAINING, n=500, seed=1, cache=cache)]
     tilts = resumable_tilting(
-        base[-1].denoiser, mixture, parse_reward("paper"), schedule, CONFIG, seed=1, trace_samples=200, cache=cache
+        base[-1].model, mixture, parse_reward("paper"), schedule, CONFIG, seed=1, trace_samples=200, cache=cache
     )
     return base, list(tilts)
 
@@ -128,7 +128,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[RunState
 
 def assert_same(one: RunState, two: RunState) -> None:
     assert (one.done, one.total, one.trace, one.losses) == (two.done, two.total, two.trace, two.losses)
-    weights, others = one.denoiser.state_dict(), two.denoiser.state_dict()
+    weights, others = one.model.state_dict(), two.model.state_dict()
     assert weights.keys() == others.keys()
     assert all(torch.equal(weights[name], others[name]) for name in weights)
     if one.halfway is None or two.halfway is None:
@@ -223,7 +223,7 @@ def test_a_recommended_run_resumes_with_the_same_bits(tmp_path: Path) -> None:
     def tilts(cache: Path) -> Iterator[RunState]:
         *_, base = resumable_base(mixture, schedule, TRAINING, n=500, seed=1, kind="skip", cache=cache)
         yield from resumable_tilting(
-            base.denoiser, mixture, parse_reward("paper"), schedule, config, seed=1, trace_samples=200, cache=cache
+            base.model, mixture, parse_reward("paper"), schedule, config, seed=1, trace_samples=200, cache=cache
         )
 
     whole = list(tilts(tmp_path / "whole"))
@@ -374,7 +374,7 @@ def test_a_run_that_diverges_stops_at_its_tilt_and_keeps_the_one_before(
     (path,) = tmp_path.glob("tilts_*")
     kept = load_state(path, Network(2))
     assert kept.done == 2
-    assert all(bool(torch.isfinite(p).all()) for p in kept.denoiser.parameters())
+    assert all(bool(torch.isfinite(p).all()) for p in kept.model.parameters())
     assert [state.done for state in tilts()] == [2, 3, 4, 5, 6]
 
 

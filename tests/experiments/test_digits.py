@@ -16,7 +16,7 @@ from itlib.baselines.accounting import BaselineStep, Counts
 from itlib.beyond.recommended import RecommendedConfig, recommended_tilting
 from itlib.experiments.digits import base, truth
 from itlib.experiments.digits import methods as comparison
-from itlib.experiments.digits.images import PROBLEMS, ImageProblem, new_denoiser, strongest, symmetry_reward
+from itlib.experiments.digits.images import IMAGE_PROBLEMS, ImageProblem, new_denoiser, strongest, symmetry_reward
 from itlib.experiments.digits.methods import (
     EVALUATIONS,
     METHODS,
@@ -156,7 +156,7 @@ def test_the_distance_is_zero_for_the_exact_tilt_only(cosine: Cosine, monkeypatc
 def test_path_weights_need_no_network(cosine: Cosine) -> None:
     """A student that is the base has no path KL: its weights are one."""
     plain = new_denoiser(cosine)
-    one = Setting(plain, PROBLEMS["symmetry"], cosine, 320)
+    one = Setting(plain, IMAGE_PROBLEMS["symmetry"], cosine, 320)
     _, card = path_card(plain, one, 20, torch.Generator().manual_seed(0))
     assert card["path_kl"] == 0.0
     assert isinstance(plain, Residual)
@@ -165,11 +165,11 @@ def test_path_weights_need_no_network(cosine: Cosine) -> None:
 def test_strengths_follow_from_the_sweep() -> None:
     """Of seed 0."""
     found = {r.parameters.problem: r.curve for r in load_records(REFERENCE, truth.Parameters) if r.parameters.seed == 0}
-    assert set(found) == set(PROBLEMS)
+    assert set(found) == set(IMAGE_PROBLEMS)
     for name, curve in found.items():
         lams, shares = ([float(v or 0.0) for v in curve[key]] for key in ("lam", "ess"))
-        assert tuple(lams) == PROBLEMS[name].sweep
-        assert strongest(lams, shares) == PROBLEMS[name].lam
+        assert tuple(lams) == IMAGE_PROBLEMS[name].sweep
+        assert strongest(lams, shares) == IMAGE_PROBLEMS[name].lam
         assert all(math.isfinite(v or math.nan) for v in curve["log_z"])
         assert min(v or 0.0 for v in curve["kl"]) >= 0
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from itlib.experiments.effective_share import EXPERIMENT, PROBLEMS, Parameters, log_share, run, strength_of
+from itlib.experiments.effective_share import COMPARED, EXPERIMENT, Parameters, log_share, run, strength_of
 from itlib.experiments.problems import Toy, problem
 from itlib.experiments.records import load_records
 from itlib.gaussian_mixture import GaussianMixture
@@ -41,7 +41,7 @@ def test_every_family_answers() -> None:
     assert record["log_share"] == pytest.approx(math.log(0.5))
     with pytest.raises(ValueError, match="between 0 and 1"):
         Parameters(share=1.0)
-    assert {p.problem for p in EXPERIMENT.cells([0]).values()} == set(PROBLEMS)
+    assert {p.problem for p in EXPERIMENT.cells([0]).values()} == set(COMPARED)
 
 
 def test_records_are_cells_of_the_grid() -> None:
@@ -49,7 +49,7 @@ def test_records_are_cells_of_the_grid() -> None:
     records = load_records(Path(__file__).parents[2] / "book" / "reference" / "effective_share", Parameters)
     found = {record.parameters for record in records}
     assert found <= set(EXPERIMENT.cells([0]).values())
-    for name in PROBLEMS:
+    for name in COMPARED:
         assert {p.share for p in found if p.problem == name} >= {0.5, 1e-3, 1e-5, 1e-8}
     for record in records:
         assert record["log_share"] == pytest.approx(math.log(record.parameters.share), rel=1e-5)  # six digits are kept

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from itlib.experiments.digits.images import (
     DIGIT,
     HOLED,
-    PROBLEMS,
+    IMAGE_PROBLEMS,
     SIDE,
     D,
     ResidualPerceptron,
@@ -112,12 +112,12 @@ def test_holes_are_closed_rings() -> None:
     assert min(by_label[c] for c in HOLED) > max(by_label[c] for c in (1, 2, 3, 5, 7))
 
 
-@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("name", IMAGE_PROBLEMS)
 def test_rewards_follow_the_convention(name: str) -> None:
     """One finite number for each sample, of noise too, and the samples are left alone."""
     x = torch.randn(7, D, generator=torch.Generator().manual_seed(0))
     before = x.clone()
-    assert evaluate(PROBLEMS[name].reward, x).shape == (7,)
+    assert evaluate(IMAGE_PROBLEMS[name].reward, x).shape == (7,)
     assert torch.equal(x, before)
 
 

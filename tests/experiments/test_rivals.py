@@ -80,8 +80,8 @@ def first(method: Method, one: Setting) -> Counts:
     account = EvaluationCounter()
     assert method.draw is not None
     drawn = method.draw(one, account)
-    if drawn.denoiser is not None:
-        drawn.denoiser(torch.zeros(1, 2), torch.tensor(0.5))
+    if drawn.model is not None:
+        drawn.model(torch.zeros(1, 2), torch.tensor(0.5))
     return account.counts
 
 
@@ -127,7 +127,7 @@ def test_a_method_that_draws_gives_samples_or_a_denoiser(name: str) -> None:
     draw = METHODS[name].draw
     assert draw is not None
     drawn = draw(setting(), EvaluationCounter())
-    assert (drawn.denoiser is None) == (drawn.samples is not None)
+    assert (drawn.model is None) == (drawn.samples is not None)
     assert drawn.samples is None or drawn.samples.shape[1:] == (2,)
     assert drawn.ess is None or 0 < drawn.ess <= 1
     with pytest.raises(ValueError, match="trains nothing"):

@@ -257,7 +257,12 @@ ROWS = [
         mixture([], torch.zeros(0, 2).tolist() or [[]], torch.zeros(0, 2, 2).tolist() or [[[]]]),
         "needs weights (K,)",
     ),
-    Row("mixture", "-1 samples asked of it", lambda: paper_mixture().sample(-1), "n must be a whole number of at least 1, got -1"),
+    Row(
+        "mixture",
+        "-1 samples asked of it",
+        lambda: paper_mixture().sample(-1),
+        "n must be a whole number of at least 1, got -1",
+    ),
     Row(
         "mixture",
         "points of another dimension",
@@ -312,7 +317,12 @@ ROWS = [
         lambda: bool(torch.isfinite(paper_mixture().score(POINTS, T(1.0), Cosine())).all()),
         note="that of the noise",
     ),
-    Row("sampler", "0 steps", lambda: sample(EXACT, Cosine(), 3, steps=0), "steps must be a whole number of at least 1, got 0"),
+    Row(
+        "sampler",
+        "0 steps",
+        lambda: sample(EXACT, Cosine(), 3, steps=0),
+        "steps must be a whole number of at least 1, got 0",
+    ),
     Row(
         "sampler",
         "1.5 steps",
@@ -333,7 +343,12 @@ ROWS = [
         lambda: sample(Network(2), Cosine(), 3, d=5),
         "shape (B, 2), got (3, 5)",
     ),
-    Row("likelihood", "NaN points", lambda: log_likelihood(EXACT, Cosine(), POINTS * NAN), "x must be finite numbers of shape (n, d), got Tensor of shape (3, 2)"),
+    Row(
+        "likelihood",
+        "NaN points",
+        lambda: log_likelihood(EXACT, Cosine(), POINTS * NAN),
+        "x must be finite numbers of shape (n, d), got Tensor of shape (3, 2)",
+    ),
     Row(
         "training",
         "no samples",

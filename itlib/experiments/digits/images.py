@@ -192,7 +192,7 @@ class ImageProblem:
 
 
 #: The strengths follow from the committed sweep by :func:`strongest`, which a test holds.
-PROBLEMS: Mapping[str, ImageProblem] = {
+IMAGE_PROBLEMS: Mapping[str, ImageProblem] = {
     "class": ImageProblem(class_reward, 2.0, (0.25, 0.5, 1.0, 2.0, 4.0)),
     "symmetry": ImageProblem(symmetry_reward, 16.0, (2.0, 4.0, 8.0, 16.0, 32.0), smooth=True),
     "hole": ImageProblem(hole_reward, 4.0, (0.5, 1.0, 2.0, 4.0)),

@@ -43,7 +43,7 @@ from itlib.baselines.tilt_matching import EXPLICIT
 from itlib.beyond.recommended import RecommendedConfig, recommended_tilting
 from itlib.experiments import experiment, methods
 from itlib.experiments.digits import base
-from itlib.experiments.digits.images import PROBLEMS, D, ImageProblem, digits, image_card, surrogate, tilt_identity
+from itlib.experiments.digits.images import IMAGE_PROBLEMS, D, ImageProblem, digits, image_card, surrogate, tilt_identity
 from itlib.experiments.experiment import Experiment, Metric, Record, choose
 from itlib.experiments.methods import Drawn, watched
 from itlib.likelihood import log_likelihood
@@ -217,7 +217,7 @@ class Parameters(experiment.Parameters):
     """One method on one reward.
 
     Args:
-        problem: a name of :data:`itlib.experiments.digits.images.PROBLEMS`.
+        problem: a name of :data:`itlib.experiments.digits.images.IMAGE_PROBLEMS`.
         method: a name of :data:`METHODS`.
         lr: learning rate; left out, that of the table.
         budget: evaluations of the reward; left out, :data:`EVALUATIONS`.
@@ -231,14 +231,14 @@ class Parameters(experiment.Parameters):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        choose("problem", self.problem, PROBLEMS)
+        choose("problem", self.problem, IMAGE_PROBLEMS)
         self._settle(lr=METHODS[choose("method", self.method, METHODS)].lr, budget=EVALUATIONS[self.profile])
 
     def setting(self, denoiser: nn.Module, schedule: Schedule) -> Setting:
         """What the method is given, with a base."""
         return Setting(
             denoiser,
-            PROBLEMS[self.problem],
+            IMAGE_PROBLEMS[self.problem],
             schedule,
             budget=self.budget or 0,
             unit="rewards",

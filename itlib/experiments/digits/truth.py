@@ -17,7 +17,7 @@ import torch
 from itlib.baselines.monte_carlo import systematic
 from itlib.experiments import experiment
 from itlib.experiments.digits import base
-from itlib.experiments.digits.images import PROBLEMS, D, image_card, judged
+from itlib.experiments.digits.images import IMAGE_PROBLEMS, D, image_card, judged
 from itlib.experiments.experiment import Experiment, Metric, Record, choose
 from itlib.metrics import effective_sample_size
 from itlib.sampling import sample
@@ -30,7 +30,7 @@ class Parameters(experiment.Parameters):
     """One reward.
 
     Args:
-        problem: a name of :data:`itlib.experiments.digits.images.PROBLEMS`.
+        problem: a name of :data:`itlib.experiments.digits.images.IMAGE_PROBLEMS`.
     """
 
     experiment: ClassVar[str] = "digits_truth"
@@ -38,13 +38,13 @@ class Parameters(experiment.Parameters):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        choose("problem", self.problem, PROBLEMS)
+        choose("problem", self.problem, IMAGE_PROBLEMS)
 
 
 def run(parameters: Parameters, folder: Path) -> Record[Parameters]:
     """Weigh base samples; resampled, they are the truth as far as they carry. The curve has a row for each strength."""
     torch.set_num_threads(1)
-    p, schedule, problem = parameters, Cosine(), PROBLEMS[parameters.problem]
+    p, schedule, problem = parameters, Cosine(), IMAGE_PROBLEMS[parameters.problem]
     n = 10_000 if p.full else 500
 
     def draws(purpose: str) -> torch.Generator:
@@ -76,7 +76,7 @@ def run(parameters: Parameters, folder: Path) -> Record[Parameters]:
 
 def cells(seeds: Sequence[int]) -> dict[str, Parameters]:
     """The grid."""
-    return {f"{name}_truth_seed{seed}": Parameters(problem=name, seed=seed) for seed in seeds for name in PROBLEMS}
+    return {f"{name}_truth_seed{seed}": Parameters(problem=name, seed=seed) for seed in seeds for name in IMAGE_PROBLEMS}
 
 
 EXPERIMENT = Experiment("digits_truth", Parameters, run, cells, after=base.before)
