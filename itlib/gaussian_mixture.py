@@ -103,7 +103,7 @@ class GaussianMixture:
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-density in nats, (B,), at finite points x, (B, d)."""
         if x.shape[-1:] != (self.d,) or not finite(x):
-            raise ValueError(f"a density is asked at finite points of shape (B, {self.d}), got shape {tuple(x.shape)}")
+            raise ValueError(f"a density takes finite points of shape (B, {self.d}), got shape {tuple(x.shape)}")
         result: Tensor = self.distribution().log_prob(x.to(self.means))
         return result.to(x)
 
@@ -210,7 +210,8 @@ class GaussianMixture:
         """The mixture proportional to exp(lam r) p (2.14), by (4.10) with r replaced by lam r.
 
         Raises:
-            NotNormalisableError: if Sigma_i^-1 - lam A is not positive definite for some component, or a number overflows.
+            NotNormalisableError: if Sigma_i^-1 - lam A is not positive definite for some component.
+            NotNormalisableError: if a number overflows.
             ValueError: if the reward has another dimension.
         """
         return self._tilt(reward, lam)[0]

@@ -37,7 +37,9 @@ class QuadraticReward:
             covariance estimate, which is not centred (Section 3.2).
 
     Raises:
-        ValueError: if the shapes disagree, a coefficient is not finite or A is not symmetric.
+        ValueError: if the shapes disagree.
+        ValueError: if a coefficient is not finite.
+        ValueError: if A is not symmetric.
     """
 
     b: Tensor

@@ -350,7 +350,7 @@ def run_tilts(
 
     Raises:
         ValueError: if the reward returns NaN or a wrong shape.
-        FloatingPointError: if samples, loss or weights stop being finite, naming the tilt and the likely cause.
+        FloatingPointError: if samples, losses or weights stop being finite, naming the tilt and the likely cause.
     """
     torch.optim.Adam(learner.model.parameters())  # the first of a process imports for seconds, which is no cost of a tilt
     done = tuple(strengths)
@@ -504,7 +504,7 @@ def derive_seed(seed: int, purpose: str, k: int = 0) -> int:
 
 
 def is_trainable(model: NoisePredictor) -> TypeGuard[nn.Module]:
-    """Whether a model is a network with a parameter that learns."""
+    """Whether a model is a module with a trainable parameter."""
     return isinstance(model, nn.Module) and any(p.requires_grad for p in model.parameters())
 
 
@@ -519,7 +519,7 @@ def corrected(base: NoisePredictor, d: int, seed: int) -> Residual:
     """A model without trainable parameters under a correction, a new :class:`Network`, that learns in its place.
 
     Raises:
-        TypeError: for a function around a network that could be trained itself.
+        TypeError: for a function that wraps a trainable network.
     """
     parts: list[object] = []
     if isinstance(base, functools.partial):

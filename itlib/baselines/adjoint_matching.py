@@ -54,7 +54,8 @@ class AdjointMatchingConfig:
         lr: Adam's learning rate.
 
     Raises:
-        ValueError: for a value out of range, naming it (J is at least 2, or no step has noise).
+        ValueError: for a value out of range, naming it.
+        ValueError: if J is 1: its only step has no noise.
     """
 
     iterations: int = 200
@@ -66,10 +67,10 @@ class AdjointMatchingConfig:
 
     def __post_init__(self) -> None:
         if self.J < 2:
-            raise ValueError(f"J must be at least 2, got {self.J}: no other step has noise")
+            raise ValueError(f"J must be at least 2, got {self.J}: the last step has no noise")
 
 
-@checked
+@autograd
 def lean_adjoint(states: list[Tensor], base: NoisePredictor, reward: Reward, schedule: Schedule, lam: float) -> list[Tensor]:
     """The adjoint at x_0, ..., x_{K-1} of trajectories given as x_K, ..., x_0, each (B, d).
 

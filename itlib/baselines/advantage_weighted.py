@@ -13,7 +13,7 @@ It is also that of a regression on :math:`\varepsilon_{\mathrm{old}}+A(z-\vareps
 =\mathbb E_\theta[A(z-\varepsilon_\theta)\mid x_t]`: the fixed point of
 :mod:`~itlib.baselines.reinforce_adjoint_matching` at the strength :math:`\lambda=1/(\kappa\,\mathrm{std}_\theta(r))`,
 which is known only when it is over. With :math:`\kappa=0` every round tilts further, by :math:`1/\mathrm{std}(r)`,
-for ever.
+forever.
 
 Published values, from the authors' code: advantages clipped at 5 and divided by 5 against kappa = .001, which is .005
 here; groups of 24, learning rate 3e-4. The code also raises the denoising loss to the power 1/4, which moves its

@@ -7,8 +7,8 @@ distillation: nothing iterative about it. Repeated it is *iterative importance f
 arXiv 2502.04468), the same update with the whole path in the weights. At the tilt all weights are equal, so the tilt
 is the fixed point, exactly for any n up to the noise of n samples and the steps of the sampler. SIFT accepts a chain
 of weight w with probability :math:`\min(1,w/c)`; so does ``accept``, which chooses c so that this share is accepted.
-A cut-off changes where a round leads, not where rounds stop. That much of SIFT was checked, not its replay nor its
-network, which sees the reward's gradient.
+A cut-off changes where a round leads, not where rounds stop. SIFT's replay and its network, which sees the
+reward's gradient, are left out.
 
 ``smc`` draws the first round by sequential Monte Carlo instead (:mod:`itlib.baselines.monte_carlo`): SMC, then
 distil.
@@ -50,7 +50,7 @@ class DistillationConfig:
         lr: Adam's learning rate; it falls to zero along a cosine in every round.
 
     Raises:
-        ValueError: for a value that makes no sense, saying which.
+        ValueError: for a value out of range, naming it.
     """
 
     rounds: int = 1

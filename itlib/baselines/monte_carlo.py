@@ -110,7 +110,7 @@ class SMCConfig:
 
     def __post_init__(self) -> None:
         if self.J < 2:
-            raise ValueError(f"J must be at least 2, got {self.J}: no other step has noise")
+            raise ValueError(f"J must be at least 2, got {self.J}: the last step has no noise")
 
 
 @dataclass(frozen=True)

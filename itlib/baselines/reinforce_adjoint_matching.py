@@ -6,7 +6,7 @@ strength :math:`\lambda` and sg a stopped gradient,
 .. math:: \varepsilon_\theta(x_t,t)\ \leftarrow\ \mathrm{sg}\big[\varepsilon_{\mathrm{base}}(x_t,t)
           + \lambda\,(r(X_0)-c)\,(z-\varepsilon_\theta(x_t,t))\big] .
 
-This is line 11 of Algorithm 2 with the whole strength in one step and with the anchor at the *base* for ever. Where
+This is line 11 of Algorithm 2 with the whole strength in one step and with the anchor at the *base* forever. Where
 it stops,
 
 .. math:: \varepsilon_\theta - \varepsilon_{\mathrm{base}}
@@ -21,8 +21,7 @@ The loss as printed (c = 0) is a contraction only where :math:`1+\lambda(\mathbb
 rewards far below c push the student away from its own samples.
 
 An ``update`` of :func:`~itlib.tilting.iterative_tilting`, whose tilts are then rounds, all of full strength: sg of
-theta is the teacher, which is as old as the round. The paper's text and the loss were checked against two independent
-accounts of them.
+theta is the teacher, which is as old as the round.
 """
 
 from __future__ import annotations

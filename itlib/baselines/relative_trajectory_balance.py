@@ -52,7 +52,8 @@ class TrajectoryBalanceConfig:
         memory: iterations whose chains are kept.
 
     Raises:
-        ValueError: for a value that makes no sense, saying which (J is at least 2, or no step has noise).
+        ValueError: for a value out of range, naming it.
+        ValueError: if J is 1: its only step has no noise.
     """
 
     iterations: int = 200
@@ -67,7 +68,7 @@ class TrajectoryBalanceConfig:
 
     def __post_init__(self) -> None:
         if self.J < 2:
-            raise ValueError(f"J must be at least 2, got {self.J}: no other step has noise")
+            raise ValueError(f"J must be at least 2, got {self.J}: the last step has no noise")
 
 
 def log_ratio(student: NoisePredictor, steps: NoisySteps, B: int) -> Tensor:

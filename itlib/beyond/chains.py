@@ -135,7 +135,7 @@ class Chains:
         return torch.cat([part.log_ratio(part.correction) for part in parts])
 
     def rounding(self) -> float:
-        """A variance of log weights that errors of 1e-6 in the corrections already make."""
+        """The variance of log weights that errors of 1e-6 in the corrections would cause."""
         return 1e-12 * self.x_t.shape[-1] * float(self.gain.square().sum())
 
 
@@ -217,7 +217,7 @@ def log_variance_step(
         strength: s, the tilt aimed at.
 
     Returns:
-        The variance before the step, (). If it is a matter of rounding, there is no step: Adam would make a full one of it.
+        The variance before the step, (). No step is taken at the level of rounding, which Adam would turn into a full one.
     """
     log_w = strength * rewards + chains.log_ratio(chains.corrections(student))
     loss: Tensor = log_w.var()
@@ -247,7 +247,7 @@ def diagnose(log_ratio: Tensor, tilt: Tensor) -> Diagnostics:
 
 
 def correct(base: NoisePredictor, d: int, seed: int) -> Corrected:
-    """What learns on chains: a trainable copy beside the frozen base; a base without weights to train gets a correction."""
+    """What learns on chains: a copy beside the frozen base, or a correction of a base that has no trainable weights."""
     return TrainableCopy(base) if is_trainable(base) else corrected(base, d, seed)
 
 
@@ -255,7 +255,7 @@ def check_size(S: int, J: int, d: int, device: torch.device) -> None:
     """Refuse chains that cannot be kept.
 
     Raises:
-        ValueError: if they need more than the memory of the device, saying how much.
+        ValueError: if they need more memory than the device has, saying how much.
     """
     needed = 3 * S * J * d * 4  # states, noises and corrections
     if device.type == "cuda":
@@ -280,8 +280,7 @@ class ChainLearner:
         seed: fixes the chains on which the noise of the steps is measured.
         variance: of the steps.
         rate: factor of the learning rate; None leaves it constant.
-        pilot: number of chains of the base on which that noise is measured; by default 10,000, or for d above 100 as many as
-            have 10^6 numbers, or S if that is more.
+        pilot: number of chains of the base on which that noise is measured; min(10,000, max(S, 10^6 / d)) by default.
 
     Raises:
         ValueError: if the chains need more memory than there is.

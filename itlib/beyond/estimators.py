@@ -154,7 +154,7 @@ def value_gradient(value: Value, schedule: Schedule) -> CovarianceEstimator:
 
 @checked
 def per_dataset(make: Callable[[Tensor, Tensor], CovarianceEstimator]) -> CovarianceEstimator:
-    """An estimator that is made anew from each dataset D_k, (S, d), and its rewards, (S,), with a :func:`fit_value` say."""
+    """An estimator rebuilt from each dataset D_k, (S, d), and its rewards, (S,), for example with :func:`fit_value`."""
     last: Tensor | None = None
     made: CovarianceEstimator = single_sample
 

@@ -1,4 +1,4 @@
-r"""Denoisers that learn a correction in whitened coordinates: of a Gaussian, or of a pretrained model.
+r"""Models that learn a correction in whitened coordinates: of a Gaussian, or of a pretrained model.
 
 Let :math:`m` and :math:`\Sigma=Q\Lambda Q^\top` be mean and covariance of the data, and
 :math:`V_t=\alpha_t^2\Lambda+\sigma_t^2`. The Gaussian with these two moments has the noise predictor
@@ -33,7 +33,7 @@ class Gaussian(nn.Module):
     r"""The noise predictor :math:`\hat x_1^G` of the Gaussian with the mean and covariance of some data; it is affine in x.
 
     Args:
-        data: samples that give mean and covariance, (n, d) with n > d; or d, for a standard normal to be loaded over.
+        data: samples that give mean and covariance, (n, d) with n > d; or d, if its state will be loaded.
         schedule: the pair alpha, sigma.
 
     Raises:

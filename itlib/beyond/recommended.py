@@ -49,20 +49,14 @@ from itlib.tilting import (
 
 @dataclass(frozen=True)
 class RecommendedConfig(TiltingConfig):
-    """The knobs of Algorithm 2 with other defaults, and six more; the defaults are what is recommended.
+    """The knobs of :class:`~itlib.tilting.TiltingConfig` with the defaults that we recommend, and seven more.
 
     Args:
         N: number of equal tilts, if target_ess is None.
-        lam: tilt strength lambda.
         S: samples, or chains, per tilt.
-        J: reverse steps of the sampler.
-        eta: DDIM multiplier, 1 is DDPM.
         B: minibatch size, in samples or chains.
-        E: epochs per tilt.
-        epoch: "minibatch" (one minibatch an epoch) or "pass" (all S samples an epoch).
-        lr: learning rate. The default is for adapters: of a copy with n weights that learn it is at most 0.1 / sqrt(n), so
+        lr: learning rate. The default is for adapters; for a copy with n trainable weights it is at most 0.1 / sqrt(n), so
             that a step of Adam moves all of them together by a length of 0.1.
-        optimizer: "adam" or "sgd".
         decay: whether the learning rate falls to zero along a cosine in every tilt.
         learner: "chains" (:class:`~itlib.beyond.chains.ChainLearner`), or the regression of Algorithm 2 with its "explicit"
             or an "implicit" step.
@@ -71,12 +65,14 @@ class RecommendedConfig(TiltingConfig):
         target_ess: steps are chosen from the rewards so that about this share of the samples stays effective; None takes N
             equal steps.
         polish_rounds: tilts at the end that tilt no further and only correct what is left. Needs "chains".
-        pilot: number of the base's chains on which the noise of the steps is measured; None for as many as
-            :class:`~itlib.beyond.chains.ChainLearner` thinks right.
+        pilot: number of the base's chains on which the noise of the steps is measured; None for the default of
+            :class:`~itlib.beyond.chains.ChainLearner`.
 
     Raises:
         ValueError: for a value out of range, naming it.
-        ValueError: for chains with fewer than two in a minibatch, or with eta below 1.
+        ValueError: for chains with fewer than two in a minibatch.
+        ValueError: for chains with eta below 1.
+        ValueError: for polishing rounds without chains.
     """
 
     S: int = 4000
@@ -226,15 +222,15 @@ def recommended_tilting(
 
 
 def guarded(steps: Iterator[TiltStep], *, low: float = 0.02, least: float = 0.005) -> Iterator[TiltStep]:
-    """Pass tilts on, with a warning when few of a tilt's chains are effective, and an end when hardly any are, twice.
+    """Pass tilts on; warn when few of a tilt's chains are effective, and stop when hardly any are, twice in a row.
 
     Args:
         steps: of any learner that measures diagnostics.
         low: effective share of the chains below which there is a warning.
-        least: below which, in two tilts in a row, there is no third.
+        least: effective share below which two tilts in a row end the run.
 
     Raises:
-        FloatingPointError: instead of that third tilt.
+        FloatingPointError: after the second of these tilts.
     """
     before = 1.0
     for step in steps:
@@ -244,7 +240,7 @@ def guarded(steps: Iterator[TiltStep], *, low: float = 0.02, least: float = 0.00
         share = step.diagnostics.ess
         advice = f"tilt {step.k}: {share:.2%} of its chains are effective. Lower lr, take more tilts, or more samples"
         if max(share, before) < least:
-            raise FloatingPointError(f"{advice}; what was learned so far is no tilt of the base")
+            raise FloatingPointError(f"{advice}; what was learned so far is not a tilt of the base")
         if share < low:
             warnings.warn(advice, RuntimeWarning, stacklevel=2)
         before = share

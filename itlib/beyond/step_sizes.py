@@ -196,7 +196,7 @@ class Polished:
 
 
 def _largest(holds: Callable[[float], bool], rewards: Tensor, left: float) -> float:
-    """The largest delta between 0 and left for which a condition holds that holds near zero and, once broken, stays so."""
+    """The largest delta between 0 and left that meets a condition which holds near zero and, once broken, stays broken."""
     if rewards.ndim != 1 or len(rewards) < 2:
         raise ValueError(f"a step is chosen from at least two rewards, shape (S,); got shape {tuple(rewards.shape)}")
     if not bool(torch.isfinite(rewards).all()) or not math.isfinite(left):

@@ -93,7 +93,7 @@ class ValueConfig:
         clamp: largest log weight of a state.
         target_ess: effective share of the chains that a strength must leave.
         rounds: after the pilot, at most.
-        patience: rounds at full strength without a better share that end a run.
+        patience: rounds at full strength without a better share after which a run ends.
         enough: share of the student's own chains below which a run warns.
         width: of the network.
         depth: of the network.
