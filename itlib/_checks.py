@@ -153,7 +153,8 @@ def _reader(hint: Any, least: int | None = 1) -> Reader:
 
 def _shown(value: Any) -> str:
     if isinstance(value, Tensor | np.ndarray):
-        return f"{type(value).__name__} of shape {tuple(value.shape)} and type {value.dtype}"
+        holes = ", not all finite" if isinstance(value, Tensor) and not value.is_meta and not finite(value) else ""
+        return f"{type(value).__name__} of shape {tuple(value.shape)} and type {value.dtype}{holes}"
     text = repr(value)
     return text if len(text) <= 80 and "\n" not in text else f"an object of type {type(value).__name__}"
 

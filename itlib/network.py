@@ -113,12 +113,12 @@ class FromX0(nn.Module):
     r"""Turns an :math:`X_0`-prediction into a noise predictor by (2.6): :math:`\hat x_1 = (x - \alpha_t\hat x_0)/\sigma_t`.
 
     Args:
-        x0_network: callable predicting X_0, such as a :class:`Network` trained on (2.9).
+        x0_network: predicts X_0, such as a :class:`Network` trained on (2.9).
         schedule: the pair alpha, sigma; times are kept above its t_min, where sigma would vanish.
     """
 
     @checked
-    def __init__(self, x0_network: nn.Module, schedule: Schedule) -> None:
+    def __init__(self, x0_network: NoisePredictor, schedule: Schedule) -> None:
         super().__init__()
         self.x0_network, self.schedule = x0_network, schedule
 

@@ -160,6 +160,7 @@ NUMBERS: dict[str, Any] = {
     "t": 0.7,
     "eta": 1.0,
     "renoise": 0,
+    "samples": 24,
 }
 #: Whole numbers whose defaults are those of a book: lower, so that a call takes milliseconds.
 SMALL = ("n", "steps", "J", "samples", "flow_samples", "iterations", "candidates", "projections", "B", "M", "width", "depth")

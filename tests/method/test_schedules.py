@@ -96,7 +96,7 @@ def test_shapes_and_dtypes_are_kept(schedule: Schedule, shape: tuple[int, ...], 
 
 @pytest.mark.parametrize("s", [0.0, -0.1, math.nan])
 def test_cosine_refuses_a_bad_offset(s: float) -> None:
-    with pytest.raises(ValueError, match="offset"):
+    with pytest.raises(ValueError, match="s must be a positive finite number"):
         Cosine(s=s)
 
 

@@ -417,7 +417,7 @@ ROWS = [
             ("patience", NAN, "patience must be a whole number of at least 1, got nan"),
             ("lr", INF, "lr must be a positive finite number, got inf"),
             ("averaging", 1.0, "averaging must be a number of at least 0 and less than 1, got 1.0"),
-            ("predict", "x2", "predict must be 'x0' or 'x1', got 'x2'"),
+            ("predict", "x2", "predict must be 'x1' or 'x0', got 'x2'"),
         )
     ),
     Row("names", "profile 'huge'", lambda: profile("huge"), "choose from full, smoke"),
