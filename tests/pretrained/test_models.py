@@ -197,7 +197,7 @@ def test_a_foreign_model_is_tilted_and_resumed(tmp_path: Path) -> None:
     first = next(iterative_tilting(base, brightness, schedule, config, d=D))
     save_state(tmp_path / "run.safetensors", RunState(1, 2, first.model, strengths=[first.strength]))
     found = load_state(tmp_path / "run.safetensors", FromModel(unet(1), schedule, SHAPE, "v_prediction"))
-    state = TiltState(found.denoiser, tuple(found.strengths))
+    state = TiltState(found.model, tuple(found.strengths))
     *_, resumed = iterative_tilting(base, brightness, schedule, config, d=D, state=state)
     for name, value in last.model.state_dict().items():
         torch.testing.assert_close(resumed.model.state_dict()[name], value, rtol=0, atol=0)

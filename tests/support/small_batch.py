@@ -301,11 +301,11 @@ def counted(*arguments, **options):
 
 
 itlib.experiments.checkpoints.iterative_tilting = counted
-for kept in resumable_tilting(kept.denoiser, mixture, asked.tilt, schedule, asked.tilting, seed=seed, trace_samples=200):
+for kept in resumable_tilting(kept.model, mixture, asked.tilt, schedule, asked.tilting, seed=seed, trace_samples=200):
     pass
 """
 LEFT = """
-weights = dict(kept.denoiser.state_dict())
+weights = dict(kept.model.state_dict())
 metrics = {"nll_target": float(sum(w.double().sum() for w in weights.values())), "losses": kept.losses}
 _ = save_record(Path(record), Record(asked, metrics, trace=kept.trace, seconds=kept.seconds, tensors=weights))
 """
