@@ -137,6 +137,9 @@ def _reader(hint: Any, least: int | None = 1) -> Reader:
         return Reader("real numbers", _floating)
     if kind is Path:
         return Reader("a path", lambda v: Path(_if(lambda v: isinstance(v, str | Path))(v)))
+    if kind is list and options:
+        each = _reader(options[0], least)
+        return Reader(f"a list ({each.words})", lambda v: [each.read(x) for x in _if(lambda v: isinstance(v, list))(v)])
     if kind is torch.dtype:
         return Reader("a floating type", _if(lambda v: isinstance(v, torch.dtype) and v.is_floating_point))
     if kind is NoneType:
@@ -218,7 +221,8 @@ def _fields(kind: Any) -> dict[str, Reader]:
 def _converted(then: Callable[[Any], None]) -> Callable[[Any], None]:
     @torch.inference_mode(False)
     def post_init(self: Any) -> None:
-        for name, reader in _fields(type(self)).items():
+        kind: Any = type(self)
+        for name, reader in _fields(kind).items():
             object.__setattr__(self, name, _read(name, reader, getattr(self, name)))
         then(self)
 

@@ -178,9 +178,9 @@ def test_dpok_learns_a_value() -> None:
 def test_refuses() -> None:
     for knobs, message in (
         ({"B": 1}, "B and J"),
-        ({"clip": 0.0}, "clips"),
+        ({"clip": 0.0}, "clip must be"),
         ({"future_kl": True}, "kl above 0"),
-        ({"kl": -1.0}, "kl not negative"),
+        ({"kl": -1.0}, "kl must be"),
         ({"lr": 0.0}, "lr must"),
     ):
         with pytest.raises(ValueError, match=message):
