@@ -52,13 +52,13 @@ full = profile == "full"
 #
 # - RAM {cite:p}`bergmeister2026reinforce` regresses on $\mathrm{sg}[\varepsilon_b + \lambda\, r\,(z - \varepsilon_\theta)]$: line 11 of [Algorithm 2](algorithm-2) with the whole strength in one step, and the
 #   base for ever in the place of the teacher.
-# - Advantage-weighted matching {cite:p}`xue2025advantage` descends $A\,\|\varepsilon_\theta - z\|^2 + \kappa\,\|\varepsilon_\theta - \varepsilon_b\|^2$.
+# - Advantage-weighted matching {cite:p}`xue2025advantage` descends $A\,\|\varepsilon_\theta - z\|^2 + \nu\,\|\varepsilon_\theta - \varepsilon_b\|^2$.
 # - DiffusionNFT {cite:p}`zheng2025diffusionnft` fits a good mixture and a bad one of student and old model. Its loss is quadratic in $\varepsilon_\theta$, and completing the square leaves
-#   an explicit step of size $1/(5\beta\,\mathrm{std}(r))$ from the old model and a pull of weight $\kappa$ to the base.
+#   an explicit step of size $1/(5\beta\,\mathrm{std}(r))$ from the old model and a pull of weight $\nu$ to the base.
 #
 # Set each gradient to zero. Up to a factor, all three stop where
 #
-# $$\varepsilon_\theta - \varepsilon_b = \lambda\,\mathbb E_\theta\big[(r - c)(z - \varepsilon_\theta)\mid x_t\big], \qquad \lambda = \frac{1}{\kappa\,\mathrm{std}_\theta(r)} \text{ for the last two},$$ (eq-fixed-endpoint)
+# $$\varepsilon_\theta - \varepsilon_b = \lambda\,\mathbb E_\theta\big[(r - c)(z - \varepsilon_\theta)\mid x_t\big], \qquad \lambda = \frac{1}{\nu\,\mathrm{std}_\theta(r)} \text{ for the last two},$$ (eq-fixed-endpoint)
 #
 # sample by sample the same pull: a test of the library holds them together to rounding. In terms of the clean sample, and if the model is the score of what it draws, it reads
 #
@@ -66,9 +66,9 @@ full = profile == "full"
 #
 # The tilt is not that. By (3.8), $\hat x_0^{\lambda r} = \hat x_0^b + \int_0^\lambda \mathrm{Cov}_{\mu}(X_0, r\mid x_t)\,d\mu$, with the covariance under the tilt of strength $\mu$. The integral over
 # all strengths has become $\lambda$ times its integrand at the end. The two agree if the covariance does not change on the way, as for a Gaussian base and a linear reward, and RAM's paper says so. Else
-# the difference is $\tfrac{\lambda^2}{2}\kappa_3 + O(\lambda^3)$, with $\kappa_3$ the third cumulant of $(X_0, r, r)$ given $x_t$. Small tilts are what Algorithm 2 spends to follow the integral.
+# the difference is $\tfrac{\lambda^2}{2}\nu_3 + O(\lambda^3)$, with $\nu_3$ the third cumulant of $(X_0, r, r)$ given $x_t$. Small tilts are what Algorithm 2 spends to follow the integral.
 #
-# Without the penalty ($\kappa = 0$) there is no such place: every round adds a strength of $1/\mathrm{std}(r)$ or so, and the rounds end at the reward's maximum, like DDPO and DRaFT.
+# Without the penalty ($\nu = 0$) there is no such place: every round adds a strength of $1/\mathrm{std}(r)$ or so, and the rounds end at the reward's maximum, like DDPO and DRaFT.
 #
 # ## Flow-GRPO and DPOK stop halfway to twice the strength
 #
@@ -82,7 +82,7 @@ full = profile == "full"
 #
 # $$s_\theta = s_b + \nabla Y = \tfrac12\big(s_b + s^{2\lambda r}\big).$$ (eq-fixed-halfway)
 #
-# The fixed point is the mean of the base's score and that of the tilt of *twice* the strength. It is the tilt if scores are linear in the strength, too far by the same $\tfrac{\lambda^2}{2}\kappa_3$ to second
+# The fixed point is the mean of the base's score and that of the tilt of *twice* the strength. It is the tilt if scores are linear in the strength, too far by the same $\tfrac{\lambda^2}{2}\nu_3$ to second
 # order else, and nowhere if the doubled tilt cannot be normalised. DPOK with future KL, which takes the later KL off the reward, gets $\tfrac{g^2}{2}$ and the tilt.
 #
 # ## In numbers
