@@ -58,7 +58,7 @@ full = profile == "full"
 #
 # Set each gradient to zero. Up to a factor, all three stop where
 #
-# $$\varepsilon_\theta - \varepsilon_b = \lambda\,\mathbb E_\theta\big[(r - c)(z - \varepsilon_\theta)\mid x_t\big], \qquad \lambda = \frac{1}{\nu\,\mathrm{std}_\theta(r)} \text{ for the last two},$$ (eq-fixed-endpoint)
+# $$\varepsilon_\theta - \varepsilon_b = \lambda\,\mathbb E_\theta\big[(r - c)(z - \varepsilon_\theta)\mid x_t\big], \qquad \lambda = \frac{1}{\mu\,\mathrm{std}_\theta(r)} \text{ for the last two},$$ (eq-fixed-endpoint)
 #
 # sample by sample the same pull: a test of the library holds them together to rounding. In terms of the clean sample, and if the model is the score of what it draws, it reads
 #
@@ -66,9 +66,9 @@ full = profile == "full"
 #
 # The tilt is not that. By (3.8), $\hat x_0^{\lambda r} = \hat x_0^b + \int_0^\lambda \mathrm{Cov}_{\mu}(X_0, r\mid x_t)\,d\mu$, with the covariance under the tilt of strength $\mu$. The integral over
 # all strengths has become $\lambda$ times its integrand at the end. The two agree if the covariance does not change on the way, as for a Gaussian base and a linear reward, and RAM's paper says so. Else
-# the difference is $\tfrac{\lambda^2}{2}\nu_3 + O(\lambda^3)$, with $\nu_3$ the third cumulant of $(X_0, r, r)$ given $x_t$. Small tilts are what Algorithm 2 spends to follow the integral.
+# the difference is $\tfrac{\lambda^2}{2}\mu_3 + O(\lambda^3)$, with $\mu_3$ the third cumulant of $(X_0, r, r)$ given $x_t$. Small tilts are what Algorithm 2 spends to follow the integral.
 #
-# Without the penalty ($\nu = 0$) there is no such place: every round adds a strength of $1/\mathrm{std}(r)$ or so, and the rounds end at the reward's maximum, like DDPO and DRaFT.
+# Without the penalty ($\mu = 0$) there is no such place: every round adds a strength of $1/\mathrm{std}(r)$ or so, and the rounds end at the reward's maximum, like DDPO and DRaFT.
 #
 # ## Flow-GRPO and DPOK stop halfway to twice the strength
 #
@@ -82,7 +82,7 @@ full = profile == "full"
 #
 # $$s_\theta = s_b + \nabla Y = \tfrac12\big(s_b + s^{2\lambda r}\big).$$ (eq-fixed-halfway)
 #
-# The fixed point is the mean of the base's score and that of the tilt of *twice* the strength. It is the tilt if scores are linear in the strength, too far by the same $\tfrac{\lambda^2}{2}\nu_3$ to second
+# The fixed point is the mean of the base's score and that of the tilt of *twice* the strength. It is the tilt if scores are linear in the strength, too far by the same $\tfrac{\lambda^2}{2}\mu_3$ to second
 # order else, and nowhere if the doubled tilt cannot be normalised. DPOK with future KL, which takes the later KL off the reward, gets $\tfrac{g^2}{2}$ and the tilt.
 #
 # ## In numbers

@@ -108,8 +108,17 @@ def proposition_3_1(x, t, values, lam=1.0):
 
 
 # %% [markdown]
-# The left side is the closed form of {doc}`s4_1_gaussian_tilts`, for the paper's reward and three more that are drawn there. The two
-# sides share nothing but the parameters of the mixture.
+# The left side is the closed form of {doc}`s4_1_gaussian_tilts`, for the paper's reward and three more, which this book uses
+# throughout ({numref}`tab-tasks` has them all, {doc}`s4_1_gaussian_tilts` their pictures):
+#
+# | name | $r(x)$ | the tilt |
+# |:--|:--|:--|
+# | `paper` | $4x_2$ | lifts both modes |
+# | `unequal` | $\frac12 x_1 + 3x_2$ | lifts them, and moves weight to the right |
+# | `one-mode` | $\frac32 x_1 + 3x_2$ | lifts them, and nearly empties the left one |
+# | `quadratic` | $-x_1^2 + \frac12 x_2^2 + x_1 + x_2$ | pulls them together, stretches them, prefers the right one |
+#
+# The two sides share nothing but the parameters of the mixture.
 
 # %%
 generator = torch.Generator().manual_seed(0)
