@@ -246,11 +246,12 @@ figures.show(fig, "way-back", text)
 rows, times = [], torch.from_numpy(every_t[1:-1])
 near = torch.tensor([[1e-4, 0.0]]).expand(len(times), 2)  # right of the middle
 for name, schedule in schedules.items():
-    push = base.score(near, times, schedule)[:, 0]  # outward from a valley, inward to a peak
+    push = base.score(near, times, schedule)[:, 0]  # outward: a valley
     merged = float(times[push < 0][0])
     alpha, sigma = at(schedule, merged)
-    rows.append({"schedule": name, "modes merge at $t$": merged, "SNR": (alpha / sigma) ** 2})
-    assert abs(rows[-1]["SNR"] - 2 / 7) < 0.002  # the grid's spacing
+    ratio = (alpha / sigma) ** 2
+    rows.append({"schedule": name, "modes merge at $t$": merged, "SNR": ratio})
+    assert abs(ratio - 2 / 7) < 0.002  # the grid's spacing
 figures.table(rows, floatfmt=".3f")
 
 # %% [markdown]

@@ -238,8 +238,8 @@ predictors["conditional mean"] = x1_hat
 rows, apart = [], [0.0]
 for name, f in predictors.items():
     loss, gap, floor = squared(f - x_1), squared(f - x1_hat), squared(x1_hat - x_1)
-    values = (name, float(loss.mean()), float(gap.mean()))
-    rows.append(dict(zip(("predictor of $X_1$", "loss (2.10)", "gap"), values, strict=True)))
+    row = {"predictor of $X_1$": name, "loss (2.10)": float(loss.mean())}
+    rows.append(row | {"gap": float(gap.mean())})
     if name != "conditional mean":
         mean, error = estimate(loss - gap - floor)
         apart.append(abs(mean) / error)
