@@ -47,7 +47,7 @@ from itlib.experiments.problems import problem
 from itlib.experiments.records import load_records
 from itlib.metrics import effective_sample_size
 
-# %% tags=["hide-input"]
+# %%
 records = load_records(Path(reference), effective_share.Parameters)
 runs = pd.DataFrame(
     [
@@ -65,6 +65,8 @@ runs = pd.DataFrame(
     ]
 )
 n = records[0].parameters.n
+
+# %% tags=["hide-input"]
 TASKS = {"paper": "the paper's", "one-mode": "one mode", "tails": "heavy tails"}
 STYLE = {
     "importance": ("resample", "o"), "best of n": ("best of n", "x"), "smc": ("SMC", "s"), "resample, distil": ("resample, distil", "o"),
@@ -122,7 +124,7 @@ assert (distances("importance", half) < 1.6 * distances("exact", half)).all()
 assert (distances("importance", hard) > 4 * distances("exact", hard)).all()
 assert (distances("best of n", half) > 2 * distances("importance", half)).all()
 assert (distances("smc", hard) < distances("importance", hard)).all()
-assert (distances("smc, distil", hard) < distances("tilting", hard)).all()
+assert (distances("smc, distil", hard) < np.minimum(distances("smc", hard), distances("tilting", hard))).all()
 for share in (half, 1e-3, hard, hardest):
     assert (distances("value", share) < 2 * distances("exact", share)).all()
 assert distances("recommended", half)[1] > 2 * distances("importance", half)[1]
@@ -158,7 +160,7 @@ figures.glue(
 # On the paper's task, one mode and heavy tails, in this order:
 #
 # - *Resampling* the base is as good as an exact model where half of the samples count ({glue:text}`importance_half` against {glue:text}`exact_half`). At a share of $10^{-5}$, a tenth of a sample of these {glue:text}`n`, it has broken: {glue:text}`importance_hard`. Distilled into a network it breaks with it.
-# - *SMC* lasts longer, and a network that is trained on its population longer still: {glue:text}`distil_hard` at $10^{-5}$, closer than Algorithm 2 ({glue:text}`tilting_hard`), though for {glue:text}`J` times as many rewards.
+# - *SMC* lasts longer ({glue:text}`smc_hard` there), and a network that is trained on its population longer still: {glue:text}`distil_hard`, closer than Algorithm 2 ({glue:text}`tilting_hard`), though for {glue:text}`J` times as many rewards.
 # - *Best of n* is not the tilt, at any share: {glue:text}`best_half` at a half.
 # - *Recommended* ({doc}`b_recommended`) and the *value* ({doc}`b_value`) stay near an exact model: {glue:text}`recommended_hardest` and {glue:text}`value_hardest` at $10^{-8}$, where an exact model has {glue:text}`exact_hardest`. On an easy tilt they gain nothing: at a half, on one mode, *recommended* ends at {glue:text}`recommended_easy`, resampling at {glue:text}`importance_easy`.
 #
