@@ -40,6 +40,7 @@ import itertools
 import math
 import os
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -89,7 +90,18 @@ class TrainableCopy(nn.Module):
         return result
 
 
-#: What can learn on chains: a model that knows its base, and what it adds to it.
+class Student(Protocol):
+    """What draws chains, learned or exact: a model that knows its base, and what it adds to it."""
+
+    @property
+    def base(self) -> NoisePredictor:
+        """The frozen model."""
+
+    def correction(self, x: Tensor, t: Tensor) -> Tensor:
+        """What it adds to the base, (B, d)."""
+
+
+#: What can learn on them.
 Corrected = Residual | TrainableCopy
 
 
@@ -176,7 +188,7 @@ def chain_steps(
 @autograd
 @torch.no_grad()
 def draw_chains(
-    student: Corrected,
+    student: Student,
     steps: list[ReverseStep[float]],
     n: int,
     d: int,
@@ -192,7 +204,7 @@ def draw_chains(
         d: dimension of the data.
         generator: source of the noise.
     """
-    x = randn((n, d), generator, torch.float32, device_of(student))
+    x = randn((n, d), generator, torch.float32, device_of(student.base))
     x_t, z_t, corrections = (x.new_empty(n, len(steps), d) for _ in range(3))
     for k, step in enumerate(steps):
         time = torch.tensor(step.t, device=x.device)

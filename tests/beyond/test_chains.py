@@ -184,3 +184,19 @@ def test_all_weights_of_a_network_learn_on_paths() -> None:
     resumed = next(recommended_tilting(base, reward, SCHEDULE, config, state=run[-2].state)).model
     for a, b in zip(resumed.parameters(), last.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_an_exact_model_that_is_no_network_draws_chains() -> None:
+    """Whatever has a base and a correction will do."""
+
+    class Exact:
+        def __init__(self) -> None:
+            mixture = paper_mixture()
+            target = ExactNoisePredictor(mixture.tilted(parse_reward("paper")), Cosine())
+            self.base = ExactNoisePredictor(mixture, Cosine())
+            self.correction = lambda x, t: target(x, t) - self.base(x, t)
+
+    steps = chain_steps(Exact().base, Cosine(), 20, 2, steps=5, generator=seeded(0))
+    assert draw_chains(Exact(), steps, 7, 2, generator=seeded(0)).x_0.shape == (7, 2)
+    with pytest.raises(ValueError, match="student must be an object with"):
+        draw_chains(object(), steps, 7, 2)  # type: ignore[arg-type]
