@@ -600,7 +600,10 @@ figures.table(rows)
 # be ({doc}`s4_2_results`). For samples within two modes of the base the score has three parts. With the second coordinate's mean $m_2$,
 # the variances $v_1, v_2$ within the modes, and the modes where they belong,
 #
-# $$ \mathrm{NLL} = \log 2\pi + v_1 + v_2 + m_2^2 , \qquad \mathrm{MSE} = \tfrac12\big(m_1^2 + m_2^2\big), \qquad m_1 = 2\,(w_{\text{right}} - w_{\text{left}}) . $$ (eq-table-1)
+# $$\begin{aligned}
+#   \mathrm{NLL} &= \log 2\pi + v_1 + v_2 + m_2^2 , \\
+#   \mathrm{MSE} &= \tfrac12\big(m_1^2 + m_2^2\big), \qquad m_1 = 2\,(w_{\text{right}} - w_{\text{left}}) .
+#   \end{aligned}$$ (eq-table-1)
 #
 # A tilt that lags lowers both, variance that shrinks lowers the first, and weights that drift raise the second.
 

@@ -102,6 +102,12 @@ def pm(values, form=".2f"):
     return f"{values.mean():{form}} ± {values.std(ddof=1) / len(values) ** 0.5:{form}}"
 
 
+# %% tags=["hide-input"]
+def minus(value):
+    """Two digits, with a minus sign of its own."""
+    return f"{value:.2f}".replace("-", "−")
+
+
 def strip(rows, names, name, alt, columns=16, width=7.2):
     """Rows of digits, each with a name on its left."""
     with figures.house_style() as plt:
@@ -230,9 +236,9 @@ captions = [
 ]
 figures.slides(frames, captions, still="tilts", alt="24 digits, always from the same noise.")
 figures.glue(
-    reward_before=f"{seen[0]['mean_reward']:.2f}",
-    reward_after=f"{seen[-1]['mean_reward']:.2f}",
-    reward_exact=f"{exact('class', 'mean_reward').mean():.2f}",
+    reward_before=minus(seen[0]["mean_reward"]),
+    reward_after=minus(seen[-1]["mean_reward"]),
+    reward_exact=minus(exact("class", "mean_reward").mean()),
     threes_before=f"{seen[0]['threes']:.0%}",
     threes_after=f"{seen[-1]['threes']:.0%}",
     threes_exact=f"{exact('class', f'judge_{DIGIT}').mean():.0%}",
@@ -266,7 +272,7 @@ if full:
 # $\log Z$ comes from samples of the base. This *path KL* bounds the KL of the samples. For the base itself it is
 # $\log Z-\lambda\mathbb E_{\mathrm{base}}[r]$.
 #
-# It is zero for $P^*$ alone, which no model with 50 Gaussian steps can reach ({eq}`eq-rivals-bellman` has the least value on a toy). How
+# It is zero for $P^*$ alone, which no model with 50 Gaussian steps can reach ({doc}`rivals_sampling` has the least value on a toy). How
 # small can it be here? Take a base that we know in closed form: the digits themselves, blurred. If each image keeps the reward of its
 # digit, the tilt only changes the weights of the digits, and its score is exact.
 
@@ -419,8 +425,8 @@ figures.glue(
     implicit_kl=pm(distance("class", "implicit")),
     small_kl=pm(distance("class", "recommended")),
     full_kl=pm(distance("class", "recommended-full")),
-    centred_reward=f"{metric('class', 'centred', 'mean_reward').mean():.2f}",
-    implicit_reward=f"{metric('class', 'implicit', 'mean_reward').mean():.2f}",
+    centred_reward=minus(metric("class", "centred", "mean_reward").mean()),
+    implicit_reward=minus(metric("class", "implicit", "mean_reward").mean()),
 )
 
 # %% [markdown]

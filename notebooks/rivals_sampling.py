@@ -461,8 +461,10 @@ verdicts(
 # from $-\lambda r(x_0)$ behind the noiseless last step. A step from $t$ to $s$ moves the base's mean by $u$ standard deviations, for
 # $u^2/2$ nats:
 #
-# $$c_t(x) = \min_u \Big\{\tfrac12 u^2 + \mathbb E_z\big[c_s(m_{\mathrm{base}}(x) + \eta_s (u + z))\big]\Big\} , \qquad
-#   \min_\theta \mathrm{KL} = \log Z_J + \mathbb E[c_T(X_T)] .$$ (eq-rivals-bellman)
+# $$\begin{aligned}
+#   c_t(x) &= \min_u \Big\{\tfrac12 u^2 + \mathbb E_z\big[c_s(m_{\mathrm{base}}(x) + \eta_s (u + z))\big]\Big\} , \\
+#   \min_\theta \mathrm{KL} &= \log Z_J + \mathbb E[c_T(X_T)] .
+#   \end{aligned}$$ (eq-rivals-bellman)
 
 
 # %%
