@@ -577,8 +577,8 @@ if full:
 
 # %% [markdown]
 # A mode of the target lies {glue:text}`distance` standard deviations above a mode of the base. A clean sample of the base lies that high with
-# probability {glue:text}`beyond`: some {glue:text}`above` of {glue:text}`of`. At the smallest times the score is worthless even at the base's own samples: at
-# $t = ${glue:text}`worthless` and below, the error of $\hat x_1$ is larger than $\hat x_1$ itself.
+# probability {glue:text}`beyond`: some {glue:text}`above` of {glue:text}`of`. At the smallest times the score is worthless even at the base's own samples: up to
+# time {glue:text}`worthless`, the error of $\hat x_1$ is larger than $\hat x_1$ itself.
 
 # %%
 heights = np.linspace(-4, 5, 121 if full else 41)  # along a cut through the right mode

@@ -110,7 +110,7 @@ figures.table(rows, floatfmt=".2f")
 figures.glue(log_z=f"{log_z:.2f}")
 
 # %% [markdown]
-# The largest difference there can be is $\log Z_{\lambda r} = ${glue:text}`log_z`. The second column alone would lead to the last row, and
+# The largest difference there can be is $\log Z_{\lambda r}$, here {glue:text}`log_z`. The second column alone would lead to the last row, and
 # beyond. This sorts the methods:
 #
 # | method | ends at the tilt | needs $\nabla r$ |
@@ -523,7 +523,7 @@ assert min(float(found[c][1].std()) for c in names if c != 1.0) > 0.3
 figures.glue(least=f"{-log_z_pair:.3f}")
 
 # %% [markdown]
-# The least objective is $-\log Z_{\lambda r} = ${glue:text}`least`. The spread that is left in the row of $u^*$ comes from the time step.
+# The least objective, $-\log Z_{\lambda r}$, is {glue:text}`least`. The spread that is left in the row of $u^*$ comes from the time step.
 #
 # ## What a control cannot reach
 #
