@@ -34,7 +34,7 @@ from itlib.baselines.draft import DraftConfig
 from itlib.baselines.monte_carlo import SMCConfig
 from itlib.baselines.policy_gradient import PolicyGradientConfig
 from itlib.baselines.relative_trajectory_balance import TrajectoryBalanceConfig
-from itlib.beyond.chains import Corrected, correct
+from itlib.beyond.chains import Corrected, Student, correct
 from itlib.beyond.estimators import centred
 from itlib.beyond.preconditioning import Gaussian
 from itlib.beyond.recommended import RecommendedConfig
@@ -127,6 +127,7 @@ OBJECTS: dict[Any, Callable[[], Any]] = {
     Learner: lambda: Regression(network(), Cosine(), TiltingConfig(**TILTING)),
     StepSizes: lambda: EqualSteps(2),
     Corrected: lambda: correct(network(), 2, 0),
+    Student: lambda: correct(network(), 2, 0),
     ValueFunction: lambda: ValueFunction(Gaussian(POINTS, Cosine()), 4, 1),
     torch.dtype: lambda: torch.float32,
 }
