@@ -170,7 +170,10 @@ figures.check("log p_t: closed form and integral agree", worst, below=1e-10)
 # $\hat x_1(x_t, t) = \mathbb E[X_1 \mid X_t = x_t]$, and this guess is, up to a factor, the *score*, the direction in which $\log p_t$
 # rises fastest ({eq}`eq-2-8`):
 #
-# $$s(x_t, t) = \nabla_{x_t}\log p_t(x_t) = \mathbb E\big[\nabla_{x_t}\log q_{t|0}(x_t \mid X_0) \,\big|\, X_t = x_t\big] = -\frac{\hat x_1(x_t, t)}{\sigma_t}.$$
+# $$\begin{aligned}
+#   s(x_t, t) = \nabla_{x_t}\log p_t(x_t) &= \mathbb E\big[\nabla_{x_t}\log q_{t|0}(x_t \mid X_0) \,\big|\, X_t = x_t\big] \\
+#   &= -\frac{\hat x_1(x_t, t)}{\sigma_t}.
+#   \end{aligned}$$
 #
 # A conditional mean minimises a squared error. So a network learns $\hat x_1$ by regression: draw $X_0$, $X_1$ and $t$, show it
 # $X_t$, ask for $X_1$ ({eq}`eq-2-10`). For a mixture no network is needed; `ExactNoisePredictor` is the closed form. Autograd agrees:
@@ -188,7 +191,9 @@ figures.check("slope of log p_t and -x1_hat / sigma agree", float(gap), below=1e
 # To sample, start from noise at $t$ near 1 and step down. From $t$ to $s < t$, take the noise out that the model sees, and
 # put less of it back, part of it fresh ({ref}`Algorithm 1 <algorithm-1>`, {doc}`s2_1_2_reverse`):
 #
-# $$x_s = \alpha_s\,\hat x_0 + \sqrt{\sigma_s^2 - \eta_s^2}\;\hat x_1 + \eta_s z, \qquad \hat x_0 = \frac{x_t - \sigma_t\hat x_1}{\alpha_t}, \quad z \sim \mathcal N(0, I_d).$$
+# $$x_s = \alpha_s\,\hat x_0 + \sqrt{\sigma_s^2 - \eta_s^2}\;\hat x_1 + \eta_s z, \qquad \hat x_0 = \frac{x_t - \sigma_t\hat x_1}{\alpha_t},$$
+#
+# with a standard normal $z$.
 
 # %%
 start = torch.randn(n, 2, generator=generator)

@@ -295,8 +295,10 @@ figures.check("(2.10) grows like log(1 / tau): equal steps, but for", abs(steps[
 # component of the posterior has variance $\sigma_t^2/(2 v_t)$ per coordinate, and the two posterior means lie $4\sigma_t^2/v_t$ apart. The law of total
 # variance adds what is within to what is between:
 #
-# $$\mathbb E\,\|X_0 - \hat x_0\|^2 = \frac{\sigma_t^2}{v_t} + \Big(\frac{4\sigma_t^2}{v_t}\Big)^2\, \mathbb E\,[w\,(1-w)], \qquad
-#   \mathbb E\,\|X_1 - \hat x_1\|^2 = \frac{\alpha_t^2}{\sigma_t^2}\, \mathbb E\,\|X_0 - \hat x_0\|^2,$$ (eq-score-floor-mixture)
+# $$\begin{aligned}
+#   \mathbb E\,\|X_0 - \hat x_0\|^2 &= \frac{\sigma_t^2}{v_t} + \Big(\frac{4\sigma_t^2}{v_t}\Big)^2\, \mathbb E\,[w\,(1-w)], \\
+#   \mathbb E\,\|X_1 - \hat x_1\|^2 &= \frac{\alpha_t^2}{\sigma_t^2}\, \mathbb E\,\|X_0 - \hat x_0\|^2,
+#   \end{aligned}$$ (eq-score-floor-mixture)
 #
 # where $w = 1/(1 + \exp(-4\alpha_t X_{t,1}/v_t))$ is the probability that $x_t$ came from the right mode, and $X_{t,1}$ its first coordinate.
 

@@ -175,9 +175,9 @@ def score(x, tau):
 # *Step 4, put noise back.* For any number $\eta$, add $\frac12\eta^2\beta\,\Delta\rho - \nabla\cdot(\frac12 \eta^2\beta\,\rho\,\nabla\log\rho) = 0$: noise, and
 # a drift up the gradient that undoes it. (The name $\eta$ will be justified below.)
 #
-# $$d\bar X_t = \tfrac12\beta\Big[\bar X_t + (1 + \eta^2)\,\nabla\log p_{1-t}(\bar X_t)\Big] dt + \eta\sqrt{\beta}\, d\bar W_t, \qquad \beta = \beta(1-t).$$ (eq-family)
+# $$d\bar X_t = \tfrac12\beta\Big[\bar X_t + (1 + \eta^2)\,\nabla\log p_{1-t}(\bar X_t)\Big] dt + \eta\sqrt{\beta}\, d\bar W_t .$$ (eq-family)
 #
-# $\eta = 0$ is the flow, $\eta = 1$ is {eq}`eq-reverse-sde`, and every $\eta$ has the marginals $p_{1-t}$. $\square$
+# Here $\beta$ is taken at $1-t$. $\eta = 0$ is the flow, $\eta = 1$ is {eq}`eq-reverse-sde`, and every $\eta$ has the marginals $p_{1-t}$. $\square$
 #
 # To check, divide the Fokker–Planck equation by $\rho$. The *residual*
 #
@@ -416,9 +416,9 @@ figures.check("the library's velocity is the corrected flow's", float(gap), belo
 #
 # Follow the members of {eq}`eq-family` for $\mathcal N(\mu,v_0)$. The state at $t$ and the sample that it ends in have the correlation
 #
-# $$\mathrm{Corr}_\eta(\bar X_{1-t}, \bar X_1) = \varrho_t^{\,\eta^2}, \qquad \varrho_t = \mathrm{Corr}(X_t, X_0) = \alpha_t\sqrt{v_0/v_t}, \qquad v_t = \alpha_t^2v_0+\sigma_t^2 .$$ (eq-correlation)
+# $$\mathrm{Corr}_\eta(\bar X_{1-t}, \bar X_1) = \varrho_t^{\,\eta^2}, \qquad \varrho_t = \mathrm{Corr}(X_t, X_0) = \alpha_t\sqrt{v_0/v_t},$$ (eq-correlation)
 #
-# Only $\eta = 1$ has the correlation of the forward process. That makes it the *time reversal*, and not just one of many equations with the right marginals.
+# with $v_t = \alpha_t^2v_0+\sigma_t^2$. Only $\eta = 1$ has the correlation of the forward process. That makes it the *time reversal*, and not just one of many equations with the right marginals.
 
 # %%
 tau = -math.log(at(0.5)[0])

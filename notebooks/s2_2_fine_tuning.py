@@ -520,7 +520,7 @@ for measured, right in ((value, -log_z_pair), (cost, exact_kl)):
 assert all(float(value.mean()) < float(found[c][0].mean()) - 0.02 for c in names if c != 1.0)
 assert float(identity.std()) < 0.6 * step**0.5  # it vanishes with the square root of the time step
 assert min(float(found[c][1].std()) for c in names if c != 1.0) > 0.3
-figures.glue(least=f"{-log_z_pair:.3f}")
+figures.glue(least=f"−{log_z_pair:.3f}")
 
 # %% [markdown]
 # The least objective, $-\log Z_{\lambda r}$, is {glue:text}`least`. The spread that is left in the row of $u^*$ comes from the time step.
