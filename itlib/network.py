@@ -18,7 +18,8 @@ hidden layers.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,20 @@ def device_of(model: NoisePredictor) -> torch.device:
     """Where a model's parameters live; the CPU for one that has none."""
     parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
     return next((p.device for p in parameters), torch.device("cpu"))
+
+
+@contextmanager
+def evaluating(*models: NoisePredictor) -> Iterator[None]:
+    """Evaluation mode: no dropout, batch statistics as they were learned. Restores the mode of every part."""
+    modules = [model for model in models if isinstance(model, nn.Module)]
+    training = [part for module in modules for part in module.modules() if part.training]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 class FourierFeatures(nn.Module):

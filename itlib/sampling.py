@@ -57,7 +57,7 @@ import torch
 from torch import Tensor
 
 from itlib._checks import autograd, checked
-from itlib.network import NoisePredictor, device_of
+from itlib.network import NoisePredictor, device_of, evaluating
 from itlib.schedules import Schedule
 
 #: Of a reverse step: what Algorithm 1 says, or with the posterior's width put back.
@@ -273,8 +273,9 @@ def sample(
     Arguments as in :func:`reverse_process`.
     """
     x = randn((n, d), generator, dtype, device or device_of(model))
-    for _, state in reverse_process(model, schedule, x, steps=steps, eta=eta, variance=variance, generator=generator):
-        x = state
+    with evaluating(model):
+        for _, state in reverse_process(model, schedule, x, steps=steps, eta=eta, variance=variance, generator=generator):
+            x = state
     return x
 
 
@@ -307,21 +308,22 @@ def path_log_weights(
         raise ValueError(f"paths have weights only if the steps are noisy: eta must be positive, got {eta:g}")
     times = time_grid(schedule, steps)
     kernels = list(reverse_steps(schedule, times, eta))
-    if variance == "analytic":
+    with evaluating(model, base):
+        if variance == "analytic":
+            x = randn((n, d), generator, dtype, device or device_of(model))
+            for k, (s, step) in enumerate(zip(times[-2::-1], list(kernels), strict=True)):
+                x1_hat = base(x, torch.tensor(step.t, dtype=dtype, device=x.device))
+                kernels[k] = step._replace(std=analytic_std(schedule, s, step.t, step.std, x, x1_hat))
+                x = kernels[k].draw(x, x1_hat, randn(x.shape, generator, dtype, x.device))
         x = randn((n, d), generator, dtype, device or device_of(model))
-        for k, (s, step) in enumerate(zip(times[-2::-1], list(kernels), strict=True)):
-            x1_hat = base(x, torch.tensor(step.t, dtype=dtype, device=x.device))
-            kernels[k] = step._replace(std=analytic_std(schedule, s, step.t, step.std, x, x1_hat))
-            x = kernels[k].draw(x, x1_hat, randn(x.shape, generator, dtype, x.device))
-    x = randn((n, d), generator, dtype, device or device_of(model))
-    log_w = torch.zeros_like(x[:, 0])
-    for step in kernels:
-        time = torch.tensor(step.t, dtype=dtype, device=x.device)
-        mean = step.mean(x, base(x, time))
-        if step.std > 0.0:
-            u = (step.mean(x, model(x, time)) - mean) / step.std
-            z = randn(x.shape, generator, dtype, x.device)
-            log_w -= (u * (z + 0.5 * u)).sum(-1)
-            mean = mean + step.std * (u + z)
-        x = mean
+        log_w = torch.zeros_like(x[:, 0])
+        for step in kernels:
+            time = torch.tensor(step.t, dtype=dtype, device=x.device)
+            mean = step.mean(x, base(x, time))
+            if step.std > 0.0:
+                u = (step.mean(x, model(x, time)) - mean) / step.std
+                z = randn(x.shape, generator, dtype, x.device)
+                log_w -= (u * (z + 0.5 * u)).sum(-1)
+                mean = mean + step.std * (u + z)
+            x = mean
     return x, log_w

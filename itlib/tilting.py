@@ -531,8 +531,10 @@ def corrected(base: NoisePredictor, d: int, seed: int) -> Residual:
             "the base is a function around a network, whose weights it hides: they would stay as they are, and a new one "
             "would learn in their place. Pass a torch.nn.Module that does the same (itlib.pretrained.FromModel is one)"
         )
-    if isinstance(base, nn.Module) and any(True for _ in base.parameters()):
-        warnings.warn("no weight of the base is trainable: a new network learns a correction beside it", stacklevel=3)
+    if isinstance(base, nn.Module):
+        if any(True for _ in base.parameters()):
+            warnings.warn("no weight of the base is trainable: a new network learns a correction beside it", stacklevel=3)
+        base = copy.deepcopy(base, {id(p): p for p in base.parameters()}).eval()  # weights are shared, the mode is not
     return Residual(base, Network(d, seed=seed)).to(device_of(base))
 
 

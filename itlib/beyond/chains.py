@@ -142,7 +142,7 @@ class Chains:
 
     def own_log_ratio(self) -> Tensor:
         """log p_base / p_theta of the chains, (S,), for the theta that drew them; some chains at a time."""
-        some = max(1, 2**24 // self.x_t[0].numel())
+        some = max(1, 2**22 // self.x_t[0].numel())
         parts = [self[index] for index in torch.arange(len(self.x_t)).split(some)]
         return torch.cat([part.log_ratio(part.correction) for part in parts])
 

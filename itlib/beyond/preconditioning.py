@@ -136,7 +136,7 @@ def adapter(base: NoisePredictor, data: Tensor | int, schedule: Schedule, *, see
         schedule: the pair alpha, sigma.
         seed: as for :class:`Network`.
     """
-    frozen = copy.deepcopy(base).requires_grad_(False) if isinstance(base, nn.Module) else base
+    frozen = copy.deepcopy(base).eval().requires_grad_(False) if isinstance(base, nn.Module) else base
     gaussian = Gaussian(data, schedule)
     network = Network(len(gaussian.mean), 64, 2, 32, fourier_scale=0.5, seed=seed, bounded=True)
     return Residual(frozen, Whitened(network, gaussian, tilt=True))

@@ -156,6 +156,25 @@ def new_model(
     return correct(base, d, weights) if config.learner == "chains" else trainable_copy(base, d, weights)
 
 
+def begun(
+    base: NoisePredictor, schedule: Schedule, config: RecommendedConfig, *, d: int, seed: int, state: TiltState | None
+) -> tuple[nn.Module, tuple[float, ...], RecommendedConfig]:
+    """The model that learns, the strengths of the tilts behind it, and the knobs with a rate that suits its size."""
+    strengths: tuple[float, ...] = ()
+    if state is not None:
+        model, strengths = resumed(state)
+    else:
+        data: Tensor | int = d
+        if config.student == "adapter":
+            coordinates = torch.Generator().manual_seed(derive_seed(seed, "coordinates"))
+            data = algorithm_1(schedule, config, d, config.variance)(base, 1, max(1000, 2 * d), coordinates)
+        model = new_model(base, data, schedule, config, d=d, seed=seed)
+    if config.student == "copy" and config.lr == RecommendedConfig.lr:
+        weights = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        config = replace(config, lr=min(config.lr, 0.1 / math.sqrt(weights)))
+    return model, strengths, config
+
+
 @autograd
 def recommended_tilting(
     base: NoisePredictor,
@@ -194,17 +213,7 @@ def recommended_tilting(
     """
     config = config or RecommendedConfig()
     clock = time.process_time()
-    sampler = algorithm_1(schedule, config, d, config.variance)
-    strengths: tuple[float, ...] = ()
-    if state is not None:
-        model, strengths = resumed(state)
-    else:
-        coordinates = torch.Generator().manual_seed(derive_seed(seed, "coordinates"))
-        data = sampler(base, 1, max(1000, 2 * d), coordinates) if config.student == "adapter" else d
-        model = new_model(base, data, schedule, config, d=d, seed=seed)
-    if config.student == "copy" and config.lr == RecommendedConfig.lr:
-        weights = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        config = replace(config, lr=min(config.lr, 0.1 / math.sqrt(weights)))
+    model, strengths, config = begun(base, schedule, config, d=d, seed=seed, state=state)
     rate = cosine if config.decay else None
     learner: Learner
     if config.learner == "chains":
@@ -215,6 +224,7 @@ def recommended_tilting(
         )
     else:
         update = implicit if config.learner == "implicit" else PAPER_UPDATE
+        sampler = algorithm_1(schedule, config, d, config.variance)
         learner = Regression(model, schedule, config, d=d, update=update, sampler=sampler, rate=rate)
     spent = time.process_time() - clock
     steps = run_tilts(learner, reward, config.steps, seed=seed, strengths=strengths, preparation=spent)

@@ -5,7 +5,7 @@ the noise in flat samples, which is all that the methods of this package ask for
 """
 
 from itlib.pretrained.adapters import distil, exported, merge_lora, save_lora, trainable, with_lora
-from itlib.pretrained.models import PREDICTIONS, FromModel, Guided, clamped, edm, evaluating, thresholded
+from itlib.pretrained.models import PREDICTIONS, FromModel, Guided, clamped, edm, thresholded
 from itlib.pretrained.pipelines import Wrapped, from_diffusers, read_scheduler
 from itlib.pretrained.report import Report, report
 from itlib.pretrained.rewards import Patient, RewardError
@@ -28,7 +28,6 @@ __all__ = [
     "clamped",
     "distil",
     "edm",
-    "evaluating",
     "exported",
     "from_diffusers",
     "merge_lora",

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from itlib.network import evaluating
 from itlib.schedules import Schedule, column
 
 
@@ -75,19 +76,6 @@ def thresholded(ratio: float = 0.995, largest: float = 1.0) -> Callable[[Tensor]
         return x_0.clamp(-bound, bound) / bound
 
     return threshold
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode: no dropout, batch statistics as they were learned. Restores the mode of every part."""
-    training = [part for part in module.modules() if part.training]
-    for part in training:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
 
 
 class FromModel(nn.Module):
@@ -178,11 +166,34 @@ class FromModel(nn.Module):
 
 
 def _batch(value: Any, n: int, device: torch.device) -> Any:
-    """A condition for n samples; those of one sample stand for all, those of chains repeat along each."""
+    """A condition for n samples; that of one sample stands for all."""
     if not isinstance(value, Tensor):
         return value
     value = value.to(device)
     return value.expand(n, *value.shape[1:]) if len(value) == 1 else value
+
+
+@contextmanager
+def conditioned(module: nn.Module, condition: Mapping[str, Any]) -> Iterator[None]:
+    """Give every :class:`FromModel` in a module a condition, besides those that it has, for a while.
+
+    Args:
+        module: with a :class:`FromModel` in it.
+        condition: arguments of its model by name; tensors for one sample, which stand for all, or for each.
+
+    Raises:
+        ValueError: if there is nothing to be told a condition.
+    """
+    parts = {part: part.condition for part in module.modules() if isinstance(part, FromModel)}
+    if not parts:
+        raise ValueError(f"a {type(module).__name__} is told no condition: wrap the model in a FromModel")
+    for part, before in parts.items():
+        part.condition = before | dict(condition)
+    try:
+        yield
+    finally:
+        for part, before in parts.items():
+            part.condition = before
 
 
 class Guided(nn.Module):

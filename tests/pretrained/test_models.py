@@ -12,8 +12,20 @@ from diffusers import DDIMScheduler
 from foreign_models import SHAPE, D, Says, noise_of, unet
 from torch import Tensor, nn
 
+from itlib.beyond.recommended import RecommendedConfig, recommended_tilting
 from itlib.experiments.checkpoints import RunState, load_state, save_state
-from itlib.pretrained import PREDICTIONS, Flow, FromModel, Guided, Tabulated, VarianceExploding, clamped, edm, thresholded
+from itlib.pretrained import (
+    PREDICTIONS,
+    Flow,
+    FromModel,
+    Guided,
+    Tabulated,
+    VarianceExploding,
+    clamped,
+    edm,
+    report,
+    thresholded,
+)
 from itlib.rewards import ForwardOnly
 from itlib.sampling import sample
 from itlib.schedules import Cosine, Linear, Schedule, add_noise
@@ -142,6 +154,44 @@ def test_dropout_and_batch_statistics_stay_as_they_were() -> None:
     one, two = (run[0].model.state_dict() for run in runs)
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert torch.equal(one["model.norm.running_mean"], before["model.norm.running_mean"])
+
+
+class Dropping(nn.Module):
+    """A noise predictor that is no FromModel, with a part that is random while it trains and one that counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.norm, self.drop, self.layer = nn.BatchNorm1d(D), nn.Dropout(0.5), nn.Linear(D, D)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        alpha, sigma = (f(t).unsqueeze(-1) for f in (Cosine().alpha, Cosine().sigma))
+        return sigma * x + 0.1 * alpha * self.layer(self.drop(self.norm(x)))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("student", ["copy", "adapter"])
+@pytest.mark.filterwarnings("ignore:no weight of the base is trainable")
+def test_a_plain_module_is_evaluated_and_left_as_it_was(frozen: bool, student: str) -> None:
+    """Pilots, chains, samples and reports: the same twice, with no statistics moved and the mode of every part kept."""
+    base = Dropping().train().requires_grad_(not frozen)
+    base.drop.eval()
+    before = copy.deepcopy(base.state_dict())
+    config = RecommendedConfig.equal_steps(1, student=student, S=16, J=4, B=8, lam=0.1, pilot=16)
+    runs = []
+    for _ in range(2):
+        base.drop.train()
+        (step,) = recommended_tilting(base, brightness, Cosine(), config, d=D)
+        drawn = sample(base, Cosine(), 8, D, steps=4, generator=torch.Generator().manual_seed(0))
+        judged = report(base, step.model, brightness, Cosine(), d=D, n=8, steps=4)
+        assert all(part.training for part in base.modules())
+        base.drop.eval()
+        sample(base, Cosine(), 8, D, steps=4)
+        assert [part.training for part in base.children()] == [True, False, True]
+        runs.append((step.samples, step.losses, drawn, judged.log_w))
+    for one, two in zip(*runs, strict=True):
+        assert torch.equal(one, two)
+    assert all(torch.equal(value, before[name]) for name, value in base.state_dict().items())
 
 
 def test_small_calls_give_the_same_gradients() -> None:

@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler
 from foreign_models import SHAPE, D, unet
 from torch import Tensor, nn
 
-from itlib.beyond.chains import chain_steps, check_size, draw_chains
+from itlib.beyond.chains import TrainableCopy, chain_steps, check_size, draw_chains
 from itlib.beyond.recommended import RecommendedConfig, guarded, recommended_tilting
 from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture
 from itlib.network import Network, Residual
@@ -70,6 +70,26 @@ def test_small_calls_tilt_to_the_same_weights() -> None:
     one, other = (next(recommended_tilting(with_lora(wrapped(m), 2), brightness, SCHEDULE, QUICK, d=D)) for m in (None, 12))
     torch.testing.assert_close(one.samples, other.samples, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(one.losses, other.losses, rtol=1e-3, atol=1e-3)
+
+
+def test_small_calls_keep_states_and_not_what_is_inside() -> None:
+    """Bytes that autograd holds for one step on B chains, beside those of the step's own arithmetic on states."""
+    kept: dict[int | None, float] = {}
+    for microbatch in (None, 8):
+        student = TrainableCopy(with_lora(wrapped(microbatch), 2))
+        steps = chain_steps(student.base, SCHEDULE, 32, D, steps=4, generator=seeded(0))
+        chains = draw_chains(student, steps, 16, D, generator=seeded(1))
+        held: dict[int, int] = {}
+
+        def hold(v: Tensor, held: dict[int, int] = held) -> Tensor:
+            held[v.untyped_storage().data_ptr()] = v.untyped_storage().nbytes()
+            return v
+
+        with torch.autograd.graph.saved_tensors_hooks(hold, lambda v: v):
+            chains.log_ratio(chains.corrections(student)).var()
+        weights = {p.untyped_storage().data_ptr() for p in student.parameters()}
+        kept[microbatch] = sum(n for place, n in held.items() if place not in weights) / chains.x_t.nbytes
+    assert kept[8] < 10 < 50 < kept[None]
 
 
 def test_the_size_is_said_before_the_work() -> None:
