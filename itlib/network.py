@@ -43,8 +43,7 @@ def device_of(model: NoisePredictor) -> torch.device:
 @contextmanager
 def evaluating(*models: NoisePredictor) -> Iterator[None]:
     """Evaluation mode: no dropout, batch statistics as they were learned. Restores the mode of every part."""
-    modules = [model for model in models if isinstance(model, nn.Module)]
-    training = [part for module in modules for part in module.modules() if part.training]
+    training = [part for model in models if isinstance(model, nn.Module) for part in model.modules() if part.training]
     for part in training:
         part.training = False
     try:

@@ -32,7 +32,6 @@ import tempfile
 from pathlib import Path
 
 import torch
-from IPython.display import Markdown, display
 
 from itlib import figures
 from itlib.training import TrainingConfig, train_noise_predictor
@@ -235,17 +234,8 @@ verdict = report(base, tilted, smaller, schedule, d=d, n=2 * n, steps=15)
 print(verdict)
 
 # %% tags=["hide-input"]
-with figures.house_style() as plt:
-    fig, axes = plt.subplots(2, 13, figsize=(7.2, 1.3), width_ratios=[*[1] * 12, 3])
-    for row, images, rewards, name in zip(axes, verdict.samples, verdict.rewards, ("base", "tilted"), strict=True):
-        for ax, image in zip(row[:12], images.reshape(-1, *base.shape), strict=False):
-            ax.imshow((image.permute(1, 2, 0).numpy().clip(-1, 1) + 1) / 2)
-            ax.set(xticks=[], yticks=[])
-        row[0].set_ylabel(name)
-        row[12].hist(mean - spread * rewards.numpy(), bins=20, range=(mean - 4 * spread, mean + 4 * spread))
-        row[12].set(yticks=[])
-    axes[0, 12].set_xticks([])
-    axes[1, 12].set_xlabel("bytes")
+pictures = [x.reshape(-1, *base.shape).permute(0, 2, 3, 1).clamp(-1, 1) / 2 + 0.5 for x in verdict.samples]
+fig = figures.before_and_after([p.numpy() for p in pictures], [mean - spread * r.numpy() for r in verdict.rewards], "bytes")
 figures.show(
     fig,
     "patches",
@@ -277,44 +267,78 @@ save_lora(tilted, folder / "lora")
 again = from_diffusers(UNet2DModel.from_pretrained(folder, use_safetensors=True), scheduler, steps=15, check=0)
 theirs = sample(again.predictor, again.schedule, n, d, steps=15, eta=1.0, generator=torch.Generator().manual_seed(5))
 
-# %% tags=["remove-input"]
-display(
-    Markdown(
-        f"Samples of the base take {mean:.0f} bytes on average, those of the tilted model {mean - spread * verdict.reward[0]:.0f}, "
-        f"the exact tilt {mean - spread * verdict.expected[0]:.0f}. In diffusers, with the narrower steps, the tilted model's take {float(size(theirs).mean()):.0f}."
-        + ("" if full else " This is a first look, after a moment of training: its figures mean nothing.")
-    )
+figures.glue(
+    base_bytes=round(mean),
+    tilted_bytes=round(mean - spread * verdict.reward[0]),
+    exact_bytes=round(mean - spread * verdict.expected[0]),
+    their_bytes=round(float(size(theirs).mean())),
 )
 
 # %% [markdown]
+# Samples of the base take {glue:text}`base_bytes` bytes on average, those of the tilted model {glue:text}`tilted_bytes`, the exact tilt, as far as the
+# chains can tell, {glue:text}`exact_bytes`. In diffusers, with the narrower steps, the tilted model's take {glue:text}`their_bytes`.
+#
+# ## Prompts and classes
+#
+# A model that is told something besides the state gets one tilt for every condition at once. You say how a condition is drawn; the reward sees it:
+#
+# ```python
+# from itlib.beyond.conditions import conditional_tilting
+#
+# def prompts(generator):
+#     k = int(torch.randint(len(embeddings), (), generator=generator))
+#     return {"encoder_hidden_states": embeddings[k : k + 1]}
+#
+# for step in conditional_tilting(base, reward, prompts, schedule, config, d=base.d):
+#     print(step.diagnostics.group_log_z)
+# ```
+#
+# Chains come in groups of `B` under one condition, and all that is compared is compared within a group: what one prompt earns more than another is in its
+# own $\log Z$, and no error. {py:class}`~itlib.pretrained.models.Guided` around the model adds classifier-free guidance; then the guided model is tilted.
+#
 # ## Large models
 #
-# - *Memory.* `from_diffusers(..., model={"microbatch": 16})` calls the model on 16 states at a time, and recomputes a call's inside for its gradient instead of keeping it. What remains are
-#   $3SJd$ numbers of the chains; if they do not fit, an error says how much they are before the work starts. Frozen weights are shared, not copied.
+# - *Memory.* `from_diffusers(..., model={"microbatch": 16})` calls the model on 16 states at a time, and recomputes a call's inside for its gradient instead of
+#   keeping it. What remains are the $3SJd$ numbers of the chains; if they do not fit, an error says how much they are before the work starts. Frozen weights
+#   are shared, not copied. `benchmarks/memory.py` measures a tilt on LoRA at 3 × 64 × 64 with $S=256$ and $J=20$.
 # - *Precision.* The model runs in the dtype of its weights, bfloat16 included; states, schedule and log weights stay in single precision.
-# - *Dropout and batch statistics.* The wrapper runs the model in evaluation mode and leaves your mode as it was.
+# - *Dropout and batch statistics.* Every model runs in evaluation mode, and is left in yours.
 # - *A GPU.* Move the base, `base.to("cuda")`, and nothing else. Random numbers are drawn on the processor, so a seed means the same on every device. {doc}`b_speed` has times.
 #
 # ## What cannot be done
 #
 # - *Several GPUs.* There is no data-parallel sampling or training here, and `accelerate` is not used. One device, one process.
-# - *A distribution over prompts in one run.* A condition is fixed for a run: variances across prompts would be mistaken for errors, because $\log Z$ is another for each. Run one tilt a prompt.
 # - *Solvers of higher order* are neither tilted nor matched, and chains need noise: a model that you will sample with DDIM at $\eta=0$ is tilted as a DDPM.
 # - *Latent models* are tilted in their latent space: decode inside the reward.
 # - *What the base never makes* cannot be learned from its samples, by any of these methods.
 #
 # ## What else people use
 #
-# | | gradient of the reward | what it converges to | says how far it is | resumes | checked against an exact target |
-# |:--|:--|:--|:--|:--|:--|
-# | this page | no | the tilt of the base's chains | yes | to the bit | yes |
-# | ddpo-pytorch (policy gradient) | no | largest reward, no KL | no | from a checkpoint | no |
-# | soc-fine-tuning-sd (Adjoint Matching) | yes | the tilt | no | from a checkpoint | no |
-# | RTB (diffusion-finetuning) | no | the tilt | its loss | from a checkpoint | toy of 25 modes |
-# | RAM | no | near the tilt ({doc}`rivals_fixed_points`) | no | from a checkpoint | no |
-# | scripts of diffusers | no (DDPO in trl) | largest reward | no | through accelerate | no |
+# Read in the code of [ddpo-pytorch](https://github.com/kvablack/ddpo-pytorch), [soc-fine-tuning-sd](https://github.com/microsoft/soc-fine-tuning-sd)
+# (Adjoint Matching), [diffusion-finetuning](https://github.com/GFNOrg/diffusion-finetuning) (RTB), the scripts of
+# [diffusers](https://github.com/huggingface/diffusers/tree/main/examples/research_projects) for DPO, and the README of
+# [RAM](https://github.com/AndreasBergmeister/ram). DDPO's trainer in `trl` was removed in 2025.
 #
-# What they have and this page has not: many GPUs, a pool of prompts, logging services. How the methods compare with exact targets is in {doc}`rivals_comparison`.
+# | | here | elsewhere |
+# |:--|:--|:--|
+# | gradient of the reward | not needed | soc needs it; DPO learns from pairs of images instead of a reward |
+# | aim | the tilt of the base's chains | the tilt: soc, RTB; near it: RAM ({doc}`rivals_fixed_points`); the largest reward: ddpo |
+# | how far it is | effective share, KL, $\log Z$, a report | soc: scores and diversity of samples; RTB: its loss and $\log Z$ |
+# | checked against an exact target | yes | RTB: 25 Gaussians in the plane |
+# | prompts | groups, $\log Z$ of each | all; ddpo keeps a mean for each prompt |
+# | guidance | of the model that is tilted | ddpo, RTB: too; soc: three ways to combine it, compared |
+# | LoRA | linear, convolution, attention | ddpo, RTB, DPO: attention; soc: all weights |
+# | memory | small calls, recomputed for gradients | ddpo, soc, RTB, DPO: accumulated gradients; RTB, DPO: recomputed too |
+# | precision | that of the weights | half precision in training: ddpo, RTB, DPO; soc: bfloat16 |
+# | old samples used again | `E` passes over a tilt's chains | buffers: soc, RTB; inner epochs: ddpo |
+# | resumes | to the bit | all, from checkpoints of their trainer |
+# | slow rewards | batches, retries, a cache | ddpo: beside the sampling, in a thread |
+# | several GPUs | no | all, by accelerate or Lightning |
+# | optimiser in 8 bit, averaged weights | no: adapters are small | 8 bit: ddpo, RTB, DPO |
+# | logging services | no: a generator, log what you like | all: Weights & Biases |
+# | rewards included | none | ddpo: JPEG size, aesthetics, LLaVA; soc, RTB: ImageReward; RAM: GenEval, OCR, PickScore |
+#
+# How the methods compare with exact targets is in {doc}`rivals_comparison`.
 #
 # ## When it does not work
 #

@@ -11,7 +11,7 @@
 """
 
 from itlib.figures.explorers import as_model, explorer, explorer_html
-from itlib.figures.paper import against_band, figure_1, figure_2, losses, samples
+from itlib.figures.paper import against_band, before_and_after, figure_1, figure_2, losses, samples
 from itlib.figures.slides import slides
 from itlib.figures.style import COLORS, INK, LINES, MARKERS, SERIES, STYLE, house_style
 from itlib.figures.svg import bundle, lighter, show, to_svg
@@ -26,6 +26,7 @@ __all__ = [
     "STYLE",
     "against_band",
     "as_model",
+    "before_and_after",
     "bundle",
     "check",
     "explorer",

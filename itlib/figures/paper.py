@@ -137,3 +137,28 @@ def against_band(ax: Axes, labels: Sequence[str], own: Array, low: Array, median
     ax.spines["left"].set_visible(False)
     ax.grid(axis="x", color=COLORS["band"], alpha=0.25, linewidth=0.5)
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, handletextpad=0.4)
+
+
+def before_and_after(images: Sequence[Array], values: Sequence[Array], unit: str, columns: int = 12) -> Figure:
+    """Images of the base in a row and of the tilted model below, each row with a histogram of what was rewarded.
+
+    Args:
+        images: of both, (n, height, width, 3) with values in [0, 1].
+        values: of both, (n,).
+        unit: of the values.
+        columns: number of images in a row.
+    """
+    with house_style():
+        fig, axes = plt.subplots(2, columns + 1, figsize=(7.2, 1.3), width_ratios=[*[1] * columns, 3])
+        span = min(map(np.min, values)), max(map(np.max, values))
+        rows = zip(axes, images, values, ("base", "learned"), strict=True)
+        for row, pictures, numbers, name in rows:
+            for ax, picture in zip(row[:columns], pictures, strict=False):
+                ax.imshow(picture)
+                ax.set(xticks=[], yticks=[])
+            row[0].set_ylabel(name)
+            row[columns].hist(numbers, bins=20, range=span, color=COLORS[name])
+            row[columns].set(yticks=[])
+        axes[0, columns].set_xticks([])
+        axes[1, columns].set_xlabel(unit)
+    return fig

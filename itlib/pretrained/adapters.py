@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -61,7 +61,7 @@ def _targets(module: nn.Module) -> tuple[list[str], list[str]]:
     return chosen, left
 
 
-def with_lora(predictor: nn.Module, rank: int = 4, *, seed: int = 0) -> nn.Module:
+def with_lora(predictor: nn.Module, rank: int = 4, *, only: Sequence[str] = (), seed: int = 0) -> nn.Module:
     """A copy whose own weights are frozen, with low-rank adapters that learn in their place and change nothing at first.
 
     Frozen weights are shared with the original, not copied. What cannot have an adapter stays frozen, and a warning says so.
@@ -69,6 +69,7 @@ def with_lora(predictor: nn.Module, rank: int = 4, *, seed: int = 0) -> nn.Modul
     Args:
         predictor: any network with linear, convolutional or attention layers. A layer that is used under two names gets one.
         rank: of the adapters.
+        only: parts of the names of layers that get one, such as ``("time_embedding",)``; by default all do.
         seed: fixes their initial weights.
 
     Raises:
@@ -83,6 +84,8 @@ def with_lora(predictor: nn.Module, rank: int = 4, *, seed: int = 0) -> nn.Modul
     frozen = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in predictor.parameters()}
     student = copy.deepcopy(predictor, frozen)
     chosen, left = _targets(student)
+    if only:
+        chosen, left = [name for name in chosen if any(part in name for part in only)], []
     if not chosen:
         raise ValueError(
             f"the predictor has no linear or convolutional layer to put an adapter on: train all of it. {'; '.join(left)}"

@@ -60,6 +60,18 @@ def test_adapters_start_the_same_for_the_same_seed() -> None:
     assert any(not torch.equal(one[name], other[name]) for name in one)
 
 
+def test_only_the_layers_that_are_named_learn() -> None:
+    base = networks()[0]
+    names = trainable(with_lora(base, 2, only=("time_embedding", "conv_out")))
+    assert {name.split("lora_")[0] for name in names} == {
+        "model.conv_out.",
+        "model.time_embedding.linear_1.",
+        "model.time_embedding.linear_2.",
+    }
+    with pytest.raises(ValueError, match="no linear or convolutional layer to put an adapter on"):
+        with_lora(base, only=("attention_is_not_here",))
+
+
 def test_tilts_move_the_adapters_only() -> None:
     base = networks()[1]
     student = with_lora(base, 2)
