@@ -51,12 +51,13 @@ from itlib.training import TrainingConfig
 ROOT = Path(itlib.__file__).parent
 #: Functions that others of the library call with what they made, too often to look at it each time.
 INNER = {
-    *("column", "coefficients", "device_of", "linear_silu"),  # once a step, or more
+    *("column", "coefficients", "device_of", "linear_silu", "evaluating"),  # once a step, or more
     *("log_density_ratio", "reverse_steps", "posterior_std", "analytic_std", "randn"),  # parts of a step
     *("regression_step", "set_rate", "new_optimizer", "minibatches", "log_variance_step", "value_gradient"),  # of training
     *("single_sample", "implicit", "log_mean_exp", "reweighted", "standardised"),  # of a regression's target
-    *("is_trainable", "trainable_copy", "corrected", "correct", "resumed", "algorithm_1", "check_size"),  # of a beginning
+    *("is_trainable", "trainable_copy", "corrected", "correct", "resumed", "algorithm_1", "check_size", "begun"),
     *("trajectory", "log_ratio", "draw_pool", "beyond.value.fit_value", "guarded", "cosine"),  # of a round
+    "conditional_tilting",  # of models that are told a condition, as no network here is: tests/beyond/test_conditions.py
 }
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from itlib._checks import autograd
 from itlib.beyond.chains import ChainLearner, Corrected, diagnose, log_variance_step
 from itlib.beyond.recommended import RecommendedConfig, begun, cosine, guarded
 from itlib.metrics import effective_sample_size
@@ -135,6 +136,7 @@ class ConditionalChains(ChainLearner):
         )
 
 
+@autograd
 def conditional_tilting(
     base: nn.Module,
     reward: Callable[[Tensor, Condition], Tensor],
