@@ -168,7 +168,7 @@ figures.check("log p_t: closed form and integral agree", worst, below=1e-10)
 #
 # A noisy point $x_t$ may have come from many clean ones. The best guess of the noise in it is the conditional mean
 # $\hat x_1(x_t, t) = \mathbb E[X_1 \mid X_t = x_t]$, and this guess is, up to a factor, the *score*, the direction in which $\log p_t$
-# rises fastest ({eq}`eq-2-8`):
+# rises fastest {eq}`eq-2-8`:
 #
 # $$\begin{aligned}
 #   s(x_t, t) = \nabla_{x_t}\log p_t(x_t) &= \mathbb E\big[\nabla_{x_t}\log q_{t|0}(x_t \mid X_0) \,\big|\, X_t = x_t\big] \\
@@ -176,7 +176,7 @@ figures.check("log p_t: closed form and integral agree", worst, below=1e-10)
 #   \end{aligned}$$
 #
 # A conditional mean minimises a squared error. So a network learns $\hat x_1$ by regression: draw $X_0$, $X_1$ and $t$, show it
-# $X_t$, ask for $X_1$ ({eq}`eq-2-10`). For a mixture no network is needed; `ExactNoisePredictor` is the closed form. Autograd agrees:
+# $X_t$, ask for $X_1$ {eq}`eq-2-10`. For a mixture no network is needed; `ExactNoisePredictor` is the closed form. Autograd agrees:
 
 # %%
 cosine, linear = schedules["cosine"], schedules["linear"]
