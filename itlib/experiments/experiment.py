@@ -76,6 +76,9 @@ class Parameters:
         hints = get_type_hints(type(self))
         for f in fields(self):
             value, kind = getattr(self, f.name), hints[f.name]
+            if getattr(value, "ndim", None) == 0:  # a number of numpy
+                value = value.item()
+                object.__setattr__(self, f.name, value)
             if not _fits(value, kind):
                 raise ValueError(f"{f.name} is {_words(kind)}, got {value!r}")
             if type(value) is int and (kind is float or float in get_args(kind)):

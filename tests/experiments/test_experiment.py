@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import ClassVar, Literal
 
+import numpy as np
 import pytest
 import torch
 
@@ -45,6 +46,15 @@ def test_a_knob_of_a_wrong_kind_is_refused_with_what_it_takes(name: str, value: 
     with pytest.raises(ValueError, match=name) as found:
         Small(**{name: value})  # type: ignore[arg-type]
     assert str(found.value) == words
+
+
+def test_numbers_of_numpy_are_knobs() -> None:
+    """As what they are elsewhere, or a record could not be written."""
+    found = Small(seed=np.int64(3), N=np.int32(5), lr=np.float64(0.5))
+    assert found == Small(seed=3, N=5, lr=0.5)
+    assert json.dumps(asdict(found)) == json.dumps(asdict(Small(seed=3, N=5, lr=0.5)))
+    with pytest.raises(ValueError, match="N is a whole number, got True"):
+        Small(N=np.bool_(True))
 
 
 def test_an_unknown_parameter_is_refused_with_the_known_ones() -> None:
