@@ -125,7 +125,7 @@ assert (distances("importance", hard) > 4 * distances("exact", hard)).all()
 assert (distances("best of n", half) > 2 * distances("importance", half)).all()
 assert (distances("smc", hard) < distances("importance", hard)).all()
 assert (distances("smc, distil", hard) < np.minimum(distances("smc", hard), distances("tilting", hard))).all()
-for share in (half, 1e-3, hard, hardest):
+for share in effective_share.SHARES:
     assert (distances("value", share) < 2 * distances("exact", share)).all()
 assert distances("recommended", half)[1] > 2 * distances("importance", half)[1]
 for learned in ("recommended", "value"):

@@ -44,12 +44,9 @@ def test_every_family_answers() -> None:
     assert {p.problem for p in EXPERIMENT.cells([0]).values()} == set(COMPARED)
 
 
-def test_records_are_cells_of_the_grid() -> None:
+def test_records_are_the_grid() -> None:
     """Every task from an easy tilt to one that no sample of the base is left of."""
     records = load_records(Path(__file__).parents[2] / "book" / "reference" / "effective_share", Parameters)
-    found = {record.parameters for record in records}
-    assert found <= set(EXPERIMENT.cells([0]).values())
-    for name in COMPARED:
-        assert {p.share for p in found if p.problem == name} >= {0.5, 1e-3, 1e-5, 1e-8}
+    assert {record.parameters for record in records} == set(EXPERIMENT.cells([0]).values())
     for record in records:
         assert record["log_share"] == pytest.approx(math.log(record.parameters.share), rel=1e-5)  # six digits are kept
