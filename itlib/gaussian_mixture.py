@@ -98,7 +98,8 @@ class GaussianMixture:
 
     def distribution(self) -> MixtureSameFamily:
         """The same mixture as a torch distribution."""
-        return MixtureSameFamily(_categorical(self.weights.log()), MultivariateNormal(self.means, self.covariances))
+        # By logarithms: torch would clamp probabilities at 2e-16 and inflate the lightest components.
+        return MixtureSameFamily(Categorical(logits=self.weights.log()), MultivariateNormal(self.means, self.covariances))
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-density in nats, (B,), at finite points x, (B, d)."""
@@ -164,7 +165,7 @@ class GaussianMixture:
         """
         _noisy(t, schedule)
         log_w, means, covariances = self._posterior(x.to(self.means), t.to(self.means), schedule)
-        return MixtureSameFamily(_categorical(log_w), MultivariateNormal(means, covariances))
+        return MixtureSameFamily(Categorical(logits=log_w), MultivariateNormal(means, covariances))
 
     def _posterior(self, x: Tensor, t: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor, Tensor]:
         """Log weights (B, K), means (B, K, d) and covariances (B, K, d, d) of X_0 given X_t = x."""
@@ -281,11 +282,6 @@ def _noisy(t: Tensor, schedule: Schedule) -> None:
     """Refuse t = 0, where X_0 given X_t is X_t itself and has no density."""
     if not bool((t > 0.0).all()):
         raise ValueError(f"X_0 given X_t has a density for t > 0 only: clamp times to at least {schedule.t_min:g}")
-
-
-def _categorical(log_weights: Tensor) -> Categorical:
-    """Mixing law from log weights; from probabilities torch would clamp at 2e-16 and inflate the lightest components."""
-    return Categorical(logits=log_weights)
 
 
 class HasScore(Protocol):

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from itlib._checks import autograd, checked
+from itlib._checks import autograd
 from itlib._kernels import linear_silu
 from itlib.schedules import Schedule, column
 
@@ -63,11 +63,10 @@ class FourierFeatures(nn.Module):
 
     frequencies: Tensor
 
-    @checked
     def __init__(self, dimension: int = 128, scale: float = 1.0) -> None:
         super().__init__()
-        if dimension % 2:
-            raise ValueError(f"the time embedding needs an even dimension, got {dimension}")
+        if dimension < 2 or dimension % 2:
+            raise ValueError(f"the time embedding needs an even dimension of at least 2, got {dimension}")
         self.register_buffer("frequencies", scale * torch.randn(dimension // 2))
 
     def forward(self, t: Tensor) -> Tensor:
@@ -131,7 +130,6 @@ class FromX0(nn.Module):
         schedule: the pair alpha, sigma; times are kept above its t_min, where sigma would vanish.
     """
 
-    @checked
     def __init__(self, x0_network: NoisePredictor, schedule: Schedule) -> None:
         super().__init__()
         self.x0_network, self.schedule = x0_network, schedule
@@ -155,7 +153,6 @@ class Residual(nn.Module):
         correction: the network that learns; its last layer, ``output``, is set to zero here.
     """
 
-    @checked
     def __init__(self, base: NoisePredictor, correction: nn.Module) -> None:
         super().__init__()
         if not isinstance(output := getattr(correction, "output", None), nn.Linear):

@@ -77,7 +77,6 @@ class ForwardOnly:
         RuntimeError: when called on a tensor that autograd tracks.
     """
 
-    @checked
     def __init__(self, reward: Reward) -> None:
         self.reward = reward
 
@@ -114,8 +113,7 @@ def evaluate(reward: Reward, x: Tensor) -> Tensor:
     if values.shape != x.shape[:1]:
         raise ValueError(f"the reward must return one number per sample, shape ({x.shape[0]},); got {tuple(values.shape)}")
     values = values.detach().to(x)
-    bad = int((~torch.isfinite(values)).sum())
-    if bad:
+    if bad := int((~torch.isfinite(values)).sum()):
         raise ValueError(
             f"the reward returned NaN or infinity for {bad} of {x.shape[0]} samples: clip it or make it defined everywhere"
         )

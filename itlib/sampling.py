@@ -127,7 +127,6 @@ def log_density_ratio(z_p: Tensor, z_q: Tensor) -> Tensor:
     return 0.5 * (z_q.square() - z_p.square()).sum(-1)
 
 
-@checked
 def ddpm_std(schedule: Schedule, s: float, t: float) -> float:
     """Standard deviation of the DDPM bridge from t to s < t, for any schedule."""
     return transition(schedule, s, t, 1.0)[2]

@@ -148,6 +148,5 @@ def add_noise(schedule: Schedule, x_0: Tensor, x_1: Tensor, t: Tensor) -> Tensor
     """
     alpha, sigma = coefficients(schedule, t, x_0)
     if x_0.shape != x_1.shape or (alpha.ndim and alpha.shape != (len(x_0), *[1] * (x_0.ndim - 1))):
-        shapes = ", ".join(str(tuple(v.shape)) for v in (x_0, x_1, t))
-        raise ValueError(f"x_0 and x_1 have one shape, (B, d), and t has shape (B,) or (); got {shapes}")
+        raise ValueError(f"x_0 and x_1 are (B, d), t is (B,) or (); got {[tuple(v.shape) for v in (x_0, x_1, t)]}")
     return alpha * x_0 + sigma * x_1

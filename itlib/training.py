@@ -131,10 +131,9 @@ def train_noise_predictor(
         FloatingPointError: if the loss stops being finite.
     """
     config = config or TrainingConfig()
-    parameter = next((p for p in network.parameters() if p.requires_grad), None)
-    if parameter is None:
+    if not (learning := [p for p in network.parameters() if p.requires_grad]):
         raise ValueError(f"network has no weight that learns, got {type(network).__name__}")
-    data = data.to(parameter)
+    data = data.to(learning[0])
     generator = torch.Generator().manual_seed(seed)
     n_validation = round(config.validation_fraction * len(data))
     if not 1 <= n_validation < len(data):
