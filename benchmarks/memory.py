@@ -39,7 +39,7 @@ def main(S: int = 256, J: int = 20) -> None:
     with torch.no_grad():  # untrained, but sure of less than the noise there is
         for p in unet.parameters():
             p.mul_(0.5)
-    wrapped = from_diffusers(unet, DDIMScheduler(clip_sample=False), steps=J, check=0, model={"microbatch": 16})
+    wrapped = from_diffusers(unet, DDIMScheduler(clip_sample=False), steps=J, check=0, model={"microbatch": 8})
     base, before = with_lora(wrapped.predictor, 4), peak()
     config = RecommendedConfig.equal_steps(1, student="copy", S=S, J=J, lam=0.1)
     for step in recommended_tilting(base, lambda x: x.mean(1), wrapped.schedule, config, d=wrapped.predictor.d):

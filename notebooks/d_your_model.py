@@ -249,8 +249,8 @@ figures.show(
 # Samples of the base and of the tilted model, and the sizes of all. The reward asks for images that are small as JPEG files.
 # ```
 #
-# The verdict is no formality: with so few chains and tilts this run has moved toward the tilt and not arrived, and it says so. More chains, more passes and
-# more rounds are what to spend next.
+# The verdict is no formality: with so few chains and tilts this run has moved toward the tilt and not arrived, and it says so. A hundred chains say little
+# about the thousands of weights that learn from them: more chains are what to spend next, or fewer weights.
 #
 # ## Give it back
 #
@@ -343,7 +343,8 @@ figures.glue(
 # ## When it does not work
 #
 # - *The reward does not move.* Look at the standard deviation of $\lambda r$ over one tilt's samples: at 0.01 there is nothing to learn.
-# - *Few chains are effective.* Take more tilts (a larger `target_ess`), more samples, or a smaller learning rate.
+# - *Few chains are effective.* Take more samples, more tilts (a larger `target_ess`), a smaller learning rate, or fewer weights:
+#   `with_lora(base, only=("time_embedding",))` adapts only the layers whose names hold one of these words.
 # - *The reward fails, or is random.* `Patient` keeps what it knows; noise of variance $v$ costs a factor $e^{-\lambda^2v}$ of the chains and does not move the target.
 # - *An error of shapes.* `d` comes from the wrapper (`predictor.d`), and the reward returns shape `(S,)`.
 #

@@ -113,7 +113,7 @@ def test_tilts_that_lost_their_chains_warn_and_then_stop() -> None:
     assert next(lost).k == 1
     with pytest.warns(RuntimeWarning):
         assert next(lost).k == 2
-    with pytest.raises(FloatingPointError, match=r"tilt 2: 0.10% .* no tilt of the base"):
+    with pytest.raises(FloatingPointError, match=r"tilt 2: 0.10% .* not a tilt of the base"):
         next(lost)
 
 
