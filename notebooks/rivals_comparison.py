@@ -142,7 +142,7 @@ figures.table(shown, index=True)
 # ## What they sample
 
 # %% tags=["hide-input"]
-xs, ys = np.linspace(-5, 5.5, 120), np.linspace(-1.5, 4.8, 72)
+xs, ys = np.linspace(-5, 5.5, 60), np.linspace(-1.5, 4.8, 40)
 plane = torch.from_numpy(np.stack(np.meshgrid(xs, ys), -1).reshape(-1, 2))
 
 
