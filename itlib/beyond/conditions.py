@@ -144,7 +144,7 @@ def conditional_tilting(
     schedule: Schedule,
     config: RecommendedConfig | None = None,
     *,
-    d: int,
+    d: int | None = None,
     seed: int = 0,
     state: TiltState | None = None,
 ) -> Iterator[TiltStep]:
@@ -156,7 +156,7 @@ def conditional_tilting(
         conditions: draws a condition with a generator, from a distribution of the user's.
         schedule: the pair alpha, sigma.
         config: the knobs, of chains and ``student="copy"``; B is the size of a group.
-        d: dimension of the data.
+        d: dimension of the data; by default the base's own, ``base.d``, or 2 if it has none.
         seed: fixes every random draw.
         state: of an interrupted run of the same base, configuration and seed.
 
@@ -168,7 +168,7 @@ def conditional_tilting(
         ValueError: as :func:`~itlib.beyond.recommended.recommended_tilting` does.
         FloatingPointError: as that does.
     """
-    config = config or RecommendedConfig(student="copy")
+    config, d = config or RecommendedConfig(student="copy"), d or int(getattr(base, "d", 2))
     if config.learner != "chains" or config.student != "copy":
         raise ValueError("conditions are learned on chains, by a copy of the model: learner='chains' and student='copy'")
     model, strengths, config = begun(base, schedule, config, d=d, seed=seed, state=state)

@@ -182,7 +182,7 @@ def recommended_tilting(
     schedule: Schedule,
     config: RecommendedConfig | None = None,
     *,
-    d: int = 2,
+    d: int | None = None,
     seed: int = 0,
     state: TiltState | None = None,
 ) -> Iterator[TiltStep]:
@@ -197,7 +197,7 @@ def recommended_tilting(
         reward: forward evaluations only; called once per tilt on (S, d), returns (S,).
         schedule: the pair alpha, sigma.
         config: the knobs.
-        d: dimension of the data.
+        d: dimension of the data; by default the base's own, ``base.d``, or 2 if it has none.
         seed: fixes every random draw.
         state: of an interrupted run of the same base, configuration and seed.
 
@@ -212,6 +212,7 @@ def recommended_tilting(
             likely cause.
     """
     config = config or RecommendedConfig()
+    d = d or int(getattr(base, "d", 2))
     clock = time.process_time()
     model, strengths, config = begun(base, schedule, config, d=d, seed=seed, state=state)
     rate = cosine if config.decay else None

@@ -16,6 +16,7 @@ under the names ``epsilon``, ``sample``, ``v_prediction`` (Salimans and Ho, arXi
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -132,7 +133,7 @@ class FromModel(nn.Module):
 
     def _call(self, x: Tensor, told: Tensor, *condition: Any) -> Tensor:
         with evaluating(self.model):
-            output = self.model(x.reshape(-1, *self.shape), told, **dict(zip(self.condition, condition, strict=True)))
+            output = _ask(self.model, x.reshape(-1, *self.shape), told, **dict(zip(self.condition, condition, strict=True)))
         answer: Tensor = output if isinstance(output, Tensor) else output[0] if isinstance(output, tuple) else output.sample
         return answer.reshape(x.shape)
 
@@ -147,7 +148,13 @@ class FromModel(nn.Module):
         return torch.cat([self._part(*part) for part in zip(*parts, strict=False)]).to(x)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """Predict X_1, (B, d), from noised samples x, (B, d), and times t, (B,) or ()."""
+        """Predict X_1, (B, d), from noised samples x, (B, d), and times t, (B,) or ().
+
+        Raises:
+            ValueError: for states of another dimension.
+        """
+        if x.shape[1:] != (self.d,):
+            raise ValueError(f"states of this model have shape (B, {self.d}), got {tuple(x.shape)}: pass d={self.d}")
         t = t.to(device=x.device).expand(len(x))
         told = self._timestep(t).to(torch.promote_types(x.dtype, torch.float32))
         t = t.clamp(self.schedule.t_min, self.schedule.t_max)
@@ -163,6 +170,13 @@ class FromModel(nn.Module):
             return self._call(*arguments)
         answer: Tensor = checkpoint(self._call, *arguments, use_reentrant=False, preserve_rng_state=False)
         return answer
+
+
+def _ask(model: nn.Module, x: Tensor, told: Tensor, **condition: Any) -> Any:
+    """A model's answer; the timestep is its second argument, or by name: transformers of diffusers have it elsewhere."""
+    if "timestep" in inspect.signature(model.forward).parameters:
+        return model(x, timestep=told, **condition)
+    return model(x, told, **condition)
 
 
 def _batch(value: Any, n: int, device: torch.device) -> Any:
@@ -217,7 +231,7 @@ class Guided(nn.Module):
             both[name] = torch.cat([empty, condition[name].to(empty)])
         for name in both.keys() - self.none.keys():
             both[name] = torch.cat([both[name]] * 2) if isinstance(both[name], Tensor) else both[name]
-        output = self.model(torch.cat([x, x]), torch.cat([timestep, timestep]), **both)
+        output = _ask(self.model, torch.cat([x, x]), torch.cat([timestep, timestep]), **both)
         without, given = (output if isinstance(output, Tensor) else output.sample).chunk(2)
         guided: Tensor = without + self.scale * (given - without)
         return guided

@@ -57,6 +57,22 @@ class Wrapped:
     gaps: dict[str, float]
     gap: float
 
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """Not a model itself.
+
+        Raises:
+            TypeError: always, naming what is.
+        """
+        raise TypeError("this is what from_diffusers found, and not a model: pass its .predictor")
+
+    def __getattr__(self, name: str) -> Any:
+        """For what only a model has, such as ``parameters``.
+
+        Raises:
+            AttributeError: always, naming what is a model.
+        """
+        raise AttributeError(f"what from_diffusers found has no {name!r}: its .predictor is the model")
+
     def __str__(self) -> str:
         """What agrees, and what does not, in a sentence each."""
         parts = [f"{name} moves a sample by up to {value:.2g}." for name, value in self.gaps.items()]
@@ -165,11 +181,19 @@ def from_diffusers(
         how: further arguments of the scheduler's ``set_timesteps``, such as ``mu`` for Flux.
 
     Raises:
+        TypeError: for what is neither a module nor a pipeline with one, such as a function or a scheduler alone.
         ValueError: if no scheduler or no shape is known.
         ValueError: for a scheduler of another kind.
         ValueError: for a scheduler that asks the model more or less than once a step.
+        ValueError: if the check finds a solver of higher order.
     """
-    network = source if isinstance(source, torch.nn.Module) else getattr(source, "unet", None) or source.transformer
+    parts = [source, getattr(source, "unet", None), getattr(source, "transformer", None)]
+    network = next((part for part in parts if isinstance(part, torch.nn.Module)), None)
+    if network is None:
+        raise TypeError(
+            f"pass a pipeline, or a torch.nn.Module and its scheduler: from_diffusers(model, scheduler); got "
+            f"{type(source).__name__}, which holds no module"
+        )
     scheduler = getattr(source, "scheduler", None) if scheduler is None else scheduler
     if scheduler is None:
         raise ValueError("pass the scheduler of this model as well: from_diffusers(model, scheduler)")
@@ -231,8 +255,11 @@ def _compare(
     if exact is not predictor:
         gaps["The start at alpha_min"] = _furthest(ours(predictor), ours(exact))
     gap = _furthest(ours(exact), theirs)
-    if kind.removesuffix("Scheduler") not in _FIRST_ORDER and gap > 1e-3:
-        gaps[f"{kind}, a solver of another kind (compare with DDIMScheduler.from_config(scheduler.config)),"] = gap
+    if kind.removesuffix("Scheduler") not in _FIRST_ORDER and not gap <= 1e-3:
+        raise ValueError(
+            f"the steps of {kind} are not those of Algorithm 1 (samples differ by up to {gap:.2g}): pass "
+            "DDIMScheduler.from_config(scheduler.config)"
+        )
     return {name: value for name, value in gaps.items() if value > 1e-4}, gap
 
 

@@ -72,9 +72,9 @@ class Report:
     def __str__(self) -> str:
         """The verdict in sentences."""
         text = (
-            f"{self.ess:.0%} of {self.n} chains are effective; they are {self.kl[0]:.2f} ± {self.kl[1]:.2f} nats from the "
-            f"base's and {self.gap:.2f} from the exact tilt. Mean reward {self.reward[0]:.3g} ± {self.reward[1]:.2g}, base "
-            f"{self.base_reward:.3g}, "
+            f"{self.ess:.0%} of {self.n} chains are effective (of the base's samples {self.base_ess:.0%}); they are "
+            f"{self.kl[0]:.2f} ± {self.kl[1]:.2f} nats from the base's and {self.gap:.2f} from the exact tilt. "
+            f"Mean reward {self.reward[0]:.3g} ± {self.reward[1]:.2g}, base {self.base_reward:.3g}, "
         )
         if self.ess * self.n < 30:
             return text + "and too few chains are effective to say what the exact tilt has. This is not it."
@@ -88,7 +88,7 @@ def report(
     reward: Reward,
     schedule: Schedule,
     *,
-    d: int,
+    d: int | None = None,
     lam: float = 1.0,
     n: int = 512,
     steps: int = 20,
@@ -102,13 +102,14 @@ def report(
         tilted: what became of it.
         reward: evaluated 2 n times.
         schedule: the pair alpha, sigma.
-        d: dimension of the data.
+        d: dimension of the data; by default the base's own, ``base.d``, or 2 if it has none.
         lam: the strength that was aimed at.
         n: number of chains of each.
         steps: of a chain, as in the tilts.
         variance: of the steps, as in the tilts.
         seed: fixes the chains.
     """
+    d = d or int(getattr(base, "d", 2))
 
     def draws(k: int) -> torch.Generator:
         return torch.Generator().manual_seed(2 * seed + k)

@@ -16,11 +16,13 @@ from diffusers import (
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     PNDMScheduler,
+    SD3Transformer2DModel,
 )
 from foreign_models import SHAPE, STABLE_DIFFUSION, noise_of, unet
 from torch import Tensor
 
-from itlib.pretrained import from_diffusers
+from itlib.beyond.recommended import RecommendedConfig, recommended_tilting
+from itlib.pretrained import from_diffusers, report, with_lora
 from itlib.sampling import reverse_process, sample
 
 SD = STABLE_DIFFUSION
@@ -110,9 +112,11 @@ def test_a_start_that_is_cut_is_named() -> None:
     assert found.gap < 1e-4
 
 
-def test_solvers_of_another_order_are_told_apart() -> None:
-    found = from_diffusers(unet(), DPMSolverMultistepScheduler(**SD), steps=10)
-    assert any("solver of another kind" in name for name in found.gaps)
+def test_solvers_of_another_order_are_refused_and_their_first_order_is_not() -> None:
+    with pytest.raises(ValueError, match=r"steps of DPMSolverMultistepScheduler.*DDIMScheduler.from_config"):
+        from_diffusers(unet(), DPMSolverMultistepScheduler(**SD), steps=10)
+    instead = DDIMScheduler.from_config(DPMSolverMultistepScheduler(**SD).config, clip_sample=False)
+    assert from_diffusers(unet(), instead, steps=10).gap < 1e-4
     with pytest.raises(ValueError, match=r"asks the model 11 times in 10 steps.*DDIMScheduler.from_config"):
         from_diffusers(unet(), PNDMScheduler(**SD, skip_prk_steps=True), steps=10)
 
@@ -130,3 +134,42 @@ def test_a_pipeline_is_read_whole_and_a_model_alone_is_not_enough() -> None:
         from_diffusers(torch.nn.Linear(1, 1), scheduler)
     with pytest.raises(ValueError, match="has no table of noise levels"):
         from_diffusers(model, SimpleNamespace(config={"num_train_timesteps": 10}, set_timesteps=lambda n: None))
+
+
+@pytest.mark.parametrize("source", [SCHEDULERS["ddim"], lambda x, t: x, SimpleNamespace(scheduler=SCHEDULERS["ddim"])])
+def test_what_holds_no_module_is_refused(source: Any) -> None:
+    with pytest.raises(TypeError, match=r"pass a pipeline, or a torch.nn.Module and its scheduler.*holds no module"):
+        from_diffusers(source)
+
+
+def test_what_was_found_is_no_model_and_names_what_is() -> None:
+    found: Any = from_diffusers(unet(), SCHEDULERS["ddim"], steps=10, check=0)
+    with pytest.raises(TypeError, match=r"pass its \.predictor"):
+        sample(found, found.schedule, 2, 48, steps=10)
+    with pytest.raises(AttributeError, match=r"has no 'named_parameters': its \.predictor is the model"):
+        with_lora(found)
+
+
+def test_a_dimension_comes_from_the_wrapper() -> None:
+    found = from_diffusers(unet(), SCHEDULERS["ddim"], steps=3, check=0)
+    base, schedule = found.predictor, found.schedule
+    config = RecommendedConfig(student="copy", S=4, J=3, B=4, target_ess=None, N=1, polish_rounds=0, pilot=4)
+    step = next(recommended_tilting(with_lora(base), lambda x: x.mean(1), schedule, config))
+    assert report(base, step.model, lambda x: x.mean(1), schedule, n=4, steps=3).samples[0].shape == (4, 48)
+    with pytest.raises(ValueError, match=r"states of this model have shape \(B, 48\), got \(4, 2\): pass d=48"):
+        sample(base, schedule, 4, 2, steps=3)
+
+
+def test_a_transformer_is_told_its_time_by_name() -> None:
+    """The second argument of SD3's is the prompt."""
+    torch.manual_seed(0)
+    width: Any = dict.fromkeys(["joint_attention_dim", "caption_projection_dim", "pooled_projection_dim"], 8)
+    size: Any = {"sample_size": 4, "patch_size": 1, "in_channels": 3, "out_channels": 3, "pos_embed_max_size": 4}
+    heads: Any = {"num_layers": 1, "attention_head_dim": 4, "num_attention_heads": 2}
+    model = SD3Transformer2DModel(**width, **size, **heads).eval()
+    told = {"encoder_hidden_states": torch.randn(1, 5, 8), "pooled_projections": torch.randn(1, 8)}
+    found = from_diffusers(model, FlowMatchEulerDiscreteScheduler(), steps=5, model={"condition": told}, check=0)
+    x, tau = torch.randn(2, 48), torch.full((2,), 600.0)
+    with torch.no_grad():
+        theirs = model(x.reshape(2, 3, 4, 4), timestep=tau, **{k: v.expand(2, *v.shape[1:]) for k, v in told.items()}).sample
+    torch.testing.assert_close(found.predictor.answer(x, tau), theirs.flatten(1))

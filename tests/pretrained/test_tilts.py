@@ -153,6 +153,8 @@ def test_a_report_tells_the_tilt_from_less_and_from_more(strength: float) -> Non
     assert found.reward[0] == pytest.approx(0.5 + strength, abs=5 * found.reward[1] + 0.02)
     assert found.expected[0] == pytest.approx(1.5, abs=5 * found.expected[1] + 0.02)
     assert found.diversity == pytest.approx(1.0, abs=0.2)
+    assert found.base_ess == pytest.approx(math.exp(-1), abs=0.1)
+    assert f"(of the base's samples {found.base_ess:.0%})" in str(found)
     assert found.arrived == (strength == 1.0)
     assert ("This is the tilt" in str(found)) == (strength == 1.0)
 
