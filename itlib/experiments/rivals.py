@@ -390,10 +390,10 @@ MAIN, OTHER = ("paper", "one-mode"), ("unequal", "quadratic", "eight", "nine")
 BEST = ("tilting", "implicit", "recommended", "dpok", "adjoint")
 REFERENCES = ("importance", "best", "smc", "exact")
 #: Methods that came later run on the problems that share the paper's base, with the learning rates of their siblings.
-LATER = ("value", "distilled", "at-once", "adjoint-kept", "ram", "balance")
+LATER = ("value",)
 LATER_ON = ("paper", "one-mode", "unequal", "quadratic")
 #: Methods that can be asked for, and are in no grid.
-SPARE = ("sift", "equal-steps")
+SPARE = ("distilled", "at-once", "sift", "equal-steps", "balance", "adjoint-kept", "ram")
 #: Methods that are also run with fewer tilts than the paper's fewest: they cost less, and what does the rest buy?
 FEWER = ("tilting", "implicit")
 
