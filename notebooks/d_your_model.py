@@ -284,11 +284,9 @@ figures.show(
 # Samples of the base and of the tilted model, and the sizes of all. The reward asks for images that are small as JPEG files.
 # ```
 #
-# The verdict is no formality: with so few chains and tilts this run has not arrived, and it says so. What bounds it is how much of the reward a few hundred
-# chains can tell the weights: with patches shrunk by 2 and 12 steps on Karras's grid, gradients of 320 chains explain 6 % of the reward's variance
-# (cross-validated) through all weights, 1 % through LoRA on every layer, and 22 % through the time embedding alone, where 160 chains explain 8 % and 80 only 2 %.
-# There eight tilts of 600 chains, on the time embedding alone, went a quarter of the way: mean reward 0.27 ± 0.05 where the exact tilt has 1.09 ± 0.05,
-# with 51 % of the chains effective, and 44 % of the base's samples. Many more chains are what to spend next, or far fewer weights.
+# The verdict is no formality: with so few chains and tilts this run has not arrived, and it says so. What bounds it? Trials by hand, of which no records were kept, suggest that it is
+# how much of the reward a few hundred chains can tell the weights: next to nothing through all of them or through LoRA on every layer, about a fifth of its variance through the time embedding
+# alone, and more with more chains. Even there a longer run went only a quarter of the way. Many more chains are what to spend next, or far fewer weights.
 #
 # ## Give it back
 #
