@@ -61,7 +61,7 @@ schedule = Cosine()
 # ## The loss
 #
 # With $\Delta = s\,r(x_0) + L_t - V_\phi(x_t, t)$ the loss is $\mathrm{sg}[1 - e^{\Delta}]\, V_\phi$, where sg stops the gradient. Its mean gradient at a state is $(1 - \mathbb E[e^\Delta \mid x_t])\, \nabla_\phi V_\phi$, which vanishes if and only if $V_\phi = V_s$, *whatever law* the states have. (It is
-# the gradient of $V + e^{\log w - V}$, the negative log-likelihood of a weight $w$ under an exponential law of mean $e^V$.) Regressing with squares on $s\,r + L_t$ would learn the mean of a logarithm instead, and that lies below by Jensen's inequality.
+# the gradient of $V + e^{\log w - V}$, the negative log-likelihood of a weight $w$ under an exponential law of mean $e^V$: the Itakura–Saito loss, which {cite:t}`udovichenko2025risk` use for values of this kind.) Regressing with squares on $s\,r + L_t$ would learn the mean of a logarithm instead, and that lies below by Jensen's inequality.
 #
 # Now let the student be right. Then in continuous time $s\,r(x_0) + L_t = V_s(x_t, t)$ on *every* chain, so $\Delta = 0$ and the noise of the loss is gone. Here are the base's chains and those of the exact tilt, on the ring of {doc}`rivals_comparison`.
 

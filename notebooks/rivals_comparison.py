@@ -446,7 +446,7 @@ figures.glue(better=len(better))
 assert len(better) >= 3
 
 # %% [markdown]
-# On {glue:text}`better` of the six tasks none of these trained methods comes as close as importance resampling with the same budget. A tilt of a few nats leaves enough samples with weight; their share falls exponentially with the nats
+# On {glue:text}`better` of the six tasks none of these trained methods comes as close as importance resampling with the same budget (the value, below, does on two of them). A tilt of a few nats leaves enough samples with weight; their share falls exponentially with the nats
 # ({doc}`b_decision_guide`). What the trained methods have to show for it is a model that draws the next sample at the cost of the base.
 
 # %% [markdown]
@@ -489,19 +489,26 @@ ours = shared[shared["method"] == "recommended"].groupby("task")["spent"]
 unfinished = [task for task in tasks if ours.min()[task] >= 1]
 assert unfinished == ["one-mode", "eight", "nine"]
 assert ours.max().drop(unfinished).max() < 1
-figures.glue(left=f"{1 - ours.min().min():.0%}")
+middle = of["eps_rmse"].median().sort_values()
+astray = shared[shared["method"] == "tilting"]["eps_rmse"].max()
+assert list(middle.index[:2]) == ["recommended", "adjoint"]
+figures.glue(
+    left=f"{1 - ours.min().min():.0%}",
+    outlier=f"{astray:.2f}",
+    medians="error of x̂₁: " + ", ".join(f"{TITLES[name]} {value:.2f}" for name, value in middle.items()),
+)
 
 # %% [markdown]
-# The implicit form leads by all three judges. *Recommended*, first on the paper's task, is fourth of five by distance: on one mode, on the ring and on the grid of Gaussians it was the budget that ended its run, not its own rule, and on unequal weights its rule left {glue:text}`left` of the budget unused.
-# Algorithm 2 is third by distance and by far the last by the error of $\hat x_1$: the judges do not agree.
+# By means the implicit form leads by all three judges; by medians it does not ({glue:text}`medians`): one run of Algorithm 2 (quadratic, seed 2) has an error of $\hat x_1$ of {glue:text}`outlier`, and it alone puts Algorithm 2 last there. *Recommended*, first on the paper's task, is fourth of five by distance: on one mode, on the ring and on the grid of Gaussians it was the budget that ended its run, not its own rule, and on unequal weights its rule left {glue:text}`left` of the budget unused.
+# Algorithm 2 is third by distance.
 #
 # The seeds share bases, so compare within a seed: difference to *recommended*, averaged over the six tasks, and an interval of 95 per cent from the three seeds (Student's t). In brackets, how many of the 18 pairs *recommended* wins.
 
 
 # %%
-def paired(one, other, key):
+def paired(one, other, key, among=None):
     """Difference of means over tasks within each seed: mean, half an interval of 95 %, and pairs that one wins."""
-    wide = shared.pivot(index=["seed", "task"], columns="method", values=key)
+    wide = (shared if among is None else among).pivot(index=["seed", "task"], columns="method", values=key)
     gap = (wide[one] - wide[other]).unstack("task")
     per_seed = gap.mean(axis=1)
     half = student_t.ppf(0.975, len(per_seed) - 1) * per_seed.std() / np.sqrt(len(per_seed))
@@ -526,8 +533,9 @@ assert certain == [("implicit", "distance"), ("implicit", "mode weights"), ("dpo
 #
 # ## The value, by the same rules
 #
-# {doc}`b_value` learns $V = \log\mathbb E[e^{\lambda r}\mid x_t]$ by regression on chains, and adds its gradient to the frozen base. Here it has the same budget, the same bases and seeds, and the knobs of
-# its own chapter, which were found with seed 0; seeds 1 and 2 were not looked at. It ran on the four tasks that share the paper's base. An evaluation of its small network counts as much as one of the base's, which has fifteen times the weights.
+# {doc}`b_value` learns $V = \log\mathbb E[e^{\lambda r}\mid x_t]$ by regression on chains, and adds its gradient to the frozen base. Here it has the same budget, bases and seeds, on the four tasks that share the paper's base; it
+# trains on chains of 50 steps with the variance kept, as *recommended* does. Its chains, minibatches and rounds were cut by hand to this budget with seed 0, and no record of that search is kept; its rate, 0.01, is its default and not from the rule above. Seeds 1 and 2 were not
+# looked at before. Five more methods were planned for these tasks (resample then distil, all at once, Adjoint Matching with the variance kept, RAM, trajectory balance); only the value has been run. An evaluation of its small network counts as much as one of the base's, which has fifteen times the weights.
 
 # %% tags=["hide-input"]
 compared = [name for name in METHODS if name in {*BEST, "value"}]
@@ -540,7 +548,7 @@ assert (by_method.size() == 3 * len(LATER_ON)).all()
 figures.table(
     [
         {"method": TITLES[name] + (" ∇" if METHODS[name].gradient else "")}
-        | {title: f"{own[key].mean():.3f}" for title, key in JUDGES.items()}
+        | {title: f"{own[key].mean():.3f} ({own[key].median():.3f})" for title, key in JUDGES.items()}
         | {
             "rewards, k": f"{own['rewards'].mean():.1f}",
             "budget spent": f"{own['spent'].min():.0%} to {own['spent'].max():.0%}",
@@ -548,7 +556,7 @@ figures.table(
         for name in compared
         for own in [by_method.get_group(name)]
     ],
-    floatfmt=("", ".3f", ".3f", ".3f", ".1f", ""),
+    floatfmt=("", "", "", "", ".1f", ""),
 )
 
 # %%
@@ -561,20 +569,43 @@ assert set(lost_to.index) == {("paper", 0), ("paper", 2), ("unequal", 0)}
 JUDGED = by_method[list(JUDGES.values())].mean()
 assert (JUDGED.idxmin() == "value").all()
 own = {r.parameters.seed: r for r in records if r.parameters.method == "value" and r.parameters.problem == "unequal"}
+untrained = whole[whole["task"].isin(LATER_ON)].groupby("method")[["sliced_w2", "mode_weight_error"]].mean()
+on_paper = four[four["task"] == "paper"].groupby("method")["sliced_w2"].mean()
+on_worst = whole[(whole["task"] == "unequal") & (whole["seed"] == 0)].set_index("method")["sliced_w2"]
+differences = {
+    name: {t: paired("value", name, key, four) for t, key in JUDGES.items()} for name in compared if name != "value"
+}
+clear = [(n, t) for n, row in differences.items() for t, (mean, half, _) in row.items() if abs(mean) > half]
+assert [n for n, t in clear if t == "distance"] == ["implicit", "dpok"]
+assert [n for n, t in clear if t == "mode weights"] == ["recommended", "dpok"]
+assert [n for n, t in clear if "hat" in t] == ["implicit", "dpok", "adjoint"]
+assert on_worst[["importance", "smc"]].max() < 0.15
+assert untrained.loc["smc", "sliced_w2"] < JUDGED.loc["value", "sliced_w2"]
 figures.glue(
     won=f"{int(won.sum())} of {len(won)}",
     value_distance=f"{JUDGED.loc['value', 'sliced_w2']:.2f}",
     next_distance=f"{JUDGED['sliced_w2'].drop('value').min():.2f}",
     floor_distance=f"{whole[(whole['method'] == 'exact') & whole['task'].isin(LATER_ON)]['sliced_w2'].mean():.2f}",
+    clear=f"{len(clear)} of {3 * len(differences)}",
+    smc=f"{untrained.loc['smc', 'sliced_w2']:.2f}",
+    smc_weights=f"{untrained.loc['smc', 'mode_weight_error']:.3f}",
+    value_weights=f"{JUDGED.loc['value', 'mode_weight_error']:.3f}",
+    paper_value=f"{on_paper['value']:.2f}",
+    paper_recommended=f"{on_paper['recommended']:.2f}",
+    resampled=f"{on_worst['importance']:.2f}",
+    smc_worst=f"{on_worst['smc']:.2f}",
     worst=f"{wide.loc[('unequal', 0), 'value']:.2f}",
     worst_share=f"{own[0]['share']:.2f}",
 )
 
 # %% [markdown]
-# Means over four tasks and three seeds. The value is first by all three judges: a distance of {glue:text}`value_distance`, where the next has {glue:text}`next_distance` and guidance by the exact value, on the same bases, {glue:text}`floor_distance`.
-# It is closer than every other trained method in {glue:text}`won` pairs of task and seed. It loses to *recommended* on the paper's task with seeds 0 and 2, and to Algorithm 2 on unequal weights with seed 0, its worst run: a distance of {glue:text}`worst`, although {glue:text}`worst_share`
-# of its own chains are effective. A high share says that the chains are close to the tilt of *the base network's* law, and a tilt enlarges what that law has wrong in its tails ({doc}`b_floor`); how much
-# of this run's distance comes from there we have not separated.
+# Means over four tasks and three seeds, medians in brackets. The value has the lowest mean by all three judges: a distance of {glue:text}`value_distance`, where the next has {glue:text}`next_distance` and guidance by the exact value, on the same bases, {glue:text}`floor_distance`.
+# It is closer than every other trained method in {glue:text}`won` pairs of task and seed. But three seeds are few: paired by seed, {glue:text}`clear` of these differences are more than noise (intervals of 95 per cent, not corrected for fifteen looks): in distance those to the implicit
+# form and DPOK, in mode weights those to *recommended* and DPOK, in the error of $\hat x_1$ those to the implicit form, DPOK and Adjoint Matching. And SMC, which trains nothing but asks for four million rewards a run instead of some fifteen thousand, has {glue:text}`smc`, and better mode weights
+# ({glue:text}`smc_weights` against {glue:text}`value_weights`).
+#
+# On the paper's task *recommended* is closer on average ({glue:text}`paper_recommended` against {glue:text}`paper_value`). The value's worst run, unequal weights with seed 0, has a distance of {glue:text}`worst`, although {glue:text}`worst_share` of its own chains are effective. Resampling and SMC
+# on the same base, which aim at the same tilt, end at {glue:text}`resampled` and {glue:text}`smc_worst`: most of this distance is the value's own. A high share among its own chains is no proof that it arrived.
 
 # %% tags=["hide-input"]
 with figures.house_style() as plt:
