@@ -86,12 +86,12 @@ tasks = list(TASK_TITLES)
 #
 # - *Budget.* One unit of work is one evaluation of a denoiser on one sample; an evaluation that is differentiated counts three. A method that trains stops when it has spent {glue:text}`budget` million units, what Algorithm 2 spends with the paper's settings
 #   and $N = 20$. Methods that train nothing spend about as much on their samples (guidance by the exact value a quarter). Evaluations of the reward, and seconds, follow from that.
-# - *Samples.* 5,000 of every model, by the same 200 steps with DDPM's noise; 20,000 for importance resampling and SMC, a third of that for twisted SMC, 1,250 for best of 16. A small set is a little farther from exact samples by its size alone.
+# - *Samples.* 5,000 of every model, by the same 200 steps with DDPM's noise; 20,000 for importance resampling and SMC, fewer for twisted SMC and best of 16.
 # - *Training.* Algorithm 2 and its relatives train on samples of 200 steps. Policy gradients, DRaFT and Adjoint Matching run chains of 50 steps, and aim at the tilt of a 50-step sampler: with the exact base, on the paper's task, its mean reward differs from the target's by
 #   {glue:text}`few`, against {glue:text}`many` for 200 steps. Chains of 50 steps that keep the variance ({doc}`b_samplers`) are off by {glue:text}`kept`; *recommended* trains on those.
-# - *Seeds.* Three, each with a base network of its own, the same for all methods. Few: an interval of 95 per cent for a mean is 4.3 standard errors to either side.
+# - *Seeds.* Three, each with a base network of its own, the same for all methods.
 # - *Learning rates* were chosen by one rule: of three values, the one whose samples end closest to the target, on the paper's task, with a seed that is used for nothing else.
-# - *Recommended* is what this book ends with ({doc}`b_recommended`), cut to these rules: all weights of everyone's network are trained, with fewer and shorter chains. Its knobs were found by hand on four of these tasks, with bases of the same seeds. Those of the rivals are the defaults of their sources.
+# - *Recommended* is what this book ends with ({doc}`b_recommended`), cut to these rules: all weights of everyone's network are trained, with fewer and shorter chains. Its knobs were found by hand on four of these tasks, with bases of the same seeds; those of the rivals are their sources'.
 
 # %% tags=["remove-cell"]
 law = GaussianMixture(torch.ones(1), torch.zeros(1, 1), torch.full((1, 1, 1), 0.5))  # x_2, along which the reward is 4 x_2
@@ -258,7 +258,7 @@ figures.show(
 #
 # The paper's task: distance against evaluations of the reward, with and without gradient. Solid lines tilt step by step and arrive only
 # with their last tilt; dashed lines aim at the target from the start; single markers train nothing. Median over seeds. What leaves the
-# picture at the top has run away. The points of a curve are looks on the way, 2,500 samples of 50 steps, so it need not end at the distance of the tables, 5,000 of 200.
+# picture at the top has run away. The points of a curve are quick looks, so it need not end at the distance of the tables.
 # ```
 #
 # ## The figures
@@ -359,7 +359,7 @@ figures.show(
 #
 # ## Harder tasks
 #
-# Algorithm 2, its implicit form, the recommended step, DPOK (the policy gradient that did best in the tuning; on one mode it is better with future KL), Adjoint Matching, and methods that train nothing, with the learning rates that were chosen on the paper's task. The grid has four more
+# The best of the tuning, and methods that train nothing, with the learning rates that were chosen on the paper's task. There are four more
 # tasks: two more tilts of the paper's base, and the ring and the grid of Gaussians that other work uses.
 
 # %% tags=["hide-input"]
@@ -446,8 +446,7 @@ figures.glue(better=len(better))
 assert len(better) >= 3
 
 # %% [markdown]
-# On {glue:text}`better` of the six tasks none of these trained methods comes as close as importance resampling with the same budget (the value, below, does on two of them). A tilt of a few nats leaves enough samples with weight; their share falls exponentially with the nats
-# ({doc}`b_decision_guide`). What the trained methods have to show for it is a model that draws the next sample at the cost of the base.
+# On {glue:text}`better` of the six tasks none of these trained methods comes as close as importance resampling with the same budget (the value, below, does on two of them). A tilt of a few nats leaves enough samples with weight ({doc}`b_decision_guide`). What the trained methods have to show for it is a model that draws the next sample at the cost of the base.
 
 # %% [markdown]
 # ## Three judges
@@ -663,10 +662,16 @@ for _, run in whole.iterrows():
         {"method": TITLES[run["method"]], "task": TASK_TITLES[run["task"]], "verdict": v}
         for v in verdicts(run, records[run["record"]])
     ]
-counted = pd.DataFrame(seen, columns=["method", "task", "verdict"]).value_counts().reset_index(name="seeds")
-order = {m.title: i for i, m in enumerate(METHODS.values())}
-counted = counted.sort_values(["method", "task"], key=lambda c: c.map(order) if c.name == "method" else c)
-figures.table(counted[["method", "task", "verdict", "seeds"]])
+counted = pd.DataFrame(seen, columns=["method", "task", "verdict"])
+of_verdict = counted["verdict"].value_counts()
+figures.glue(
+    runs=len(whole),
+    verdicts=", ".join(f"{count} {verdict}" for verdict, count in of_verdict.items()),
+    worst_methods=", ".join(counted["method"].value_counts().index[:4]),
+)
+
+# %% [markdown]
+# Of {glue:text}`runs` runs: {glue:text}`verdicts`. Most often {glue:text}`worst_methods`.
 
 # %% [markdown]
 # ## A table to decide from
@@ -697,10 +702,10 @@ for name, method in METHODS.items():
     rows.append(
         {
             "method": method.title,
-            "gradient of r": "yes" if method.gradient else "no",
-            "memory": MEMORY.get(name, "no"),
-            "exact": "yes" if method.exact else "no",
-            "a model": "yes" if method.train else "no",
+            "gradient of r": "✓" if method.gradient else "–",
+            "memory": MEMORY.get(name, "–"),
+            "exact": "✓" if method.exact else "–",
+            "a model": "✓" if method.train else "–",
             "rewards": f"{np.mean(counts) / 1e3:,.0f} k",
             "seconds": f"{paper['seconds'].mean():.0f}",
             "distance": f"{worst:.2f}" if worst < RUN_AWAY else "ran away",
