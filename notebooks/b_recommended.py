@@ -539,7 +539,7 @@ assert new_base > max(factors)
 # ## What remains
 #
 # - The variances: the bar of 3 per cent is missed in nearly every row above, by the median seed. A chain of 100 steps tilts what its base draws, and the variance that is put back is an average over the batch.
-# - The mode weights on the harder tilts. A mode's weight is decided early in a chain, where the correction is small; the loss sees it only through a small part of its variance and is slow there. {doc}`rivals_comparison` shows how far the same step stays from a ring and a grid of Gaussians. {doc}`b_value` learns them directly: in {doc}`rivals_comparison`, on the four tasks where both ran, with half of the error on average, though not on the paper's task; on ring and grid they were not compared.
+# - The mode weights on the harder tilts. A mode's weight is decided early in a chain, where the correction is small; the loss sees it only through a small part of its variance and is slow there. {doc}`rivals_comparison` shows how far the same step stays from a ring and a grid of Gaussians. {doc}`b_value` learns them directly: in {doc}`rivals_comparison`, on the four tasks where both ran, with less error on average, though not on the paper's task; on ring and grid they were not compared.
 # - The base. Everything above takes its law for the truth ({doc}`b_floor`).
 # - Chains need noise, a frozen base and memory for $S \times J$ states. A deterministic sampler has no weights.
 # - Four tasks in two dimensions. {doc}`d_digits` takes the same step in 64, with other students; {doc}`rivals_comparison` puts it among its rivals, on everyone's network.

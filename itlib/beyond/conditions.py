@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from itlib._checks import autograd
 from itlib.beyond.chains import ChainLearner, Corrected, diagnose, log_variance_step
-from itlib.beyond.recommended import RecommendedConfig, begun, cosine, guarded
+from itlib.beyond.recommended import RecommendedConfig, begun, cosine, guarded, on_chains
 from itlib.metrics import effective_sample_size
 from itlib.pretrained.models import conditioned
 from itlib.schedules import Schedule
@@ -173,7 +173,7 @@ def conditional_tilting(
         raise ValueError("conditions are learned on chains, by a copy of the model: learner='chains' and student='copy'")
     model, strengths, config = begun(base, schedule, config, d=d, seed=seed, state=state)
     learner = ConditionalChains(
-        model,  # type: ignore[arg-type]  # a copy, or what one left
+        on_chains(model),
         schedule,
         config,
         conditions,

@@ -175,6 +175,17 @@ def begun(
     return model, strengths, config
 
 
+def on_chains(model: nn.Module) -> Corrected:
+    """The model, if it knows its base.
+
+    Raises:
+        ValueError: if it does not.
+    """
+    if not isinstance(model, Corrected):
+        raise ValueError("to resume on chains, pass the model that the last tilt left, which knows its base")
+    return model
+
+
 @autograd
 def recommended_tilting(
     base: NoisePredictor,
@@ -218,10 +229,8 @@ def recommended_tilting(
     rate = cosine if config.decay else None
     learner: Learner
     if config.learner == "chains":
-        if not isinstance(model, Corrected):
-            raise ValueError("to resume on chains, pass the model that the last tilt left, which knows its base")
         learner = ChainLearner(
-            model, schedule, config, d=d, seed=seed, variance=config.variance, rate=rate, pilot=config.pilot
+            on_chains(model), schedule, config, d=d, seed=seed, variance=config.variance, rate=rate, pilot=config.pilot
         )
     else:
         update = implicit if config.learner == "implicit" else PAPER_UPDATE

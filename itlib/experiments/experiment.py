@@ -43,7 +43,7 @@ def _fits(value: object, kind: Any) -> bool:
             value == o and type(value) is type(o) if get_origin(kind) is Literal else _fits(value, o) for o in options
         )
     if kind is float:
-        return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return type(value) is kind
 
 

@@ -7,7 +7,7 @@ and are reported, not matched.
 
 *Tuning.* Each method's learning rate is the one of :data:`RATES` with the lowest sliced Wasserstein distance to the target
 at the end of one run on the paper's problem, with seed :data:`TUNING_SEED`, which is not used again (the smallest rate, if
-no run ends). Those that came later (:data:`LATER`) were not tuned: a variant has the rate of what it varies, others have
+no run ends). Some have no tuning run (:data:`UNTUNED`): a variant has the rate of what it varies, others have
 their own default. Every other knob is the source's default where it states one that makes sense here, and is written in
 :data:`METHODS` where it departs from the default of our code.
 """
@@ -306,7 +306,7 @@ def run(parameters: Parameters, folder: Path) -> Record[Parameters]:
     else:
         model = trained.model
         try:
-            for step, seconds in watched(chosen, setting, RARELY if p.method in (*LATER, *SPARE) else LOOKS):
+            for step, seconds in watched(chosen, setting, RARELY if p.method in (*UNTUNED, *NO_RECORDS) else LOOKS):
                 model, row = look(step, asked, schedule, work, p.seed)
                 curve.append(asdict(step.counts) | {"seconds": seconds} | row)
                 reached = {"strength": step.strength, "share": step.share}
@@ -389,11 +389,11 @@ def judge(parameters: Parameters, x: Tensor, model: NoisePredictor | None, sched
 MAIN, OTHER = ("paper", "one-mode"), ("unequal", "quadratic", "eight", "nine")
 BEST = ("tilting", "implicit", "recommended", "dpok", "adjoint")
 REFERENCES = ("importance", "best", "smc", "exact")
-#: Methods that came later run on the problems that share the paper's base, with the learning rates of their siblings.
-LATER = ("value",)
-LATER_ON = ("paper", "one-mode", "unequal", "quadratic")
-#: Methods that can be asked for, and are in no grid.
-SPARE = ("distilled", "at-once", "sift", "equal-steps", "balance", "adjoint-kept", "ram")
+#: Methods without a tuning run, on the problems that share the paper's base.
+UNTUNED = ("value",)
+SHARED_BASE = ("paper", "one-mode", "unequal", "quadratic")
+#: Methods that can be asked for, and are in no grid: without a tuning run, too.
+NO_RECORDS = ("distilled", "at-once", "sift", "equal-steps", "balance", "adjoint-kept", "ram")
 #: Methods that are also run with fewer tilts than the paper's fewest: they cost less, and what does the rest buy?
 FEWER = ("tilting", "implicit")
 
@@ -403,8 +403,8 @@ def cells(seeds: Sequence[int]) -> dict[str, Parameters]:
     found: dict[str, Parameters] = {}
     for seed in seeds:
         for problem_name in (*MAIN, *OTHER):
-            first = [name for name in METHODS if name not in (*LATER, *SPARE)]
-            later = LATER if problem_name in LATER_ON else ()
+            first = [name for name in METHODS if name not in (*UNTUNED, *NO_RECORDS)]
+            later = UNTUNED if problem_name in SHARED_BASE else ()
             for name in (*(first if problem_name in MAIN else (*BEST, *REFERENCES)), *later):
                 known: dict[str, Any] = {"problem": problem_name, "method": name, "seed": seed}
                 if not METHODS[name].tilts:
@@ -417,7 +417,7 @@ def cells(seeds: Sequence[int]) -> dict[str, Parameters]:
 
 def tuning_cells(seeds: Sequence[int]) -> dict[str, Parameters]:
     """The grid that chooses learning rates; its seed is :data:`TUNING_SEED`."""
-    trained = [name for name, method in METHODS.items() if method.train and name not in (*LATER, *SPARE)]
+    trained = [name for name, method in METHODS.items() if method.train and name not in (*UNTUNED, *NO_RECORDS)]
     return {
         f"paper_{name}_lr{lr:.0e}_seed{seed}": Parameters(method=name, lr=lr, seed=seed)
         for seed in seeds

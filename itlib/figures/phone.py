@@ -46,8 +46,7 @@ def panels(fig: Figure) -> list[list[Window]]:
     whole = (fig.texts, fig.patches, fig.lines, fig.artists, fig.images, fig.subfigs)
     if any(whole) or len({round(ax.bbox.x0) for ax in axes}) < 2:
         return []
-    renderer: Any = fig.canvas.get_renderer()  # type: ignore[attr-defined]
-    tight = {ax: ax.get_tightbbox(renderer) for ax in axes}
+    tight = {ax: ax.get_tightbbox() for ax in axes}
     groups: list[list[Axes]] = []
     for ax in axes:
         near = [group for group in groups if any(_belong(ax, other, tight) for other in group)]
@@ -57,7 +56,7 @@ def panels(fig: Figure) -> list[list[Window]]:
     groups.sort(key=lambda group: (-round(max(ax.bbox.y1 for ax in group)), min(ax.bbox.x0 for ax in group)))
     found = [list(_windows(fig, group, tight)) for group in groups]
     for legend in fig.legends:
-        box = legend.get_window_extent(renderer)
+        box = legend.get_window_extent()
         place = 0 if box.y0 > max(ax.bbox.y1 for ax in axes) else len(found)
         found.insert(place, [_window(fig, box)])
     return found
@@ -96,12 +95,12 @@ def _lender(group: list[Axes], axis: str, label: str) -> Axes | None:
     main = max(group, key=lambda ax: ax.bbox.width * ax.bbox.height)
     if not main.axison or getattr(main, f"{axis}axis").get_tick_params()[label]:
         return None
-    siblings = getattr(main, f"get_shared_{axis}_axes")().get_siblings(main)
+    siblings: list[Axes] = getattr(main, f"get_shared_{axis}_axes")().get_siblings(main)
     ends = ("y0", "y1") if axis == "y" else ("x0", "x1")
     for other in siblings:
         aligned = all(abs(getattr(other.bbox, end) - getattr(main.bbox, end)) < 1.0 for end in ends)
         if aligned and getattr(other, f"{axis}axis").get_tick_params()[label]:
-            return other  # type: ignore[no-any-return]
+            return other
     return None
 
 

@@ -569,6 +569,8 @@ def test_a_run_respects_reduced_motion(browser: Any, tmp_path: Path) -> None:
     mount(browser, tmp_path, "live", LIVE, motion="reduce")
     quick(browser)
     WebDriverWait(browser, 20).until(lambda b: said(b).startswith("Press Run"))
+    # The choices settle in the next frame, which comes late on a loaded machine: watch from the one after.
+    browser.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
     browser.execute_script(
         "const cloud = document.querySelectorAll('.explorer .dots.learned')[0]; window.changes = 0;"
         "new MutationObserver(seen => window.changes += seen.length).observe(cloud, {attributes: true});"

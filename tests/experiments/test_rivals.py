@@ -28,15 +28,15 @@ from itlib.experiments.records import load_record, load_records
 from itlib.experiments.rivals import (
     BEST,
     EXPERIMENT,
-    LATER,
-    LATER_ON,
     MAIN,
     METHODS,
+    NO_RECORDS,
     OTHER,
     RATES,
     REFERENCES,
-    SPARE,
+    SHARED_BASE,
     TUNING_SEED,
+    UNTUNED,
     WORK,
     Method,
     Parameters,
@@ -137,11 +137,11 @@ def test_a_method_that_draws_gives_samples_or_a_denoiser(name: str) -> None:
 def test_the_grid_is_what_the_chapter_promises() -> None:
     grid = cells([0]).values()
     for problem in MAIN:
-        assert {p.method for p in grid if p.problem == problem} == set(METHODS) - set(SPARE)
+        assert {p.method for p in grid if p.problem == problem} == set(METHODS) - set(NO_RECORDS)
     for problem in OTHER:
-        later = LATER if problem in LATER_ON else ()
+        later = UNTUNED if problem in SHARED_BASE else ()
         assert {p.method for p in grid if p.problem == problem} == {*BEST, *REFERENCES, *later}
-    assert len(tuning_cells([TUNING_SEED])) == (len(TRAINED) - len(LATER) - len(SPARE)) * len(RATES)
+    assert len(tuning_cells([TUNING_SEED])) == (len(TRAINED) - len(UNTUNED) - len(NO_RECORDS)) * len(RATES)
     assert {asked.problem: [*EXPERIMENT.after(asked)] for asked in grid} == {
         **{name: ["base_seed0"] for name in ("paper", "one-mode", "unequal", "quadratic")},
         "eight": ["base_eight_seed0"],

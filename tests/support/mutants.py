@@ -89,15 +89,17 @@ def survivors(chosen: Iterable[dict[str, Any]], jobs: int = os.cpu_count() or 1)
                 if pid == 0:
                     try:
                         place.mkdir()
-                        report.write_text(verdict(entry, mutated_copy(entry["mutant"], place)))
+                        said = verdict(entry, mutated_copy(entry["mutant"], place))
                     except BaseException:
-                        report.write_text(traceback.format_exc(limit=-2))
+                        said = traceback.format_exc(limit=-2)
+                    try:
+                        report.write_bytes(said.encode("utf-8", "backslashreplace"))  # a report that fails says nothing
                     finally:
                         os._exit(0)
                 running[pid] = (entry["id"], report)
             pid, _ = os.waitpid(-1, 0)
             name, report = running.pop(pid)
-            result = report.read_text() if report.exists() else "its process was killed"
+            result = report.read_text("utf-8") if report.exists() else "its process was killed"
             if result != "fails":
                 found[name] = result
             print(f"{name}: {'bites' if result == 'fails' else result}", flush=True)
