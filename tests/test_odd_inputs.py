@@ -55,7 +55,17 @@ INNER = {
     *("log_density_ratio", "reverse_steps", "posterior_std", "analytic_std", "randn"),  # parts of a step
     *("regression_step", "set_rate", "new_optimizer", "minibatches", "log_variance_step", "value_gradient"),  # of training
     *("single_sample", "implicit", "log_mean_exp", "reweighted", "standardised"),  # of a regression's target
-    *("is_trainable", "trainable_copy", "corrected", "correct", "resumed", "algorithm_1", "check_size", "begun"),
+    *(
+        "is_trainable",
+        "trainable_copy",
+        "corrected",
+        "correct",
+        "resumed",
+        "algorithm_1",
+        "check_size",
+        "begun",
+        "on_chains",
+    ),
     *("trajectory", "log_ratio", "draw_pool", "beyond.value.fit_value", "guarded", "cosine"),  # of a round
     "conditional_tilting",  # of models that are told a condition, as no network here is: tests/beyond/test_conditions.py
 }
