@@ -89,6 +89,8 @@ def _number(kind: Any, least: int | None, value: Any) -> Any:
         raise ValueError
     if least is not None and value < least:
         raise ValueError
+    if isinstance(value, int) and value >= 2**63:
+        raise OverflowError  # in torch, which says neither which argument nor which number
     return value
 
 
@@ -167,6 +169,8 @@ def _read(name: str, reader: Reader, value: Any) -> Any:
         return reader.read(value)
     except ValueError:
         raise ValueError(f"{name} must be {reader.words}, got {_shown(value)}") from None
+    except OverflowError:
+        raise ValueError(f"{name} must be less than 2**63, got {value}") from None
 
 
 def _least(name: str, default: Any) -> int:

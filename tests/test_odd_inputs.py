@@ -263,7 +263,7 @@ def odd_values(name: str, hint: Any) -> Iterator[Odd]:
     if NoneType not in options:
         yield Odd(None)
     if kind is int:
-        yield from map(Odd, ("3", 1.5, True, -1, math.nan, [3], POINTS, abs))
+        yield from map(Odd, ("3", 1.5, True, -1, 2**70, math.nan, [3], POINTS, abs))
         yield Odd(np.int64(usual), usual)
     elif kind is float:
         yield from map(Odd, ("1", True, math.nan, math.inf, 1j, [1.0], POINTS))

@@ -38,8 +38,8 @@ def _number(text: str) -> int:
 
 
 def _seed(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"a seed is a whole number of at least 0, got {text!r}")
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"a seed is a whole number of at least 0 and less than 2**63, got {text!r}")
     return int(text)
 
 

@@ -93,7 +93,7 @@ class Recorder(Executor):
         (["--N", "1.5"], "at least 1, got '1.5'"),
         (["--N", "-3"], "argument --N"),
         (["--N"], "argument --N: expected at least one argument"),
-        (["--seeds", "x"], "a seed is a whole number of at least 0, got 'x'"),
+        (["--seeds", "x"], "a seed is a whole number of at least 0 and less than 2**63, got 'x'"),
         (["--jobs", "0"], "at least 1, got '0'"),
         (["--profile", "nope"], "argument --profile: invalid choice: 'nope' (choose from"),
         (["--config", "nope"], "argument --config: invalid choice: 'nope' (choose from"),
