@@ -177,10 +177,10 @@ class Vocabulary:
     merges: tuple[tuple[str, str], ...]
 
     @classmethod
-    def learned(cls, texts: Sequence[str], merges: int) -> Vocabulary:
-        """Byte-pair encoding of some SMILES."""
-        words = [_ATOM.findall(text) for text in texts]
-        atoms, found = tuple(sorted({token for word in words for token in word})), list[tuple[str, str]]()
+    def learned(cls, texts: Sequence[str], merges: int, look_at: int = 10_000) -> Vocabulary:
+        """Byte-pair encoding of SMILES: the atoms of all of them, the merges of the first few."""
+        atoms = tuple(sorted(set[str]().union(*map(_ATOM.findall, texts))))
+        words, found = [_ATOM.findall(text) for text in texts[:look_at]], list[tuple[str, str]]()
         for _ in range(merges):
             counts = Counter(pair for word in words for pair in zip(word, word[1:], strict=False))
             pair = min(counts, key=lambda p: (-counts[p], p))

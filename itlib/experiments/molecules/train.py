@@ -30,8 +30,8 @@ from itlib.training import TrainingConfig, train_noise_predictor
 
 #: Molecules that are described; the last :data:`HELD_OUT` of them are not trained on.
 MOLECULES, HELD_OUT = 120_000, 2000
-#: Merges of the vocabulary, learned from so many of the molecules.
-MERGES, LEARNED_FROM = 128, 10_000
+#: Merges of the vocabulary.
+MERGES = 128
 BATCH, RATE = 128, 2e-3
 
 
@@ -60,12 +60,11 @@ def prepare(path: Path, molecules: int = MOLECULES) -> Prepared:
         latent = Latent(kept["mean"], kept["unit"], kept["components"])
         return Prepared(kept["z"], kept["tokens"], latent, Vocabulary(tuple(about["atoms"]), tuple(map(tuple, about["merges"]))))
     texts = some("train", molecules)
-    vocabulary = Vocabulary.learned(texts[:LEARNED_FROM], MERGES)
-    pieces, rows = [], []
+    vocabulary = Vocabulary.learned(texts, MERGES)
+    rows, pieces = [vocabulary.encode(text) for text in texts], []
     for start in range(0, len(texts), 5000):
         piece = texts[start : start + 5000]
         pieces.append(torch.from_numpy(features(piece)))
-        rows += [vocabulary.encode(text) for text in piece]
         print(f"described {start + len(piece)} of {len(texts)} molecules", flush=True)
     f = torch.cat(pieces)
     latent = Latent.fitted(f, D)
