@@ -48,6 +48,10 @@ _PLACES = {
     "digits_base": "digits.base:EXPERIMENT",
     "digits_truth": "digits.truth:EXPERIMENT",
     "digits": "digits.methods:EXPERIMENT",
+    "molecules_solubility": "molecules.solubility:EXPERIMENT",
+    "molecules_truth": "molecules.truth:EXPERIMENT",
+    "molecules_data": "molecules.truth:DATA",
+    "molecules": "molecules.methods:EXPERIMENT",
     "landing": "landing:EXPERIMENT",
 }
 

@@ -46,6 +46,7 @@ from itlib.experiments.digits import base
 from itlib.experiments.digits.images import IMAGE_PROBLEMS, D, ImageProblem, digits, image_card, surrogate, tilt_identity
 from itlib.experiments.experiment import Experiment, Metric, Record, choose
 from itlib.experiments.methods import Drawn, watched
+from itlib.experiments.problems import Problem
 from itlib.likelihood import log_likelihood
 from itlib.pretrained import with_lora
 from itlib.rewards import Reward
@@ -174,7 +175,7 @@ METHODS: Mapping[str, Method] = {
 
 
 def path_card(
-    denoiser: nn.Module, setting: Setting, n: int, generator: torch.Generator
+    denoiser: nn.Module, setting: methods.Setting[Problem], n: int, generator: torch.Generator
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Samples of a model, with their mean reward, its path KL to the base, and the distance to the tilt but for log Z.
 
@@ -185,11 +186,13 @@ def path_card(
         generator: of the draws.
 
     Returns:
-        The samples, (n, 64), and ``mean_reward``, ``path_kl`` in nats, ``distance`` (add log Z) with its standard error
+        The samples, (n, d), and ``mean_reward``, ``path_kl`` in nats, ``distance`` (add log Z) with its standard error
         ``distance_se``, and ``ess``, the share of the paths that stays effective under the weights of the exact tilt.
     """
     with torch.no_grad():
-        x, log_w = path_log_weights(denoiser, setting.base, setting.schedule, n, D, steps=J, generator=generator)
+        x, log_w = path_log_weights(
+            denoiser, setting.base, setting.schedule, n, setting.problem.d, steps=J, generator=generator
+        )
     r = setting.problem.reward(x)
     log_w, tilt = log_w.double(), setting.problem.lam * r.double()
     ess = torch.exp(2 * torch.logsumexp(log_w + tilt, 0) - torch.logsumexp(2 * (log_w + tilt), 0))

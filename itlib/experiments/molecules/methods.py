@@ -1,0 +1,211 @@
+r"""The comparison on molecules: every method with the same number of answers from the black box.
+
+As on the digits (:mod:`itlib.experiments.digits.methods`), the distance to the exact tilt is the path KL, but for log Z,
+which :mod:`itlib.experiments.molecules.truth` estimates. Here the judges see more, because the samples are molecules.
+
+*Learning rates* are the best by path KL of single runs with seed 0, which is not reported: :data:`TRIED` says which were tried.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from itlib.baselines.accounting import BaselineStep, EvaluationCounter
+from itlib.baselines.distillation import DistillationConfig, distillation
+from itlib.baselines.relative_trajectory_balance import TrajectoryBalanceConfig, trajectory_balance
+from itlib.baselines.reward_weighted import reweighted
+from itlib.beyond.recommended import RecommendedConfig, recommended_tilting
+from itlib.beyond.value import ValueConfig, value_tilting
+from itlib.experiments import experiment, methods
+from itlib.experiments.digits.methods import path_card, spent
+from itlib.experiments.experiment import Experiment, Metric, Record, choose
+from itlib.experiments.methods import Drawn, watched
+from itlib.experiments.molecules import judges, model, solubility, truth
+from itlib.experiments.molecules.rewards import TASKS, Forest, MoleculeProblem
+from itlib.experiments.molecules.truth import CANDIDATES, J
+from itlib.pretrained import with_lora
+from itlib.sampling import sample
+from itlib.tilting import PAPER_UPDATE, TiltingConfig, Update, derive_seed, iterative_tilting
+
+#: Evaluations of the reward of every method, and for a first look.
+EVALUATIONS = {"full": 5120, "smoke": 320}
+#: Four times as many, for the methods of which that is worth asking.
+MORE = 20_480
+
+Setting = methods.Setting[MoleculeProblem]
+Method = methods.Method[MoleculeProblem]
+Training = Callable[[Setting], Iterator[BaselineStep]]
+
+
+def _tilting(update: Update) -> Training:
+    """Ten tilts of the paper's kind."""
+
+    def train(s: Setting) -> Iterator[BaselineStep]:
+        account, S = EvaluationCounter(), s.budget // 10
+        base, reward = s.counted(account)
+        config = TiltingConfig(N=10, lam=s.problem.lam, S=S, J=J, B=min(64, S), E=100 if s.full else 2, lr=s.lr)
+        for step in iterative_tilting(base, reward, s.schedule, config, d=s.problem.d, seed=s.seed, update=update):
+            yield account.tilt(step, s.problem.lam)
+
+    return train
+
+
+def _recommended(lora: bool) -> Training:
+    """A tenth of the evaluations and three passes a tilt; on a small correction, or on adapters of every layer."""
+
+    def train(s: Setting) -> Iterator[BaselineStep]:
+        account = EvaluationCounter()
+        base, reward = s.counted(account)
+        base = with_lora(base, seed=derive_seed(s.seed, "lora")) if lora else base
+        S, student = s.budget // 10, "copy" if lora else "adapter"
+        config = replace(RecommendedConfig(lam=s.problem.lam, S=S, J=J, E=3, lr=s.lr), student=student)
+        for step in recommended_tilting(base, reward, s.schedule, config, d=s.problem.d, seed=s.seed):
+            yield account.tilt(step, s.problem.lam)
+
+    return train
+
+
+def value_config(s: Setting) -> ValueConfig:
+    """A quarter of the evaluations for chains of the base, the rest for six rounds, all of which are fitted to."""
+    pilot, S = s.budget // 4, s.budget // 8
+    width, fit = (128, 300) if s.full else (32, 5)
+    known = ValueConfig(lam=s.problem.lam, J=J, pilot=pilot, S=S, B=256, fit=fit, lr=s.lr, width=width)
+    return replace(known, replay=7, rounds=6, patience=6, enough=0.0)
+
+
+def _value(s: Setting) -> Iterator[BaselineStep]:
+    account = EvaluationCounter()
+    base, reward = s.counted(account)
+    for step in value_tilting(base, reward, s.schedule, value_config(s), d=s.problem.d, seed=s.seed):
+        yield account.tilt(step, s.problem.lam)
+
+
+def _balance(s: Setting) -> Iterator[BaselineStep]:
+    B = min(64, s.budget // 4)
+    config = TrajectoryBalanceConfig(s.budget // B, s.problem.lam, B, J, lr=s.lr, replay=3, variance="analytic")
+    return trajectory_balance(s.base, s.problem.reward, s.schedule, config, d=s.problem.d, seed=s.seed)
+
+
+def _distilled(s: Setting) -> Iterator[BaselineStep]:
+    config = DistillationConfig(lam=s.problem.lam, n=s.budget, J=J, steps=600 if s.full else 5, lr=s.lr)
+    return distillation(s.base, s.problem.reward, s.schedule, config, d=s.problem.d, seed=s.seed)
+
+
+def _best_of_n(s: Setting, account: EvaluationCounter) -> Drawn:
+    """The best of every sixteen, drawn in one go."""
+    with torch.no_grad():
+        z = sample(
+            s.base, s.schedule, s.budget // CANDIDATES * CANDIDATES, s.problem.d, steps=J, generator=s.generator("best")
+        )
+    best = account.count_reward(s.problem.reward)(z).reshape(-1, CANDIDATES).argmax(1)
+    return Drawn(z.reshape(len(best), CANDIDATES, -1)[torch.arange(len(best)), best])
+
+
+METHODS: Mapping[str, Method] = {
+    "best": Method("best of 16", draw=_best_of_n),
+    "paper": Method("paper", lr=3e-5, train=_tilting(PAPER_UPDATE)),
+    "reweighted": Method("reward-weighted regression", lr=3e-5, train=_tilting(reweighted)),
+    "distilled": Method("resample, then distil", lr=3e-4, train=_distilled),
+    "balance": Method("trajectory balance", lr=1e-4, train=_balance),
+    "recommended": Method("recommended, small correction", lr=1e-3, train=_recommended(lora=False)),
+    "recommended-lora": Method("recommended, LoRA", lr=1e-3, train=_recommended(lora=True)),
+    "value": Method("value on chains", lr=5e-3, train=_value),
+}
+#: Learning rates of the runs that chose.
+TRIED: Mapping[str, tuple[float, ...]] = {
+    "paper": (1e-5, 3e-5, 1e-4),
+    "reweighted": (1e-5, 3e-5, 1e-4),
+    "distilled": (3e-5, 1e-4, 3e-4),
+    "balance": (3e-5, 1e-4, 3e-4),
+    "recommended": (1e-3, 2e-3, 4e-3),
+    "recommended-lora": (5e-4, 1e-3, 2e-3),
+    "value": (2e-3, 5e-3, 1e-2),
+}
+#: Methods that are also given four times as many evaluations.
+LONGER = ("best", "recommended-lora", "value")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameters(experiment.Parameters):
+    """One method on one reward.
+
+    Args:
+        problem: a name of :data:`itlib.experiments.molecules.rewards.TASKS`.
+        method: a name of :data:`METHODS`.
+        lr: learning rate; left out, that of the table.
+        budget: evaluations of the reward; left out, :data:`EVALUATIONS`.
+    """
+
+    experiment: ClassVar[str] = "molecules"
+    problem: str = "solubility"
+    method: str = "recommended-lora"
+    lr: float | None = None
+    budget: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choose("problem", self.problem, TASKS)
+        self._settle(lr=METHODS[choose("method", self.method, METHODS)].lr, budget=EVALUATIONS[self.profile])
+        self._at_most(budget=EVALUATIONS["smoke"])
+
+    def setting(self, known: model.MoleculeModel, forest: Forest) -> Setting:
+        """What the method is given."""
+        asked = truth.problem(self.problem, known, forest)
+        budget, lr = self.budget or 0, self.lr or 0.0
+        return Setting(known.denoiser, asked, known.schedule, budget, "rewards", lr, seed=self.seed, full=self.full)
+
+
+def run(parameters: Parameters, folder: Path) -> Record[Parameters]:
+    """Spend the evaluations, and judge the result. A method is looked at after each quarter, with 200 samples."""
+    torch.set_num_threads(1)
+    p, known, forest = parameters, model.load(), Forest.load(folder / "solubility.safetensors")
+    chosen, setting = METHODS[p.method], p.setting(known, forest)
+    curve: list[dict[str, float]] = []
+    clock, metrics = time.process_time(), dict[str, Metric]()
+    if chosen.draw:
+        z = chosen.draw(setting, EvaluationCounter()).samples
+        assert z is not None
+        seconds = {"sampling": time.process_time() - clock, "training": 0.0}
+        metrics |= {"mean_reward": float(setting.problem.reward(z).mean()), "reward": float(setting.budget)}
+    else:
+        try:
+            for step, taken in watched(chosen, setting, (0.25, 0.5, 0.75, 1.0)):
+                _, card = path_card(step.model, setting, 200 if p.full else 20, setting.generator("look"))
+                row = {"reward": float(step.counts.reward), "seconds": taken}
+                curve.append(row | {key: card[key] for key in ("mean_reward", "path_kl", "distance")})
+        except FloatingPointError as error:
+            return Record(p, {}, curve=truth.columns(curve) if curve else {}, failure=str(error))
+        z, card = path_card(step.model, setting, 2000 if p.full else 50, setting.generator("judge"))
+        metrics |= {**spent(step), **card, "share": step.share}
+        seconds = {"sampling": 0.0, "training": curve[-1]["seconds"]}
+    judged = judges.Judged.of(truth.decoded(known, z[:1000]), forest)
+    metrics |= judged.card()
+    if p.problem == "solubility" and p.full:
+        metrics["fcd"] = truth.fcd(judged.spelled, folder)
+    if p.seed == 1:
+        metrics |= judged.histograms("density")
+        metrics |= judges.training_card(judged.spelled) if p.full else {}
+    shown = np.round(z[:24].tolist(), 4).tolist() if p.seed == 1 else []
+    return Record(p, metrics, curve=truth.columns(curve) if curve else {}, samples=shown, seconds=seconds)
+
+
+def before(parameters: Parameters) -> Mapping[str, experiment.Parameters]:
+    """The forest, and the weighted truth to which the Fréchet distance is taken."""
+    profile = parameters.profile
+    return {**solubility.before(parameters), "truth_solubility_seed0": truth.Parameters(profile=profile)}
+
+
+def cells(seeds: Sequence[int]) -> dict[str, Parameters]:
+    """The grid, on solubility."""
+    found = {f"{name}_seed{seed}": Parameters(method=name, seed=seed) for seed in seeds for name in METHODS}
+    return found | {f"{n}_more_seed{s}": Parameters(method=n, seed=s, budget=MORE) for s in seeds for n in LONGER}
+
+
+EXPERIMENT = Experiment("molecules", Parameters, run, cells, after=before)

@@ -1,0 +1,79 @@
+"""Structural formulas, drawn by RDKit in the ink of the page."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+#: Width and height of a formula, in points.
+TILE = (150, 125)
+
+
+def drawing(smiles: Sequence[str], captions: Sequence[str], name: str, alt: str, columns: int = 4) -> str:
+    """Formulas in rows as SVG source, the same bytes for the same strings.
+
+    Args:
+        smiles: what is drawn, strings that are molecules.
+        captions: a few words under each.
+        name: of the figure, unique on its page.
+        alt: what the picture says, for readers who cannot see it.
+        columns: formulas in a row.
+    """
+    from rdkit.Chem.Draw.rdMolDraw2D import MolDraw2DSVG
+
+    source = _drawn(MolDraw2DSVG, smiles, captions, columns)
+    source = source[source.index("<!-- END OF HEADER -->") :]
+    # All plain lines are one path: RDKit says of each how it is drawn.
+    line = r"<path class='[^']*' d='([^']*)' style='fill:none;[^']*stroke:#000000;[^']*' />\s*"
+    lines, rest = re.sub(r"[\s,]+", " ", " ".join(re.findall(line, source))), re.sub(line, "", source)
+    rest = re.sub(r" class='[^']*'|<!--.*?-->|</svg>", "", rest).replace("#000000", "currentColor")
+    width, height = _size(smiles, columns)
+    body = re.sub(r"\s*\n\s*", " ", rest.strip())
+    return (
+        f'<svg role="img" aria-label="{escape(alt, quote=True)}" data-itlib-figure="{name}" width="{width}pt" height="{height}pt" '
+        f'viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg"><path fill="none" stroke="currentColor" '
+        f'stroke-width="1.3" d="{lines}"/>{body}</svg>'
+    )
+
+
+def _size(smiles: Sequence[str], columns: int) -> tuple[int, int]:
+    return TILE[0] * columns, TILE[1] * -(-len(smiles) // columns)
+
+
+def _drawn(kind: Any, smiles: Sequence[str], captions: Sequence[str], columns: int) -> Any:
+    """What one of RDKit's canvases leaves: text or bytes."""
+    from rdkit import Chem
+
+    canvas = kind(*_size(smiles, columns), *TILE)
+    options = canvas.drawOptions()
+    options.useBWAtomPalette()
+    options.clearBackground, options.bondLineWidth, options.legendFontSize = kind.__name__ != "MolDraw2DSVG", 1.3, 13
+    canvas.DrawMolecules([Chem.MolFromSmiles(text) for text in smiles], legends=list(captions))
+    canvas.FinishDrawing()
+    return canvas.GetDrawingText()
+
+
+def formulas(smiles: Sequence[str], captions: Sequence[str], name: str, alt: str, columns: int = 4) -> None:
+    """Display formulas and offer them to the page under a name, as :func:`itlib.figures.show` does with a figure.
+
+    Args:
+        smiles: what is drawn, strings that are molecules.
+        captions: a few words under each.
+        name: lower case letters, digits and hyphens.
+        alt: what the picture says, in one or two sentences without markup.
+        columns: formulas in a row.
+    """
+    from IPython.display import display
+    from rdkit.Chem.Draw.rdMolDraw2D import MolDraw2DCairo
+
+    png = base64.b64encode(_drawn(MolDraw2DCairo, smiles, captions, columns)).decode()
+    data = {
+        "image/svg+xml": drawing(smiles, captions, name, alt, columns),
+        "image/png": png,
+        "text/plain": f"[Figure: {alt}]",
+    }
+    metadata = {"image/svg+xml": {"needs_background": "light"}, "scrapbook": {"name": name, "mime_prefix": ""}}
+    display(data, raw=True, metadata=metadata)
