@@ -14,7 +14,7 @@ from itlib.figures.explorers import as_model, explorer, explorer_html
 from itlib.figures.paper import against_band, before_and_after, figure_1, figure_2, losses, samples
 from itlib.figures.slides import slides
 from itlib.figures.style import COLORS, INK, LINES, MARKERS, SERIES, STYLE, house_style
-from itlib.figures.svg import bundle, lighter, show, to_svg
+from itlib.figures.svg import bundle, lighter, show, show_drawing, to_svg
 from itlib.figures.text import check, glue, scientific, settings, table
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "scientific",
     "settings",
     "show",
+    "show_drawing",
     "slides",
     "table",
     "to_svg",

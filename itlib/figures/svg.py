@@ -108,7 +108,26 @@ def bundle(fig: Figure, name: str, alt: str) -> tuple[dict[str, str], dict[str, 
         fig.savefig(picture, format="png", dpi=110, facecolor="white", metadata={"Software": None})
     plt.close(fig)
     png = base64.b64encode(picture.getvalue()).decode()
-    return {"image/svg+xml": source, "image/png": png, "text/plain": f"[Figure: {alt}]"}, {
+    return {"image/svg+xml": source, "image/png": png, "text/plain": f"[Figure: {alt}]"}, _metadata(name)
+
+
+def show_drawing(source: str, png: bytes, name: str, alt: str) -> None:
+    """Display a drawing that another library made, as :func:`show` does with a figure.
+
+    Args:
+        source: SVG, with the same name and description in it as :func:`to_svg` puts there.
+        png: the same as a picture.
+        name: lower case letters, digits and hyphens.
+        alt: what the drawing says.
+    """
+    from IPython.display import display
+
+    data = {"image/svg+xml": source, "image/png": base64.b64encode(png).decode(), "text/plain": f"[Figure: {alt}]"}
+    display(data, raw=True, metadata=_metadata(name))
+
+
+def _metadata(name: str) -> dict[str, Any]:
+    return {
         "image/svg+xml": {"needs_background": "light"},
         "scrapbook": {"name": name, "mime_prefix": ""},  # what glue() leaves, without its import
     }

@@ -1,16 +1,16 @@
 r"""Judges of molecules that are part of no reward.
 
-- *valid*, *unique*, *novel*: the share of strings that are molecules, of those that differ, of those not in the training set.
-- *Delaney*: the logarithm of the solubility in mol/l by a published formula (J. Chem. Inf. Comput. Sci. 44, 1000, 2004), that
-  was fitted to 2874 other measurements by linear regression:
+- *valid*, *unique*, *novel*: shares of strings that are molecules, of those that differ, of those not in the training set.
+- *Delaney*: the solubility S in mol/l by a published formula (J. Chem. Inf. Comput. Sci. 44, 1000, 2004), which was fitted to
+  other measurements by linear regression:
 
-  .. math:: \log_{10} S = 0.16 - 0.63\,\log P - 0.0062\,\mathrm{weight} + 0.066\,\mathrm{rotatable} - 0.74\,\mathrm{aromatic}.
+  .. math:: \log_{10} S = 0.16 - 0.63\log P - 0.0062\,\mathrm{weight} + 0.066\,\mathrm{rotatable} - 0.74\,\mathrm{aromatic}.
 
 - *effort*: how hard a molecule is to make, from 1 to 10 (SA score; Ertl and Schuffenhauer, J. Cheminform. 1, 8, 2009).
 - *alerts*: the share with a group that disturbs assays (PAINS; Baell and Holloway, J. Med. Chem. 53, 2719, 2010).
 - *nearest*: similarity (Tanimoto, Morgan fingerprints of radius 2) to the nearest of some training molecules.
-- *Fréchet ChemNet distance* (FCD; Preuer et al., J. Chem. Inf. Model. 58, 1736, 2018): between Gaussians with the moments of a
-  network's activations. It depends on the number of molecules: compare equal numbers only. Needs the package fcd.
+- *Fréchet ChemNet distance* (FCD; Preuer et al., J. Chem. Inf. Model. 58, 1736, 2018): between Gaussians with the moments of
+  a network's activations. It depends on the number of molecules: compare equal numbers only. Needs the package fcd.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def delaney(found: Molecule) -> float:
     """log10 of the solubility in mol/l, by the formula."""
     log_p, _, weight, heavy, _, _, rotatable, *_ = descriptors(found)
     aromatic = sum(atom.GetIsAromatic() for atom in found.GetAtoms()) / heavy
-    return 0.16 - 0.63 * log_p - 0.0062 * weight + 0.066 * rotatable - 0.74 * aromatic
+    return 0.16 - 0.63 * log_p - 0.0062 * weight + 0.066 * rotatable - 0.74 * float(aromatic)
 
 
 @cache
@@ -105,9 +105,10 @@ class Judged:
 
     def histograms(self, suffix: str) -> dict[str, list[float]]:
         """Densities of the properties, {name and suffix: one number for each of :data:`BINS`}."""
+        n = max(1, len(self.spelled))
         return {
-            f"{name}_{suffix}": np.histogram(self.columns[name], BINS, span, density=True)[0].tolist()
-            for name, span in RANGES.items()
+            f"{name}_{suffix}": (np.histogram(self.columns[name], BINS, (low, high))[0] * BINS / (high - low) / n).tolist()
+            for name, (low, high) in RANGES.items()
         }
 
 
@@ -145,7 +146,7 @@ def training_card(spelled: Sequence[str]) -> dict[str, float]:
         spelled: what is judged, canonical strings.
 
     Returns:
-        ``novel``, a share, and ``nearest``, the mean similarity to the nearest of 20,000 of them, over the first 200 molecules.
+        ``novel``, a share, and ``nearest``, the mean similarity to the nearest of 20,000 of them, over the first 200.
     """
     from rdkit.DataStructs import BulkTanimotoSimilarity
 

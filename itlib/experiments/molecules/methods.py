@@ -3,11 +3,12 @@ r"""The comparison on molecules: every method with the same number of answers fr
 As on the digits (:mod:`itlib.experiments.digits.methods`), the distance to the exact tilt is the path KL, but for log Z,
 which :mod:`itlib.experiments.molecules.truth` estimates. Here the judges see more, because the samples are molecules.
 
-*Learning rates* are the best by path KL of single runs with seed 0, which is not reported: :data:`TRIED` says which were tried.
+*Learning rates* are the best by path KL of single runs with seed 0, which is not reported: :data:`TRIED` says of which.
 """
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -64,8 +65,8 @@ def _recommended(lora: bool) -> Training:
         account = EvaluationCounter()
         base, reward = s.counted(account)
         base = with_lora(base, seed=derive_seed(s.seed, "lora")) if lora else base
-        S, student = s.budget // 10, "copy" if lora else "adapter"
-        config = replace(RecommendedConfig(lam=s.problem.lam, S=S, J=J, E=3, lr=s.lr), student=student)
+        config = RecommendedConfig(lam=s.problem.lam, S=s.budget // 10, J=J, E=3, lr=s.lr)
+        config = replace(config, student="copy") if lora else config
         for step in recommended_tilting(base, reward, s.schedule, config, d=s.problem.d, seed=s.seed):
             yield account.tilt(step, s.problem.lam)
 
@@ -159,7 +160,8 @@ class Parameters(experiment.Parameters):
         """What the method is given."""
         asked = truth.problem(self.problem, known, forest)
         budget, lr = self.budget or 0, self.lr or 0.0
-        return Setting(known.denoiser, asked, known.schedule, budget, "rewards", lr, seed=self.seed, full=self.full)
+        base = copy.deepcopy(known.denoiser).requires_grad_(True)
+        return Setting(base, asked, known.schedule, budget, "rewards", lr, seed=self.seed, full=self.full)
 
 
 def run(parameters: Parameters, folder: Path) -> Record[Parameters]:

@@ -34,14 +34,13 @@ CANDIDATES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parameters(experiment.Parameters):
-    """Samples of the model for one reward.
+class OfReward(experiment.Parameters):
+    """One reward.
 
     Args:
         problem: a name of :data:`itlib.experiments.molecules.rewards.TASKS`.
     """
 
-    experiment: ClassVar[str] = "molecules_truth"
     problem: str = "solubility"
 
     def __post_init__(self) -> None:
@@ -54,7 +53,14 @@ class Parameters(experiment.Parameters):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataParameters(Parameters):
+class Parameters(OfReward):
+    """Samples of the model for one reward."""
+
+    experiment: ClassVar[str] = "molecules_truth"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataParameters(OfReward):
     """Molecules of the training set for one reward."""
 
     experiment: ClassVar[str] = "molecules_data"
@@ -119,7 +125,7 @@ class Weighed:
     drawn: Tensor
 
     @classmethod
-    def of(cls, p: Parameters, strings: Sequence[str | None], reward: OfMolecules, forest: Forest) -> Weighed:
+    def of(cls, p: OfReward, strings: Sequence[str | None], reward: OfMolecules, forest: Forest) -> Weighed:
         """Ask the reward, draw, and judge."""
         r = torch.tensor(reward.of(strings), dtype=torch.float64)
         n = min(1000, len(strings) // 2)
@@ -152,13 +158,13 @@ def moments(strings: Sequence[str | None], log_w: Tensor, draws: torch.Generator
 def run(parameters: Parameters, folder: Path) -> Record[Parameters]:
     """Weigh samples of the model. The curve has a row for each strength.
 
-    The first seed of solubility also leaves the moments to which Fréchet distances are taken, and says how much of the reward
-    the latents tell; the other seeds are held against the moments.
+    The first seed of solubility also leaves the moments to which Fréchet distances are taken; the others are held against
+    them. The first seed of each reward says how much of it the latents tell.
     """
     torch.set_num_threads(1)
     p, known, forest = parameters, model.load(), Forest.load(folder / "solubility.safetensors")
     asked, main = problem(p.problem, known, forest), p.problem == "solubility"
-    clock, draws, n = time.process_time(), p.draws("truth"), (2000 if main else 1000) if p.full else 20
+    clock, draws, n = time.process_time(), p.draws("truth"), 1000 if p.full else 20
     with torch.no_grad():
         z = torch.cat([sample(known.denoiser, known.schedule, n, known.d, steps=J, generator=draws) for _ in range(10)])
     strings = decoded(known, z)
@@ -195,7 +201,7 @@ def fcd(spelled: Sequence[str], folder: Path) -> float:
 def run_data(parameters: DataParameters, folder: Path) -> Record[DataParameters]:
     """Weigh molecules of the training set."""
     p, forest = parameters, Forest.load(folder / "solubility.safetensors")
-    n = (20_000 if p.problem == "solubility" else 10_000) if p.full else 200
+    n = 10_000 if p.full else 200
     task = TASKS[p.problem]
     reward = OfMolecules(lambda z: [None] * len(z), task.score(p.problem, forest), task.bad)
     found = Weighed.of(p, some("train", n, p.seed), reward, forest)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Sequence
 from html import escape
@@ -33,8 +32,8 @@ def drawing(smiles: Sequence[str], captions: Sequence[str], name: str, alt: str,
     width, height = _size(smiles, columns)
     body = re.sub(r"\s*\n\s*", " ", rest.strip())
     return (
-        f'<svg role="img" aria-label="{escape(alt, quote=True)}" data-itlib-figure="{name}" width="{width}pt" height="{height}pt" '
-        f'viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg"><path fill="none" stroke="currentColor" '
+        f'<svg role="img" aria-label="{escape(alt, quote=True)}" data-itlib-figure="{name}" width="{width}pt" '
+        f'height="{height}pt" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg"><path fill="none" stroke="currentColor" '
         f'stroke-width="1.3" d="{lines}"/>{body}</svg>'
     )
 
@@ -56,24 +55,8 @@ def _drawn(kind: Any, smiles: Sequence[str], captions: Sequence[str], columns: i
     return canvas.GetDrawingText()
 
 
-def formulas(smiles: Sequence[str], captions: Sequence[str], name: str, alt: str, columns: int = 4) -> None:
-    """Display formulas and offer them to the page under a name, as :func:`itlib.figures.show` does with a figure.
-
-    Args:
-        smiles: what is drawn, strings that are molecules.
-        captions: a few words under each.
-        name: lower case letters, digits and hyphens.
-        alt: what the picture says, in one or two sentences without markup.
-        columns: formulas in a row.
-    """
-    from IPython.display import display
+def bitmap(smiles: Sequence[str], captions: Sequence[str], columns: int = 4) -> bytes:
+    """The same formulas as PNG, for where SVG is not trusted."""
     from rdkit.Chem.Draw.rdMolDraw2D import MolDraw2DCairo
 
-    png = base64.b64encode(_drawn(MolDraw2DCairo, smiles, captions, columns)).decode()
-    data = {
-        "image/svg+xml": drawing(smiles, captions, name, alt, columns),
-        "image/png": png,
-        "text/plain": f"[Figure: {alt}]",
-    }
-    metadata = {"image/svg+xml": {"needs_background": "light"}, "scrapbook": {"name": name, "mime_prefix": ""}}
-    display(data, raw=True, metadata=metadata)
+    return bytes(_drawn(MolDraw2DCairo, smiles, captions, columns))
