@@ -38,6 +38,8 @@ GUESTS = {
     "peft": "pretrained",
     "sklearn": "experiments",
     "scipy": "experiments",
+    "rdkit": "experiments",
+    "fcd": "experiments",
 }
 
 

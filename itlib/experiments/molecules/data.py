@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -56,7 +57,7 @@ def chemistry() -> ModuleType:
     try:
         from rdkit import Chem, RDLogger
     except ModuleNotFoundError:
-        raise ModuleNotFoundError('the molecules need RDKit: pip install "itlib[molecules]"') from None
+        raise ModuleNotFoundError("the molecules need RDKit: pip install 'itlib[molecules]'") from None
     RDLogger.DisableLog("rdApp.*")
     return Chem
 
@@ -141,7 +142,8 @@ class Latent:
         mean = f.mean(0)
         values, vectors = torch.linalg.eigh((f - mean).T.double().cov())
         values, vectors = values.flip(0)[:d], vectors.flip(1)[:, :d]
-        vectors = vectors * vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()  # a component has no sign of its own
+        # A component has no sign of its own: its largest entry is made positive.
+        vectors = vectors * vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
         return cls(mean * unit, unit, (vectors / values.pow(0.25)).float())
 
     def encode(self, f: Tensor) -> Tensor:
@@ -182,7 +184,7 @@ class Vocabulary:
         atoms = tuple(sorted(set[str]().union(*map(_ATOM.findall, texts))))
         words, found = [_ATOM.findall(text) for text in texts[:look_at]], list[tuple[str, str]]()
         for _ in range(merges):
-            counts = Counter(pair for word in words for pair in zip(word, word[1:], strict=False))
+            counts = Counter(pair for word in words for pair in pairwise(word))
             pair = min(counts, key=lambda p: (-counts[p], p))
             words = [_merged(word, pair) if pair[0] in word else word for word in words]
             found.append(pair)
@@ -201,7 +203,7 @@ class Vocabulary:
         """
         number, rank = self._numbers
         word = _ATOM.findall(text)
-        while pairs := [pair for pair in zip(word, word[1:], strict=False) if pair in rank]:
+        while pairs := [pair for pair in pairwise(word) if pair in rank]:
             word = _merged(word, min(pairs, key=rank.__getitem__))
         if unknown := [token for token in word if token not in number]:
             raise ValueError(f"no token for {unknown[0]!r} in {text!r}")

@@ -76,7 +76,7 @@ class Decoder(nn.Module):
         return self.output(h), state
 
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
-        """Logits of tokens, (B, L, tokens), given the latents x, (B, d), and those before each, (B, L), padded by the end."""
+        """Logits, (B, L, tokens), of each of the tokens, (B, L), given latents x, (B, d), and the tokens before it."""
         begin = torch.full_like(tokens[:, :1], START)
         logits: Tensor = self.step(torch.cat([begin, tokens[:, :-1]], 1), *self.start(x))[0]
         return logits
@@ -127,7 +127,8 @@ def beam(decoder: Decoder, x: Tensor, width: int = BEAM) -> list[list[list[int]]
 def new_denoiser(schedule: Schedule, data: Tensor | int = D, seed: int = 0) -> Residual:
     """An untrained denoiser of latents: a perceptron that corrects the Gaussian of the data, (n, d), or of dimension d."""
     gaussian = Gaussian(data, schedule)
-    network = cast(Network, ResidualPerceptron(len(gaussian.mean), 256, 3, seed=seed))  # of which Whitened needs only the call
+    # Whitened needs of it the call and the last layer.
+    network = cast(Network, ResidualPerceptron(len(gaussian.mean), 256, 3, seed=seed))
     return Residual(gaussian, Whitened(network, gaussian, tilt=False))
 
 
@@ -176,14 +177,14 @@ class MoleculeModel:
         texts: list[str | None] = []
         x = x.detach().cpu().float()
         for block, n in _blocks(x, 256):
-            texts += [self._molecule(tokens) for tokens in greedy(self.decoder, block)[:n]]
+            texts += [self.molecule(tokens) for tokens in greedy(self.decoder, block)[:n]]
         missing = [i for i, text in enumerate(texts) if text is None]
         for start, (block, n) in zip(range(0, len(missing), 32), _blocks(x[missing], 32), strict=False):
             for i, candidates in zip(missing[start : start + n], beam(self.decoder, block), strict=False):
-                texts[i] = next(filter(None, map(self._molecule, candidates)), None)
+                texts[i] = next(filter(None, map(self.molecule, candidates)), None)
         return texts
 
-    def _molecule(self, tokens: list[int]) -> str | None:
+    def molecule(self, tokens: list[int]) -> str | None:
         """The canonical SMILES of tokens that end and are a molecule, else None."""
         found = parsed(self.vocabulary.decode(tokens)) if END in tokens else None
         return None if found is None else str(chemistry().MolToSmiles(found))

@@ -58,7 +58,9 @@ def prepare(path: Path, molecules: int = MOLECULES) -> Prepared:
             about = json.loads(file.metadata()["vocabulary"])
         kept = safetensors.torch.load_file(path)
         latent = Latent(kept["mean"], kept["unit"], kept["components"])
-        return Prepared(kept["z"], kept["tokens"], latent, Vocabulary(tuple(about["atoms"]), tuple(map(tuple, about["merges"]))))
+        return Prepared(
+            kept["z"], kept["tokens"], latent, Vocabulary(tuple(about["atoms"]), tuple(map(tuple, about["merges"])))
+        )
     texts = some("train", molecules)
     vocabulary = Vocabulary.learned(texts, MERGES)
     rows, pieces = [vocabulary.encode(text) for text in texts], []
