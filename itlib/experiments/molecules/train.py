@@ -111,6 +111,7 @@ def train(folder: Path, minutes: float, molecules: int = MOLECULES, every: float
         average.load_state_dict({k[8:]: v for k, v in kept.items() if k.startswith("average.")})
         for i, p in enumerate(decoder.parameters()):
             optimizer.state[p] = {n: kept[f"adam.{i}.{n}"] for n in ("step", "exp_avg", "exp_avg_sq")}
+        generator.manual_seed(derive_seed(steps, "molecules"))
         print(f"going on after {used / 60:.1f} minutes and {steps} steps", flush=True)
     else:
         clock, epochs = time.process_time(), max(4, int(granted / 12 / (0.000045 * len(z))))
