@@ -1,8 +1,8 @@
 r"""Judges of molecules that are part of no reward.
 
 - *valid*, *unique*, *novel*: shares of strings that are molecules, of those that differ, of those not in the training set.
-- *Delaney*: the solubility S in mol/l by a published formula (J. Chem. Inf. Comput. Sci. 44, 1000, 2004), which was fitted to
-  other measurements by linear regression:
+- *Delaney*: the solubility S in mol/l by a formula (J. Chem. Inf. Comput. Sci. 44, 1000, 2004), a linear regression on
+  other measurements:
 
   .. math:: \log_{10} S = 0.16 - 0.63\log P - 0.0062\,\mathrm{weight} + 0.066\,\mathrm{rotatable} - 0.74\,\mathrm{aromatic}.
 

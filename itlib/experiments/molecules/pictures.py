@@ -31,11 +31,9 @@ def drawing(smiles: Sequence[str], captions: Sequence[str], name: str, alt: str,
     rest = re.sub(r" class='[^']*'|<!--.*?-->|</svg>", "", rest).replace("#000000", "currentColor")
     width, height = _size(smiles, columns)
     body = re.sub(r"\s*\n\s*", " ", rest.strip())
-    return (
-        f'<svg role="img" aria-label="{escape(alt, quote=True)}" data-itlib-figure="{name}" width="{width}pt" '
-        f'height="{height}pt" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg"><path fill="none" stroke="currentColor" '
-        f'stroke-width="1.3" d="{lines}"/>{body}</svg>'
-    )
+    head = f'<svg role="img" aria-label="{escape(alt, quote=True)}" data-itlib-figure="{name}" width="{width}pt"'
+    frame = f'height="{height}pt" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg"'
+    return f'{head} {frame}><path fill="none" stroke="currentColor" stroke-width="1.3" d="{lines}"/>{body}</svg>'
 
 
 def _size(smiles: Sequence[str], columns: int) -> tuple[int, int]:
