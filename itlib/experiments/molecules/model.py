@@ -9,8 +9,9 @@ the law of the SMILES :math:`y_1,\dots,y_L` (in tokens) given :math:`x_0`,
    p(y\mid x_0) = \prod_i p(y_i\mid y_{<i}, x_0).
 
 A sample of the diffusion becomes one molecule, always the same: the most probable token at each step, and where RDKit
-finds that this is no molecule, the first of a beam of :data:`BEAM` texts, in the order of their probabilities, that is one.
-Where none is, there is no molecule. A reward of a molecule is thus a function of :math:`x_0` alone, as the paper has it.
+finds that this is no molecule, the first of a beam of four texts, in the order of their probabilities, that is one; where
+none is, the first of a beam of sixteen. Where still none is, there is no molecule. A reward of a molecule is thus a
+function of :math:`x_0` alone, as the paper has it.
 """
 
 from __future__ import annotations
@@ -37,8 +38,10 @@ from itlib.schedules import Cosine, Schedule
 D = 64
 #: Standard deviation of the noise that is added to latents.
 BLUR = 0.25
-#: Texts that are kept in search of a molecule.
-BEAM = 16
+#: Texts that are kept in search of a molecule, at first and then.
+BEAMS = (4, 16)
+#: Texts that are written at a time, whatever is asked for.
+AT_ONCE = 256
 #: Tokens of the longest text that is tried.
 LONGEST = 40
 #: The committed weights.
@@ -99,7 +102,7 @@ def greedy(decoder: Decoder, x: Tensor) -> list[list[int]]:
 
 
 @torch.no_grad()
-def beam(decoder: Decoder, x: Tensor, width: int = BEAM) -> list[list[list[int]]]:
+def beam(decoder: Decoder, x: Tensor, width: int) -> list[list[list[int]]]:
     """Texts of high probability for each of the latents x, (B, d), best first."""
     n = len(x)
     seen, state = (v.repeat_interleave(width, -2) for v in decoder.start(x))
@@ -134,7 +137,7 @@ def new_denoiser(schedule: Schedule, data: Tensor | int = D, seed: int = 0) -> R
 
 def _blocks(x: Tensor, size: int) -> Iterator[tuple[Tensor, int]]:
     """Rows in blocks of one size, the last filled up with zeros: the product of a row must not depend on the others."""
-    for block in x.split(size):
+    for block in x.split(size) if len(x) else ():
         yield functional.pad(block, (0, 0, 0, size - len(block))), len(block)
 
 
@@ -176,11 +179,14 @@ class MoleculeModel:
             raise ValueError("samples to decode must be finite")
         texts: list[str | None] = []
         x = x.detach().cpu().float()
-        for block, n in _blocks(x, 256):
+        for block, n in _blocks(x, AT_ONCE):
             texts += [self.molecule(tokens) for tokens in greedy(self.decoder, block)[:n]]
-        missing = [i for i, text in enumerate(texts) if text is None]
-        for start, (block, n) in zip(range(0, len(missing), 32), _blocks(x[missing], 32), strict=False):
-            for i, candidates in zip(missing[start : start + n], beam(self.decoder, block), strict=False):
+        for width in BEAMS:
+            missing = [i for i, text in enumerate(texts) if text is None]
+            found = [
+                row for block, n in _blocks(x[missing], AT_ONCE // width) for row in beam(self.decoder, block, width)[:n]
+            ]
+            for i, candidates in zip(missing, found, strict=True):
                 texts[i] = next(filter(None, map(self.molecule, candidates)), None)
         return texts
 
