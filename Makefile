@@ -112,6 +112,11 @@ reference: $(VENV)/.ready  ## Compute the committed reference grids again: about
 	@$(BIN)/python -m itlib.reproduce --grid digits_base --out book/reference/digits
 	@$(BIN)/python -m itlib.reproduce --grid digits_truth --seeds 0 1 2 --out book/reference/digits
 	@$(BIN)/python -m itlib.reproduce --grid digits --seeds 0 1 2 --out book/reference/digits
+	@$(BIN)/python -m itlib.reproduce --grid molecules_solubility --out book/reference/molecules
+	@$(BIN)/python -m itlib.reproduce --grid molecules_base --out book/reference/molecules
+	@$(BIN)/python -m itlib.reproduce --grid molecules_truth --seeds 0 1 2 3 --out book/reference/molecules
+	@$(BIN)/python -m itlib.reproduce --grid molecules_data --out book/reference/molecules
+	@$(BIN)/python -m itlib.reproduce --grid molecules --seeds 1 2 3 --out book/reference/molecules
 	@cp book/reference/paper/N100_seed0.safetensors book/reference/hero.safetensors
 	@$(BIN)/python -m itlib.reproduce --grid landing --seeds 0 1 2 --records-only --out book/reference/landing
 	@$(BIN)/python book/live_picture.py

@@ -49,6 +49,7 @@ _PLACES = {
     "digits_truth": "digits.truth:EXPERIMENT",
     "digits": "digits.methods:EXPERIMENT",
     "molecules_solubility": "molecules.solubility:EXPERIMENT",
+    "molecules_base": "molecules.base:EXPERIMENT",
     "molecules_truth": "molecules.truth:EXPERIMENT",
     "molecules_data": "molecules.truth:DATA",
     "molecules": "molecules.methods:EXPERIMENT",

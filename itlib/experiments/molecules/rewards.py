@@ -226,7 +226,7 @@ class Task:
 
 
 TASKS: Mapping[str, Task] = {
-    "solubility": Task(-6.0, 2.0, (0.5, 1.0, 2.0, 4.0, 8.0)),
+    "solubility": Task(-6.0, 3.0, (0.5, 1.0, 2.0, 3.0, 4.0, 8.0)),
     "likeness": Task(0.0, 8.0, (4.0, 8.0, 16.0, 32.0, 64.0)),
     "rule": Task(0.0, 4.0, (1.0, 2.0, 4.0, 8.0)),
 }

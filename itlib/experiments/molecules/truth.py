@@ -29,6 +29,8 @@ from itlib.tilting import derive_seed
 
 #: Steps of the sampler, everywhere.
 J = 50
+#: Molecules of which properties are measured.
+JUDGED = 500
 #: Of the best of which a user would take one.
 CANDIDATES = 16
 
@@ -113,16 +115,16 @@ class Weighed:
     Args:
         strings: what is weighed.
         r: rewards, (n,).
-        plain: the first thousand, judged.
-        tilted: a thousand, drawn in proportion to e^{lambda r}, judged.
-        drawn: which those are.
+        drawn: which of them are drawn in proportion to e^{lambda r}, at most a thousand.
+        plain: the first :data:`JUDGED`, judged.
+        tilted: the first of those that are drawn, judged.
     """
 
     strings: Sequence[str | None]
     r: Tensor
+    drawn: Tensor
     plain: judges.Judged
     tilted: judges.Judged
-    drawn: Tensor
 
     @classmethod
     def of(cls, p: OfReward, strings: Sequence[str | None], reward: OfMolecules, forest: Forest) -> Weighed:
@@ -131,8 +133,8 @@ class Weighed:
         n = min(1000, len(strings) // 2)
         drawn = systematic(TASKS[p.problem].lam * r, n, p.draws("resampling"))
         drawn = drawn[torch.randperm(n, generator=p.draws("order"))]
-        plain, tilted = (judges.Judged.of(s, forest) for s in (strings[:n], [strings[i] for i in drawn.tolist()]))
-        return cls(strings, r, plain, tilted, drawn)
+        sets = (strings[:JUDGED], [strings[i] for i in drawn[:JUDGED].tolist()])
+        return cls(strings, r, drawn, *(judges.Judged.of(each, forest) for each in sets))
 
     def metrics(self) -> dict[str, Metric]:
         """Cards and histograms before and after; and what the best of sixteen would have."""
@@ -164,7 +166,7 @@ def run(parameters: Parameters, folder: Path) -> Record[Parameters]:
     torch.set_num_threads(1)
     p, known, forest = parameters, model.load(), Forest.load(folder / "solubility.safetensors")
     asked, main = problem(p.problem, known, forest), p.problem == "solubility"
-    clock, draws, n = time.process_time(), p.draws("truth"), 1000 if p.full else 20
+    clock, draws, n = time.process_time(), p.draws("truth"), 500 if p.full else 20
     with torch.no_grad():
         z = torch.cat([sample(known.denoiser, known.schedule, n, known.d, steps=J, generator=draws) for _ in range(10)])
     strings = decoded(known, z)
@@ -179,7 +181,8 @@ def run(parameters: Parameters, folder: Path) -> Record[Parameters]:
             mean, covariance = moments(strings, asked.lam * found.r, p.draws("moments"))
             tensors = {"mean": mean.float(), "covariance": covariance.float()}
         else:
-            metrics |= {"fcd_base": fcd(found.plain.spelled, folder), "fcd_truth": fcd(found.tilted.spelled, folder)}
+            tilted = [strings[i] for i in found.drawn.tolist()]
+            metrics |= {"fcd_base": fcd(strings[: len(tilted)], folder), "fcd_truth": fcd(tilted, folder)}
         if p.seed == 1:
             metrics |= {f"base_{k}": v for k, v in judges.training_card(found.plain.spelled).items()}
             metrics |= {f"truth_{k}": v for k, v in judges.training_card(found.tilted.spelled).items()}
@@ -189,19 +192,19 @@ def run(parameters: Parameters, folder: Path) -> Record[Parameters]:
     )
 
 
-def fcd(spelled: Sequence[str], folder: Path) -> float:
-    """Fréchet ChemNet distance of molecules from the weighted truth of solubility."""
+def fcd(strings: Sequence[str | None], folder: Path) -> float:
+    """Fréchet ChemNet distance of those strings that are molecules from the weighted truth of solubility."""
     import safetensors.torch
 
     known = safetensors.torch.load_file(folder / "truth_solubility_seed0.safetensors")
-    found = judges.activations(spelled)
+    found = judges.activations([text for text in strings if text])
     return judges.frechet(judges.moments(found), (known["mean"], known["covariance"]))
 
 
 def run_data(parameters: DataParameters, folder: Path) -> Record[DataParameters]:
     """Weigh molecules of the training set."""
     p, forest = parameters, Forest.load(folder / "solubility.safetensors")
-    n = 10_000 if p.full else 200
+    n = 5000 if p.full else 200
     task = TASKS[p.problem]
     reward = OfMolecules(lambda z: [None] * len(z), task.score(p.problem, forest), task.bad)
     found = Weighed.of(p, some("train", n, p.seed), reward, forest)
