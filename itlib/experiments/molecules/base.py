@@ -82,7 +82,8 @@ def run(parameters: Parameters, folder: Path) -> Record[Parameters]:
         if reference is not None:
             card |= judges.training_card(found.spelled)
             card["fcd"] = judges.frechet(judges.moments(judges.activations(found.spelled)), reference)
-        metrics |= {name: card} | found.histograms(name)
+        metrics[name] = card
+        metrics |= found.histograms(name)
         if name == "base":
             kept = x[[text is not None for text in strings]]
             metrics["explained"] = {

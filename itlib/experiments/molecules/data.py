@@ -59,7 +59,8 @@ def chemistry() -> ModuleType:
     except ModuleNotFoundError:
         raise ModuleNotFoundError("the molecules need RDKit: pip install 'itlib[molecules]'") from None
     RDLogger.DisableLog("rdApp.*")
-    return Chem
+    found: ModuleType = Chem
+    return found
 
 
 def moses(name: str) -> Path:
@@ -148,11 +149,13 @@ class Latent:
 
     def encode(self, f: Tensor) -> Tensor:
         """Latents, (n, d), of features, (n, 524)."""
-        return (f - self.mean) / self.unit @ self.components
+        z: Tensor = (f - self.mean) / self.unit @ self.components
+        return z
 
     def features(self, z: Tensor) -> Tensor:
         """The features nearest to the mean that have latents z, (n, d), as (n, 524)."""
-        return z @ torch.linalg.pinv(self.components) * self.unit + self.mean
+        f: Tensor = z @ torch.linalg.pinv(self.components) * self.unit + self.mean
+        return f
 
 
 def _merged(tokens: list[str], pair: tuple[str, str]) -> list[str]:

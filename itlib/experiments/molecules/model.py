@@ -90,7 +90,7 @@ def greedy(decoder: Decoder, x: Tensor) -> list[list[int]]:
     """The most probable token at each step, for latents x, (B, d)."""
     seen, state = decoder.start(x)
     token = torch.full((len(x), 1), START)
-    written = []
+    written: list[Tensor] = []
     ended = torch.zeros(len(x), dtype=torch.bool)
     while len(written) < LONGEST and not ended.all():
         logits, state = decoder.step(token, seen, state)
