@@ -211,7 +211,7 @@ def densities(axes, record, end, **style):
         ax.plot(middles, record[f"{name}_{end}"], **style)
 
 
-BEST = "value"
+BEST = "recommended-lora"
 with figures.house_style() as plt:
     fig, axes = plt.subplots(1, 3, figsize=(7.6, 3.0))
     own, C = weighed["solubility", 1], figures.COLORS
@@ -280,21 +280,38 @@ bound = best_kl - task.lam * best_mean + exact("log_z")
 best_row = {"": f"best of {truth.CANDIDATES}", "path KL": f"≤ {pm(bound.clip(min=0))}", "FCD": ""}
 rows.append(best_row | {"mean reward": pm(best_mean), "KL to the base": f"≤ {best_kl:.2f}"})
 figures.table(rows)
-share = {name: 1 - distance(name).mean() / distance("base").mean() for name in TRAINED if (name, BUDGET, 1) in runs}
+RUN = [name for name in TRAINED if (name, BUDGET, 1) in runs]
 start, top = metric("base", "mean_reward").mean(), exact("mean_reward").mean()
-way = {name: (metric(name, "mean_reward").mean() - start) / (top - start) for name in share}
-near = min(share, key=lambda name: distance(name).mean())
+way = (metric(BEST, "mean_reward").mean() - start) / (top - start)
+nearer = [name for name in RUN if distance(name).mean() < distance("base").mean()]
+assert min(RUN, key=lambda name: distance(name).mean()) == BEST
+gap = distance("base") - distance(BEST)
+assert gap.mean() > 4.3 * gap.std(ddof=1) / 3**0.5
+assert (fcd(BEST) < fcd("base") - 2).all()
+far = {name: distance(name).mean() for name in RUN if name not in nearer}
+assert {"paper", "distilled"} <= set(far)
 figures.glue(
-    closest=pm(distance(near)),
+    closest=pm(distance(BEST)),
     start=pm(distance("base")),
-    way=f"{way[near]:.0%}",
-    fcd_near=pm(fcd(near)),
-    fcd_start=pm(fcd("base")),
-    fcd_floor=pm(fcd("truth")),
+    left=f"{distance(BEST).mean() / distance('base').mean():.0%}",
+    way=f"{way:.0%}",
+    fcd_near=pm(fcd(BEST), ".1f"),
+    fcd_start=pm(fcd("base"), ".1f"),
+    fcd_floor=pm(fcd("truth"), ".1f"),
+    paper_kl=pm(distance("paper"), ".1f"),
+    paper_fcd=pm(fcd("paper"), ".1f"),
 )
 
 # %% [markdown]
-# FINDINGS
+# Path KL and FCD to the exact tilt of the model, 5,120 answers, $\lambda$ = {glue:text}`lam`; mean ± standard error over three seeds, one base for all. FCD to a
+# thousand molecules never falls to zero: a second draw of the exact tilt has {glue:text}`fcd_floor`.
+#
+# - **A tilt can be learned here.** *Recommended* with LoRA ({doc}`b_recommended`) goes from {glue:text}`start` nats to
+#   {glue:text}`closest`, and its FCD from {glue:text}`fcd_start` to {glue:text}`fcd_near`.
+# - **Not all of it.** {glue:text}`left` of the distance is left, and the mean reward has gone {glue:text}`way` of the way.
+# - **Samples can be close while paths are far.** The paper's configuration with a tenth of the answers a tilt reaches an FCD of
+#   {glue:text}`paper_fcd`, but ends {glue:text}`paper_kl` nats from the tilt, farther than the base: its paths pay for detours.
+# - **The best of 16** is close to the tilt, for a user who can wait: it asks for 16 answers a molecule, for ever.
 #
 # ## What other judges say
 #
@@ -308,7 +325,7 @@ COLUMNS = {
     "effort": ("effort", ".2f"),
     "alerts": ("alerts", ".1%"),
 }
-shown = {"base": "the base", "truth": "the exact tilt"} | {name: TITLES[name] for name in share}
+shown = {"base": "the base", "truth": "the exact tilt"} | {name: TITLES[name] for name in RUN}
 figures.table(
     [
         {"": title} | {head: pm(metric(name, key), form) for head, (key, form) in COLUMNS.items()}
@@ -325,7 +342,7 @@ figures.table(
 # The closest method with fewer answers, as the page is made, always from the same eight noises.
 
 # %%
-budget = 2560 if full else 320
+budget = 1280 if full else 320
 asked = methods.Parameters(method=BEST, budget=budget, profile=profile, seed=4)
 setting = asked.setting(known, forest)
 stages = [before]
@@ -354,7 +371,9 @@ figures.glue(chance_before=f"{chances[0]:.0%}", chance_after=f"{chances[1]:.0%}"
 #
 # ## What this cannot say
 #
-# LIMITS
+# - Learning rates were taken over from the digits and not tuned; a search might move any row.
+# - Three seeds, one base, one reward. *Likeness* and *rule*, of which the latents tell less, were only weighed.
+# - The forest is a model of solubility from 1,025 small molecules. It is the reward, not the truth.
 #
 # ## Try this
 #

@@ -60,13 +60,15 @@ def _tilting(update: Update) -> Training:
 
 
 def _recommended(lora: bool) -> Training:
-    """A tenth of the evaluations and three passes a tilt; on a small correction, or on adapters of every layer."""
+    """Twenty rounds with three passes each, that correct once all is tilted; on a small correction, or on adapters."""
 
     def train(s: Setting) -> Iterator[BaselineStep]:
         account = EvaluationCounter()
         base, reward = s.counted(account)
         base = with_lora(base, seed=derive_seed(s.seed, "lora")) if lora else base
-        config = RecommendedConfig(lam=s.problem.lam, S=s.budget // 10, J=J, E=3, lr=s.lr)
+        config = RecommendedConfig(
+            lam=s.problem.lam, S=s.budget // 20, J=J, E=3, lr=s.lr, target_ess=0.8, N=100, polish_rounds=20
+        )
         config = replace(config, student="copy") if lora else config
         for step in recommended_tilting(base, reward, s.schedule, config, d=s.problem.d, seed=s.seed):
             yield account.tilt(step, s.problem.lam)
@@ -176,7 +178,7 @@ def run(parameters: Parameters, folder: Path) -> Record[Parameters]:
         except FloatingPointError as error:
             return Record(p, {}, curve=truth.columns(curve) if curve else {}, failure=str(error))
         z, card = path_card(step.model, setting, 1000 if p.full else 50, setting.generator("judge"))
-        metrics |= {**spent(step), **card, "share": step.share}
+        metrics |= {**spent(step), **card, "share": step.share, "strength": step.strength}
         seconds = {"sampling": 0.0, "training": curve[-1]["seconds"]}
     strings = truth.decoded(known, z[:1000])
     judged = judges.Judged.of(strings[: truth.JUDGED], forest)
