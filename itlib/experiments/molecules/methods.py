@@ -120,7 +120,7 @@ METHODS: Mapping[str, Method] = {
     "balance": Method("trajectory balance", lr=1e-4, train=_balance),
     "recommended": Method("recommended, small correction", lr=1e-3, train=_recommended(lora=False)),
     "recommended-lora": Method("recommended, LoRA", lr=1e-3, train=_recommended(lora=True)),
-    "value": Method("value on chains", lr=5e-3, train=_value),
+    "value": Method("value on chains", lr=1e-3, train=_value),
 }
 #: Methods that are also given four times as many evaluations.
 LONGER = ("value",)
