@@ -3,14 +3,14 @@ r"""The comparison on molecules: every method with the same number of answers fr
 As on the digits (:mod:`itlib.experiments.digits.methods`), the distance to the exact tilt is the path KL, but for log Z,
 which :mod:`itlib.experiments.molecules.truth` estimates. Here the judges see more, because the samples are molecules.
 
-*Learning rates* are those of the digits, whose denoiser has the same shape, and of the methods' own defaults. None was tuned
-here; seed 0 was used while the code was written, and is not reported.
+*Learning rates* are those of the digits, whose denoiser has the same shape, and of the methods' own defaults, without a
+search. One was changed: the value's first rate, 5e-3, ended farther from the tilt than the base. The number of rounds of the
+recommended method was set after runs in which ten did not reach the full strength.
 """
 
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,18 +28,15 @@ from itlib.beyond.value import ValueConfig, value_tilting
 from itlib.experiments import experiment, methods
 from itlib.experiments.digits.methods import path_card, spent
 from itlib.experiments.experiment import Experiment, Metric, Record, choose
-from itlib.experiments.methods import Drawn, watched
+from itlib.experiments.methods import watched
 from itlib.experiments.molecules import judges, model, solubility, truth
 from itlib.experiments.molecules.rewards import TASKS, Forest, MoleculeProblem
-from itlib.experiments.molecules.truth import CANDIDATES, J
+from itlib.experiments.molecules.truth import J
 from itlib.pretrained import with_lora
-from itlib.sampling import sample
 from itlib.tilting import PAPER_UPDATE, TiltingConfig, Update, derive_seed, iterative_tilting
 
 #: Evaluations of the reward of every method, and for a first look.
 EVALUATIONS = {"full": 5120, "smoke": 320}
-#: Four times as many, for the methods of which that is worth asking.
-MORE = 20_480
 
 Setting = methods.Setting[MoleculeProblem]
 Method = methods.Method[MoleculeProblem]
@@ -102,18 +99,7 @@ def _distilled(s: Setting) -> Iterator[BaselineStep]:
     return distillation(s.base, s.problem.reward, s.schedule, config, d=s.problem.d, seed=s.seed)
 
 
-def _best_of_n(s: Setting, account: EvaluationCounter) -> Drawn:
-    """The best of every sixteen, drawn in one go."""
-    with torch.no_grad():
-        z = sample(
-            s.base, s.schedule, s.budget // CANDIDATES * CANDIDATES, s.problem.d, steps=J, generator=s.generator("best")
-        )
-    best = account.count_reward(s.problem.reward)(z).reshape(-1, CANDIDATES).argmax(1)
-    return Drawn(z.reshape(len(best), CANDIDATES, -1)[torch.arange(len(best)), best])
-
-
 METHODS: Mapping[str, Method] = {
-    "best": Method("best of 16", draw=_best_of_n),
     "paper": Method("paper", lr=3e-5, train=_tilting(PAPER_UPDATE)),
     "reweighted": Method("reward-weighted regression", lr=3e-5, train=_tilting(reweighted)),
     "distilled": Method("resample, then distil", lr=3e-4, train=_distilled),
@@ -122,8 +108,8 @@ METHODS: Mapping[str, Method] = {
     "recommended-lora": Method("recommended, LoRA", lr=1e-3, train=_recommended(lora=True)),
     "value": Method("value on chains", lr=1e-3, train=_value),
 }
-#: Methods that are also given four times as many evaluations.
-LONGER = ("value",)
+#: Methods in the grid; the others can be asked for.
+ASKED = ("paper", "distilled", "value", "recommended-lora")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,23 +149,15 @@ def run(parameters: Parameters, folder: Path) -> Record[Parameters]:
     p, known, forest = parameters, model.load(), Forest.load(folder / "solubility.safetensors")
     chosen, setting = METHODS[p.method], p.setting(known, forest)
     curve: list[dict[str, float]] = []
-    clock, metrics = time.process_time(), dict[str, Metric]()
-    if chosen.draw:
-        z = chosen.draw(setting, EvaluationCounter()).samples
-        assert z is not None
-        seconds = {"sampling": time.process_time() - clock, "training": 0.0}
-        metrics |= {"mean_reward": float(setting.problem.reward(z).mean()), "reward": float(setting.budget)}
-    else:
-        try:
-            for step, taken in watched(chosen, setting, (0.5, 1.0)):
-                _, card = path_card(step.model, setting, 200 if p.full else 20, setting.generator("look"))
-                row = {"reward": float(step.counts.reward), "seconds": taken}
-                curve.append(row | {key: card[key] for key in ("mean_reward", "path_kl", "distance")})
-        except FloatingPointError as error:
-            return Record(p, {}, curve=truth.columns(curve) if curve else {}, failure=str(error))
-        z, card = path_card(step.model, setting, 1000 if p.full else 50, setting.generator("judge"))
-        metrics |= {**spent(step), **card, "share": step.share, "strength": step.strength}
-        seconds = {"sampling": 0.0, "training": curve[-1]["seconds"]}
+    try:
+        for step, taken in watched(chosen, setting, (0.5, 1.0)):
+            _, card = path_card(step.model, setting, 200 if p.full else 20, setting.generator("look"))
+            row = {"reward": float(step.counts.reward), "seconds": taken}
+            curve.append(row | {key: card[key] for key in ("mean_reward", "path_kl", "distance")})
+    except FloatingPointError as error:
+        return Record(p, {}, curve=truth.columns(curve) if curve else {}, failure=str(error))
+    z, card = path_card(step.model, setting, 1000 if p.full else 50, setting.generator("judge"))
+    metrics: dict[str, Metric] = {**spent(step), **card, "share": step.share, "strength": step.strength}
     strings = truth.decoded(known, z[:1000])
     judged = judges.Judged.of(strings[: truth.JUDGED], forest)
     metrics |= judged.card()
@@ -189,7 +167,8 @@ def run(parameters: Parameters, folder: Path) -> Record[Parameters]:
         metrics |= judged.histograms("density")
         metrics |= judges.training_card(judged.spelled) if p.full else {}
     shown = np.round(z[:24].tolist(), 4).tolist() if p.seed == 1 else []
-    return Record(p, metrics, curve=truth.columns(curve) if curve else {}, samples=shown, seconds=seconds)
+    seconds = {"sampling": 0.0, "training": curve[-1]["seconds"]}
+    return Record(p, metrics, curve=truth.columns(curve), samples=shown, seconds=seconds)
 
 
 def before(parameters: Parameters) -> Mapping[str, experiment.Parameters]:
@@ -200,8 +179,7 @@ def before(parameters: Parameters) -> Mapping[str, experiment.Parameters]:
 
 def cells(seeds: Sequence[int]) -> dict[str, Parameters]:
     """The grid, on solubility."""
-    found = {f"{name}_seed{seed}": Parameters(method=name, seed=seed) for seed in seeds for name in METHODS}
-    return found | {f"{n}_more_seed{s}": Parameters(method=n, seed=s, budget=MORE) for s in seeds for n in LONGER}
+    return {f"{name}_seed{seed}": Parameters(method=name, seed=seed) for seed in seeds for name in ASKED}
 
 
 EXPERIMENT = Experiment("molecules", Parameters, run, cells, after=before)
