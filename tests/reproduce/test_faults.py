@@ -186,6 +186,7 @@ SAYS = {
     "cell": "killed by signal 9",
     "kernel": "its kernel died without a word; if memory was short, run fewer --jobs",
     "scheduler": "the scheduler went away: start it and its workers again",
+    "worker": "4 workers died while they ran it",
 }
 
 
@@ -224,8 +225,8 @@ def assault(place: Place, moments: list[tuple[str, str, str]], seed: int) -> int
             print(f"{kind} while {cell} is at its {stage}: {'killed' if struck else 'over before the blow'}")
             if not struck:
                 if batch.poll() is not None:
-                    error = over(batch)
-                    assert batch.returncode == 0, error
+                    error = over(batch)  # Dask gives a cell up when its worker was killed for the fourth time
+                    assert batch.returncode == 0 or (kind == "worker" and SAYS[kind] in error), error
                 continue
             kills += 1
             if kind == "worker":
