@@ -1,7 +1,7 @@
 """One way of checking what a caller hands over: by the annotations.
 
-:func:`checked` looks at the arguments of a function, or at the fields of a configuration. What has one meaning is accepted
-and converted: numbers and arrays of numpy, lists of numbers, whole numbers where samples are meant, a path as text.
+:func:`checked` looks at the arguments of a function, or at the fields of a configuration. Input with only one possible
+meaning is accepted and converted: numbers and arrays of numpy, lists of numbers, integers for samples, a path as text.
 Everything else is refused in one sentence that names the argument.
 
 An ``int`` is a whole number of at least 1, or of at least 0 if it is a seed or 0 is its default; a ``float`` is finite; a

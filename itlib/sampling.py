@@ -60,7 +60,7 @@ from itlib._checks import autograd, checked
 from itlib.network import NoisePredictor, device_of, evaluating
 from itlib.schedules import Schedule
 
-#: Of a reverse step: what Algorithm 1 says, or with the posterior's width put back.
+#: Of a reverse step: that of Algorithm 1, or that plus the variance of the posterior of X_0.
 Variance = Literal["ddpm", "analytic"]
 
 
@@ -200,7 +200,7 @@ def analytic_std(schedule: Schedule, s: float, t: float, std: float, x: Tensor, 
 def randn(shape: Sequence[int], generator: torch.Generator | None, dtype: torch.dtype, device: torch.device | str) -> Tensor:
     """Standard normal noise on a device, drawn where its generator lives.
 
-    One of the CPU, or none, gives the same noise for every device; one of the device saves the way there.
+    A CPU generator, or none, gives the same noise on every device; a generator of the device avoids the copy.
     """
     source = generator.device if generator else "cpu"
     return torch.randn(*shape, generator=generator, dtype=dtype, device=source).to(device)

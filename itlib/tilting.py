@@ -122,7 +122,7 @@ class TiltBatch:
 
 #: An estimator of sigma_t C_{k-1}(x_t, t), (M, d): the covariance (3.9) in the units of the noise.
 CovarianceEstimator = Callable[[TiltBatch], Tensor]
-#: What a tilt of size delta regresses on: (batch, delta) to a target, (M, d), and a factor of the residual, (M, 1) or ().
+#: Maps (batch, delta) to the target of the regression, (M, d), and a factor of the residual, (M, 1) or (): 1 in the paper.
 Update = Callable[[TiltBatch, float], tuple[Tensor, Tensor]]
 #: Draws D_k: (model, tilt k, S, generator) to samples (S, d).
 DatasetSampler = Callable[[NoisePredictor, int, int, torch.Generator], Tensor]
@@ -232,7 +232,7 @@ class StepSizes(Protocol):
     """How far each tilt goes. :class:`EqualSteps` is the paper's way."""
 
     def left(self, strengths: Sequence[float]) -> int:
-        """Tilts still to come after those that reached these strengths, as far as can be foreseen; 0 ends the run."""
+        """Estimated number of tilts still to do, given the strengths reached so far; 0 ends the run."""
 
     def choose(self, strengths: Sequence[float], rewards: Tensor) -> tuple[float, float]:
         """Size delta of the next tilt and the strength that it reaches, given the rewards of its samples, (S,)."""
@@ -295,8 +295,8 @@ class TiltStep:
         samples: D_k, (S, d), drawn from the model of tilt k-1.
         rewards: r on D_k, (S,).
         losses: the loss of each optimiser step.
-        seconds: processor seconds spent "sampling" and "training" (wall-clock seconds, on a quiet machine). Preparations
-            before the first tilt count as its sampling.
+        seconds: processor seconds spent "sampling" and "training" (wall-clock seconds, on a quiet machine). Time
+            spent before the first tilt counts as its sampling.
         delta: size of the tilt.
         strengths: after each tilt so far; lambda at the end.
         left: number of tilts to come, as far as can be foreseen.
@@ -559,7 +559,10 @@ def algorithm_1(schedule: Schedule, config: TiltingConfig, d: int, variance: Var
 
 
 def minibatches(config: TiltingConfig, generator: torch.Generator) -> Iterator[list[Tensor]]:
-    """Indices into D_k, grouped so that a group's targets are computed in one call of the teacher."""
+    """Indices into D_k, grouped so that a group's targets are computed in one call of the teacher.
+
+    A group has about 1600 rows, where a row costs least. Times and noises are drawn a group at a time.
+    """
     group: list[Tensor] = []
     for _ in range(config.E):
         order = torch.randperm(config.S, generator=generator)

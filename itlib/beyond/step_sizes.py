@@ -35,7 +35,7 @@ spirit. By the inequality of Cauchy and Schwarz, a region that has probability 1
 
 Both quantities are :math:`\delta^2\,\mathrm{Var}_p(r)` to leading order, halved for the first. So either rule makes steps
 of constant length in :math:`\int\sqrt{\mathrm{Var}_{p^s}(r)}\,ds`, and neither can see how J varies with x: on the paper's
-task it is constant, and the remainder zero. No rule can that is shown rewards only. In particular the third
+task it is constant, and the remainder zero. No rule that sees only rewards can. In particular the third
 cumulant of r under p, a tempting estimate of the remainder, may vanish where the remainder does not.
 """
 
@@ -109,9 +109,9 @@ def bounded_gap(nats: Positive) -> StepRule:
 
 @checked
 def evenly(rule: StepRule) -> StepRule:
-    """Steps no longer than those of a rule, and no stub at the end.
+    """Steps no longer than those of a rule, and no short last step.
 
-    If n more of the rule's present step would do, the next step is 1/n of what is left.
+    If n steps of the present length would finish, the next step is 1/n of what is left.
 
     Args:
         rule: of the longest step allowed.

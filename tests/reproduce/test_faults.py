@@ -380,7 +380,7 @@ def test_a_limit_on_files_loses_nothing(tmp_path: Path) -> None:
     command = ["prlimit", "--fsize=100000", *small_batch.command(*place.options)]
     result = subprocess.run(command, cwd=place.root, env=place.environment, capture_output=True, text=True, check=False)
     assert result.returncode == 1
-    assert "base_seed0: OSError: a limit on the size of files (ulimit -f) forbids to write " in result.stderr
+    assert "base_seed0: OSError: a limit on the size of files (ulimit -f) forbids writing " in result.stderr
     assert "raise it and run again, nothing is lost\n" in result.stderr
     assert "Traceback" not in result.stderr
     assert not list(place.root.rglob("*.tmp"))
