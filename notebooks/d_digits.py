@@ -234,7 +234,8 @@ captions = [
     + f"KL to the base {max(0.0, card['path_kl']):.2f} nats."
     for k, card in enumerate(seen)
 ]
-figures.slides(frames, captions, still="tilts", alt="24 digits, always from the same noise.")
+model = {"frames": [figures.sheet(x) for x in frames], "says": captions}
+figures.explorer("slides", model | {"alt": "24 digits, always from the same noise."}, "tilts")
 figures.glue(
     reward_before=minus(seen[0]["mean_reward"]),
     reward_after=minus(seen[-1]["mean_reward"]),
