@@ -1,4 +1,4 @@
-r"""Tilts learned on chains: the weights of whole chains, made constant.
+r"""Tilts learned on whole chains, by making their weights constant.
 
 A chain of Algorithm 1 draws :math:`x_{t_K},\dots,x_{t_0}` by steps :math:`x_s=a\,x_t+b\,\hat x_1(x_t,t)+\eta\,z`. Let
 :math:`p_{\mathrm{base}}` be the law of the chains of the base model and :math:`p_\theta` that of the student's, with the
@@ -65,10 +65,10 @@ from itlib.tilting import (
 
 
 class TrainableCopy(nn.Module):
-    """A network that learns, beside the frozen one that it started from: a correction is the difference of the two.
+    """A network that learns, beside a frozen copy of what it started from; the correction is their difference.
 
     Args:
-        base: a network; two copies are kept, one of which learns.
+        base: a network; it is copied twice.
     """
 
     def __init__(self, base: nn.Module) -> None:
@@ -91,7 +91,7 @@ class TrainableCopy(nn.Module):
 
 
 class Student(Protocol):
-    """What draws chains, learned or exact: a model that knows its base, and what it adds to it."""
+    """A model that draws chains, learned or exact, and knows its base and what it adds to it."""
 
     @property
     def base(self) -> NoisePredictor:
@@ -101,7 +101,7 @@ class Student(Protocol):
         """What it adds to the base, (B, d)."""
 
 
-#: What can learn on them.
+#: Models that can learn on chains.
 Corrected = Residual | TrainableCopy
 
 
@@ -141,7 +141,7 @@ class Chains:
         return log_density_ratio(base.flatten(1), (base - self.gain * correction).flatten(1))
 
     def own_log_ratio(self) -> Tensor:
-        """log p_base / p_theta of the chains, (S,), for the theta that drew them; some chains at a time."""
+        """log p_base / p_theta of the chains, (S,), for the theta that drew them; in parts, to save memory."""
         some = max(1, 2**22 // self.x_t[0].numel())
         parts = [self[index] for index in torch.arange(len(self.x_t)).split(some)]
         return torch.cat([part.log_ratio(part.correction) for part in parts])
@@ -229,7 +229,7 @@ def log_variance_step(
         strength: s, the tilt aimed at.
 
     Returns:
-        The variance before the step, (). No step is taken at the level of rounding, which Adam would turn into a full one.
+        The variance before the step, (). At the level of rounding no step is taken: Adam would make it a full one.
     """
     log_w = strength * rewards + chains.log_ratio(chains.corrections(student))
     loss: Tensor = log_w.var()
@@ -243,7 +243,7 @@ def log_variance_step(
 
 @checked
 def diagnose(log_ratio: Tensor, tilt: Tensor) -> Diagnostics:
-    """What chains say about the model that drew them.
+    """Diagnostics of the model that drew some chains.
 
     Args:
         log_ratio: log p_base / p_theta of the chains, (S,).
@@ -259,7 +259,7 @@ def diagnose(log_ratio: Tensor, tilt: Tensor) -> Diagnostics:
 
 
 def correct(base: NoisePredictor, d: int, seed: int) -> Corrected:
-    """What learns on chains: a copy beside the frozen base, or a correction of a base that has no trainable weights."""
+    """A model that can learn on chains: a copy of the base, or a correction of a base without trainable weights."""
     return TrainableCopy(base) if is_trainable(base) else corrected(base, d, seed)
 
 
