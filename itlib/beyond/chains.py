@@ -48,6 +48,8 @@ from torch import Tensor, nn
 from itlib._checks import autograd, checked, finite
 from itlib.metrics import effective_sample_size
 from itlib.network import NoisePredictor, Residual, device_of
+from itlib.pretrained.models import FromModel
+from itlib.pretrained.processes import added, place
 from itlib.sampling import ReverseStep, Variance, analytic_std, log_density_ratio, randn, reverse_steps, time_grid
 from itlib.schedules import Schedule
 from itlib.tilting import (
@@ -216,10 +218,19 @@ def draw_chains(
     return Chains(x, x_t, z_t, corrections, t_k, gain.unsqueeze(-1))
 
 
+def states_at_once(student: nn.Module) -> int | None:
+    """The largest number of states that every model in a student takes in one call; None if all take any number."""
+    return min((m.microbatch for m in student.modules() if isinstance(m, FromModel) and m.microbatch), default=None)
+
+
 def log_variance_step(
     student: Corrected, optimizer: torch.optim.Optimizer, chains: Chains, rewards: Tensor, strength: float
 ) -> Tensor:
     """One optimiser step on the variance of the log weights of a few chains.
+
+    The loss needs the corrections of all these chains at once, their network does not: with a model that takes few states
+    in one call the corrections are found without a graph, and what the loss says of each goes back through one call at a
+    time. Memory is then that of one call, and the gradient is the same to rounding.
 
     Args:
         student: base and correction.
@@ -231,12 +242,27 @@ def log_variance_step(
     Returns:
         The variance before the step, (). At the level of rounding no step is taken: Adam would make it a full one.
     """
-    log_w = strength * rewards + chains.log_ratio(chains.corrections(student))
-    loss: Tensor = log_w.var()
+    few = states_at_once(student)
+    with torch.set_grad_enabled(few is None):
+        corrections = chains.corrections(student)
+    if few is not None:
+        corrections.requires_grad_()
+    loss: Tensor = (strength * rewards + chains.log_ratio(corrections)).var()
     if float(loss.detach()) <= chains.rounding():
         return loss.detach()
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    if few is not None:
+        assert corrections.grad is not None
+        S, _, d = chains.x_t.shape
+        parts = (chains.x_t.reshape(-1, d), chains.t.repeat(S), corrections.grad.reshape(-1, d))
+        rank, processes = place() if any(isinstance(m, FromModel) and m.shared for m in student.modules()) else (0, 1)
+        for x, t, gradient in list(zip(*(v.split(few) for v in parts), strict=True))[rank::processes]:
+            student.correction(x, t).backward(gradient)
+        if processes > 1:
+            for p in student.parameters():
+                if p.requires_grad:
+                    p.grad = added(torch.zeros_like(p) if p.grad is None else p.grad)
     optimizer.step()
     return loss.detach()
 
