@@ -483,15 +483,10 @@ listing = r"""
 13 | one gradient step on the mean of $\lVert\sigma_t^2 (s_\theta - \mathrm{target})\rVert^2$ | weight * (network(x_t, t) - target) | The weight is $\sigma_t$, by {eq}`eq-weights`. Adam by default; the paper names neither optimiser nor learning rate.
 15 | $\theta^k \leftarrow \theta$ | yield TiltStep(k, learner.model, | The caller sees every tilt.
 """
-parts = (
-    tilting.run_tilts,
-    tilting.Regression,
-    tilting.single_sample,
-    tilting.explicit,
-    tilting.EqualSteps,
-    tilting.minibatches,
-)
-source = "".join(inspect.getsource(part) for part in (*parts, regression_step))
+
+# %% tags=["hide-input"]
+parts = (tilting.run_tilts, tilting.Regression, tilting.single_sample, tilting.explicit, tilting.EqualSteps)
+source = "".join(inspect.getsource(part) for part in (*parts, tilting.minibatches, regression_step))
 rows = []
 for row in listing.strip().splitlines():
     number, paper, code, remark = (cell.strip() for cell in row.split("|"))
