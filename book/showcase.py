@@ -146,7 +146,7 @@ def errors_picture() -> str:
     ours = [float(r["eps_rmse"]) for r in changed if r.parameters.problem == "paper" and r.parameters.change == "no-skip"]
     floor = bases["eps_rmse_at_target"].median()
     with figures.house_style() as plt:
-        fig, ax = plt.subplots(figsize=(6.4, 3.1))
+        fig, ax = plt.subplots(figsize=(5.4, 3.0))
         groups = [(str(n), group["eps_rmse"].to_numpy()) for n, group in runs.groupby("N")]
         for i, (_, values) in enumerate(groups):
             spread = np.linspace(-0.12, 0.12, len(values))

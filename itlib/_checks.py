@@ -1,7 +1,7 @@
 """One way of checking what a caller hands over: by the annotations.
 
-:func:`checked` looks at the arguments of a function, or at the fields of a configuration. What has one meaning is accepted
-and converted: numbers and arrays of numpy, lists of numbers, whole numbers where samples are meant, a path as text.
+:func:`checked` looks at the arguments of a function, or at the fields of a configuration. Input with only one possible
+meaning is accepted and converted: numbers and arrays of numpy, lists of numbers, integers for samples, a path as text.
 Everything else is refused in one sentence that names the argument.
 
 An ``int`` is a whole number of at least 1, or of at least 0 if it is a seed or 0 is its default; a ``float`` is finite; a
@@ -29,7 +29,7 @@ T = TypeVar("T", bound=Callable[..., Any])
 
 
 class Rule(NamedTuple):
-    """What a type asks for besides its kind: in words, and as a test."""
+    """What an annotation asks for besides its type: in words, and as a test."""
 
     words: str
     holds: Callable[[Any], bool]
@@ -95,7 +95,7 @@ def _number(kind: Any, least: int | None, value: Any) -> Any:
 
 
 class Reader(NamedTuple):
-    """What an annotation asks for, in words, and a function from a value to what is meant by it, or to a ValueError."""
+    """What an annotation asks for, in words, and a function that converts a value or raises a ValueError."""
 
     words: str
     read: Callable[[Any], Any]
@@ -185,14 +185,14 @@ def _arguments(function: Callable[..., Any]) -> dict[str, Reader]:
 
 
 def checked(thing: T) -> T:
-    """A function whose arguments, or a class whose fields and methods' arguments, are what the annotations say.
+    """Check the arguments of a function, or the fields and methods of a class, against the annotations.
 
     Args:
         thing: annotated. A generator is checked when it is called, not when it is first asked. A dataclass is decorated
             before it becomes one; its fields are converted before its own ``__post_init__``.
 
     Raises:
-        ValueError: when what is returned is called, for an argument that is something else.
+        ValueError: on a call of the result, for an argument that does not fit.
     """
     if isinstance(thing, type):
         for name, method in list(vars(thing).items()):
@@ -212,7 +212,7 @@ def checked(thing: T) -> T:
 
 
 def autograd(function: T) -> T:
-    """As :func:`checked`, and with autograd at hand wherever the function is called, under no_grad or inference_mode too."""
+    """As :func:`checked`, for a function that differentiates: it works under no_grad and inference_mode, too."""
     return checked(torch.inference_mode(False)(function))
 
 

@@ -3,7 +3,18 @@
 Two Gaussians at (-2, 0) and (2, 0) are learned by denoising and tilted by r(x, y) = 4 y, to (-2, 2) and (2, 2). Data become
 noise along X_t = (1 - t) X_0 + t X_1, and a model predicts the noise X_1. :mod:`itlib.tilting` does the same for any
 schedule, sampler and estimate of the covariance, with other defaults; with the same knobs the numbers agree, which a test
-holds.
+checks. The lines of the paper's Algorithm 2, to which the comments refer::
+
+    1   delta = lambda / N
+    2   N times:
+    3       draw S samples of the model, and evaluate their rewards r
+    4       keep a frozen copy of the model, the teacher
+    5       E times:
+    6           draw B of the samples x_0, times t and noises z
+    8           x_t = alpha_t x_0 + sigma_t z
+    9-11        target: the teacher's prediction, moved by delta r (teacher - z)
+    13          one gradient step on |sigma_t (model - target)|^2
+    15      the model is the new theta
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-r"""Metrics of Section 4.2, with every definition spelled out, and a few that the paper's two cannot replace.
+r"""The metrics of Section 4.2, with every definition spelled out, and some that show what these miss.
 
 - **Score error** (4.13): :math:`\mathrm{RMSE}^2=\mathbb E\|s_\theta(X_t,t)-\nabla\log p_t(X_t)\|^2` with
   :math:`X_t` an *exact* draw and :math:`t\sim U[t_{\min},t_{\max}]`. The weight :math:`1/\sigma_t^2` makes the integral
@@ -148,7 +148,7 @@ def flow_nll(model: NoisePredictor, schedule: Schedule, mixture: GaussianMixture
 def sample_card(
     x: Samples, truth: GaussianMixture, *, target: GaussianMixture, base: GaussianMixture, seed: int = 0
 ) -> dict[str, Any]:
-    """What samples, (n, d), say of a model; arguments and keys as in :func:`score_card`."""
+    """The part of :func:`score_card` that needs only samples, (n, d); same arguments and keys."""
     return {
         "nll_target": negative_log_likelihood(x, target),
         "nll_base": negative_log_likelihood(x, base),
@@ -180,9 +180,9 @@ def score_card(
     Args:
         model: the one to judge.
         schedule: the pair alpha, sigma.
-        truth: what it should match: the target after the tilts, the base before them.
-        target: the exact tilted mixture; NLL and mean are scored against it ...
-        base: ... and against the exact base mixture.
+        truth: what the model should match: the target after the tilts, the base before them.
+        target: the exact tilted mixture. NLL and mean are scored against it and against the base.
+        base: the exact base mixture.
         samples: number of model samples, drawn by Algorithm 1 (and of exact draws for the score errors).
         flow_samples: exact draws of the truth for the probability-flow NLL.
         steps: reverse steps of Algorithm 1.

@@ -149,7 +149,7 @@ class Residual(nn.Module):
     networks of :mod:`itlib.beyond.preconditioning` are.
 
     Args:
-        base: any model. No regression trains it; freeze its parameters against losses that differentiate samples.
+        base: any model. A regression does not train it; for a loss that differentiates samples, freeze its parameters.
         correction: the network that learns; its last layer, ``output``, is set to zero here.
     """
 

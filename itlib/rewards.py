@@ -33,8 +33,8 @@ class QuadraticReward:
     Args:
         b: (d,) linear part.
         A: (d, d) symmetric quadratic part; zero if omitted.
-        c: constant. It changes log Z but not the tilted distribution, and it does change the single-sample
-            covariance estimate, which is not centred (Section 3.2).
+        c: constant. It changes log Z and the single-sample estimate of the covariance, which is not centred (Section
+            3.2), but not the tilted distribution.
 
     Raises:
         ValueError: if the shapes disagree.

@@ -27,19 +27,19 @@ With :math:`c=\alpha_s-\alpha_t\sqrt{\sigma_s^2-\eta_s^2}/\sigma_t` the true tra
 Leaving the second part out makes samples too narrow, by :math:`O(1/K)`. ``variance="analytic"`` puts its average back, with
 the expectation taken over the batch that is being sampled (Bao et al., arXiv 2201.06503): no further evaluation of the
 model, and exact for an isotropic Gaussian at any number of steps. Near :math:`t=1` the bracket is :math:`O(\alpha_t^2)`,
-less than the noise of a mean of squares over a batch. Its equal :math:`\frac{\alpha_t}{\sigma_td}\,\mathbb E\,\hat x_1^\top
-(\hat x_0-\mathbb E\hat x_0)` has a noise of the bracket's own size, so this is what is averaged where :math:`\sigma_t\ge
-\alpha_t`. At small times it would multiply the network's own error by :math:`\alpha_t/\sigma_t`, and the square does not.
+less than the noise of a mean of squares over a batch. There, for :math:`\sigma_t\ge\alpha_t`, we average its equal
+:math:`\frac{\alpha_t}{\sigma_td}\,\mathbb E\,\hat x_1^\top(\hat x_0-\mathbb E\hat x_0)`, whose noise is of the bracket's own
+size. At small times that form would multiply the network's error by :math:`\alpha_t/\sigma_t`.
 
-**Weights.** The transitions of two models at the same state differ in their means only, by :math:`u` standard deviations,
-and what one draws by a standard normal :math:`z` has under the other and under itself the densities of ratio
+**Weights.** At the same state the transitions of two models have the same width, and means that are :math:`u` standard
+deviations apart. A step that :math:`\theta` draws with the noise :math:`z` has the density ratio
 
 .. math:: \log\frac{p_{\mathrm{base}}(x_s\mid x_t)}{p_\theta(x_s\mid x_t)} = -u^\top z-\tfrac12\|u\|^2,\qquad
           u = \frac{1}{\eta_s}\Big(\sqrt{\sigma_s^2-\eta_s^2}-\frac{\alpha_s\sigma_t}{\alpha_t}\Big)
           \big(\hat x_1^\theta-\hat x_1^{\mathrm{base}}\big)(x_t,t) .
 
-Summed along a path of :math:`\theta` they weigh its end back to the law of the base's sampler, and with
-:math:`\lambda r(x_0)` added to the exact tilt of that law. The last step has no noise; it is the base's.
+Summed along a path of :math:`\theta` this is the log weight that makes its end a sample of the base's sampler; with
+:math:`\lambda r(x_0)` added, a sample of the exact tilt of that law. The last step has no noise; it is the base's.
 
 Algorithm 1 as printed divides by :math:`\alpha_1=0` in its first step. The grid here therefore starts at
 ``schedule.t_max``, just below 1, where :math:`X_t` is still indistinguishable from noise; the last step is the Dirac
@@ -60,13 +60,13 @@ from itlib._checks import autograd, checked
 from itlib.network import NoisePredictor, device_of, evaluating
 from itlib.schedules import Schedule
 
-#: Of a reverse step: what Algorithm 1 says, or with the posterior's width put back.
+#: Variance of a reverse step: as in Algorithm 1, or with that of the posterior of X_0 added.
 Variance = Literal["ddpm", "analytic"]
 
 
 @checked
 def time_grid(schedule: Schedule, steps: int) -> list[float]:
-    """Times t_0 = 0 < t_1 < ... < t_K = schedule.t_max with K = steps, uniform but for the last.
+    """Times t_0 = 0 < t_1 < ... < t_K = schedule.t_max with K = steps, uniform except for the last.
 
     Raises:
         ValueError: if steps < 1.
@@ -123,7 +123,7 @@ class ReverseStep(NamedTuple, Generic[Number]):
 
 
 def log_density_ratio(z_p: Tensor, z_q: Tensor) -> Tensor:
-    """log p / q of steps of equal width, summed over the last axis, given the noises that p and q need for them."""
+    """log p / q of steps of equal width, summed over the last axis, from the noises z_p and z_q that lead p and q there."""
     return 0.5 * (z_q.square() - z_p.square()).sum(-1)
 
 
@@ -163,7 +163,7 @@ def reverse_steps(schedule: Schedule, times: Sequence[float], eta: float) -> Ite
 
 
 def posterior_std(schedule: Schedule, s: float, t: float, std: float, mean_square: float) -> float:
-    """What the width of the posterior of X_0 adds to the bridge's ``std``: c times its root mean variance per coordinate.
+    """What the posterior of X_0 adds to the bridge's ``std``: c times its root mean variance per coordinate.
 
     Args:
         schedule: the pair alpha, sigma.
@@ -200,7 +200,7 @@ def analytic_std(schedule: Schedule, s: float, t: float, std: float, x: Tensor, 
 def randn(shape: Sequence[int], generator: torch.Generator | None, dtype: torch.dtype, device: torch.device | str) -> Tensor:
     """Standard normal noise on a device, drawn where its generator lives.
 
-    One of the CPU, or none, gives the same noise for every device; one of the device saves the way there.
+    A CPU generator, or none, gives the same noise on every device; a generator of the device avoids the copy.
     """
     source = generator.device if generator else "cpu"
     return torch.randn(*shape, generator=generator, dtype=dtype, device=source).to(device)

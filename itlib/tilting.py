@@ -122,7 +122,7 @@ class TiltBatch:
 
 #: An estimator of sigma_t C_{k-1}(x_t, t), (M, d): the covariance (3.9) in the units of the noise.
 CovarianceEstimator = Callable[[TiltBatch], Tensor]
-#: What a tilt of size delta regresses on: (batch, delta) to a target, (M, d), and a factor of the residual, (M, 1) or ().
+#: Maps (batch, delta) to the target of the regression, (M, d), and a factor of the residual, (M, 1) or (): 1 in the paper.
 Update = Callable[[TiltBatch, float], tuple[Tensor, Tensor]]
 #: Draws D_k: (model, tilt k, S, generator) to samples (S, d).
 DatasetSampler = Callable[[NoisePredictor, int, int, torch.Generator], Tensor]
@@ -199,7 +199,7 @@ class Tilt:
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """What a learner's chains say about the model that drew them, measured against the tilt aimed at.
+    """How far a learner's chains are from the tilt that it aims at.
 
     Args:
         ess: effective share of the chains, between 0 and 1, under the weights W that make them chains of the tilt.
@@ -232,7 +232,7 @@ class StepSizes(Protocol):
     """How far each tilt goes. :class:`EqualSteps` is the paper's way."""
 
     def left(self, strengths: Sequence[float]) -> int:
-        """Tilts still to come after those that reached these strengths, as far as can be foreseen; 0 ends the run."""
+        """Estimated number of tilts still to do, given the strengths reached so far; 0 ends the run."""
 
     def choose(self, strengths: Sequence[float], rewards: Tensor) -> tuple[float, float]:
         """Size delta of the next tilt and the strength that it reaches, given the rewards of its samples, (S,)."""
@@ -295,8 +295,7 @@ class TiltStep:
         samples: D_k, (S, d), drawn from the model of tilt k-1.
         rewards: r on D_k, (S,).
         losses: the loss of each optimiser step.
-        seconds: processor seconds spent "sampling" and "training" (wall-clock seconds, on a quiet machine). Preparations
-            before the first tilt count as its sampling.
+        seconds: processor seconds of "sampling" and "training"; what comes before the first tilt counts as sampling.
         delta: size of the tilt.
         strengths: after each tilt so far; lambda at the end.
         left: number of tilts to come, as far as can be foreseen.
@@ -316,7 +315,7 @@ class TiltStep:
 
     @property
     def strength(self) -> float:
-        """Of all tilts so far; lambda at the end."""
+        """Strength of all tilts so far; lambda at the end."""
         return self.strengths[-1]
 
     @property
@@ -342,7 +341,7 @@ def run_tilts(
         reward: forward evaluations only; called once per tilt on (S, d), returns (S,).
         steps: how far each tilt goes.
         seed: fixes every random draw.
-        strengths: after each tilt that ``learner.model`` has behind it.
+        strengths: after each tilt that made ``learner.model``.
         preparation: processor seconds spent before; they count as sampling of the first tilt.
 
     Yields:
@@ -352,7 +351,7 @@ def run_tilts(
         ValueError: if the reward returns NaN or a wrong shape.
         FloatingPointError: if samples, losses or weights stop being finite, naming the tilt and the likely cause.
     """
-    torch.optim.Adam(learner.model.parameters())  # the first of a process imports for seconds, which is no cost of a tilt
+    torch.optim.Adam(learner.model.parameters())  # the first one of a process imports for seconds: no cost of a tilt
     done = tuple(strengths)
     while steps.left(done):  # line 2
         k, generator = len(done) + 1, torch.Generator().manual_seed(derive_seed(seed, "tilt", len(done) + 1))
@@ -498,7 +497,7 @@ def iterative_tilting(
 
 @checked
 def derive_seed(seed: int, purpose: str, k: int = 0) -> int:
-    """A seed for one purpose ("data", "tilt", ...) and, if there are several, its k-th use: independent of all others."""
+    """A seed for the k-th use of one purpose ("data", "tilt", ...), independent of all others."""
     key = (int.from_bytes(purpose.encode(), "big"), k)
     return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0] >> 1)
 
@@ -516,7 +515,7 @@ def trainable_copy(base: NoisePredictor, d: int, seed: int) -> nn.Module:
 
 
 def corrected(base: NoisePredictor, d: int, seed: int) -> Residual:
-    """A model without trainable parameters under a correction, a new :class:`Network`, that learns in its place.
+    """A model without trainable parameters, plus a new :class:`Network` that learns a correction.
 
     Raises:
         TypeError: for a function that wraps a trainable network.
@@ -559,7 +558,10 @@ def algorithm_1(schedule: Schedule, config: TiltingConfig, d: int, variance: Var
 
 
 def minibatches(config: TiltingConfig, generator: torch.Generator) -> Iterator[list[Tensor]]:
-    """Indices into D_k, grouped so that a group's targets are computed in one call of the teacher."""
+    """Indices into D_k, grouped so that a group's targets are computed in one call of the teacher.
+
+    A group has about 1600 rows, the size at which a row costs least. Times and noises are drawn for a group at a time.
+    """
     group: list[Tensor] = []
     for _ in range(config.E):
         order = torch.randperm(config.S, generator=generator)

@@ -10,9 +10,9 @@ The :math:`X_1`-prediction loss (2.10) and the :math:`X_0`-prediction loss (2.9)
 are estimated with one time and one noise per sample. Minimising the first learns the score (2.8) at every time.
 
 The paper states 30,000 samples, 200 epochs and early stopping with patience 50. We hold out a tenth of the data, score
-it after each epoch on times and noises drawn once, and return the weights of the best epoch. Learning rate, optimiser
-and batch size are not in the paper; they are fields of :class:`TrainingConfig`. Nor is weight averaging: what is scored
-and returned is the exponential moving average of the weights. Without it the validation loss jitters at a high learning
+it after each epoch on times and noises drawn once, and return the weights of the best epoch. The paper gives no learning
+rate, optimiser or batch size; they are fields of :class:`TrainingConfig`. Nor does it average weights; here the
+exponential moving average of the weights is scored and returned. Without it the validation loss jitters at a high learning
 rate, and patience runs out by chance.
 """
 
@@ -97,7 +97,7 @@ def regression_step(
 
 
 def _moving_average(decay: float) -> Callable[[Any, Any, Tensor | int], None]:
-    """Exponential moving average that starts short, so that the initial weights are soon forgotten."""
+    """Exponential moving average with a short memory at first, so that the initial weights are soon forgotten."""
 
     @torch.no_grad()
     def update(averaged: Any, current: Any, n: Tensor | int) -> None:

@@ -73,7 +73,7 @@ def reward(x):
 
 
 def base(x, t):
-    """The noise in x, predicted by the two Gaussians of variance 1/2 at (-2, 0) and (2, 0)."""
+    """Exact noise prediction for two Gaussians of variance 1/2 at (-2, 0) and (2, 0)."""
     v = alpha(t) ** 2 / 2 + sigma(t) ** 2
     away = x[:, None] - alpha(t)[:, None] * torch.tensor([[-2.0, 0.0], [2.0, 0.0]])
     mode = torch.softmax(-away.square().sum(-1) / (2 * v), 1)  # which Gaussian x came from
@@ -85,7 +85,8 @@ class Model(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.network = nn.Sequential(nn.Linear(6, 128), nn.SiLU(), nn.Linear(128, 128), nn.SiLU(), nn.Linear(128, 2))
+        hidden = nn.Linear(6, 128), nn.SiLU(), nn.Linear(128, 128), nn.SiLU()
+        self.network = nn.Sequential(*hidden, nn.Linear(128, 2))
         nn.init.zeros_(self.network[-1].weight)
         nn.init.zeros_(self.network[-1].bias)
 
@@ -102,7 +103,8 @@ def sample(model, n, steps=100):
     for t, s in zip(times[:-1, None, None], times[1:, None, None], strict=True):
         eps = model(x, t.expand(n, 1))
         std = sigma(s) / sigma(t) * (1 - alpha(t) ** 2 / alpha(s) ** 2).clamp_min(0).sqrt()
-        x = alpha(s) / alpha(t) * (x - sigma(t) * eps) + (sigma(s) ** 2 - std**2).clamp_min(0).sqrt() * eps
+        kept = (sigma(s) ** 2 - std**2).clamp_min(0).sqrt()
+        x = alpha(s) / alpha(t) * (x - sigma(t) * eps) + kept * eps
         x = x + std * torch.randn_like(x)
     return x
 

@@ -34,10 +34,10 @@ import numpy as np
 import torch
 
 from itlib import figures
-from itlib.baselines.monte_carlo import effective_sample_size
 from itlib.beyond import estimators as beyond
 from itlib.beyond.implicit import implicit
 from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture, paper_mixture
+from itlib.metrics import effective_sample_size
 from itlib.network import Network, Residual
 from itlib.rewards import NAMED_REWARDS, QuadraticReward, parse_reward
 from itlib.sampling import path_log_weights, time_grid, transition

@@ -86,11 +86,12 @@ for record in load_records(Path(reference), Parameters):
             "seconds": record.seconds["sampling"] + record.seconds["training"],
         }
     )
+
+# %%
 runs = pd.DataFrame(rows).set_index(["task", "cell", "seed"]).sort_index()
 of_paper = load_records(Path(paper_runs), paper.Parameters)
 
 
-# %%
 def found(which, cell, key="eps_rmse"):
     """One figure of all seeds of a cell, (seeds,)."""
     return runs.loc[(which, cell), key].to_numpy(float)
@@ -129,6 +130,7 @@ class Tilt:
         self.correction = lambda x, t: target(x, t) - self.base(x, t)
 
 
+# %%
 def chains(problem, K, n, seed=0, eta=1.0):
     """Chains of the exact tilt in K steps, and their log weights, (n,)."""
     model, generator = Tilt(problem), torch.Generator().manual_seed(seed)
@@ -139,14 +141,11 @@ def chains(problem, K, n, seed=0, eta=1.0):
 
 # %%
 n, counts = (4000, (12, 25, 50, 100, 200)) if full else (500, (12, 25, 50))
-names = ("paper", *HARDER)
-spread = {name: [float(chains(problem_named(name), K, n)[1].double().var()) for K in counts] for name in names}
-alone = {
-    name: float(
-        problem_named(name).reward(problem_named(name).target.sample(20_000, torch.Generator().manual_seed(0))).var()
-    )
-    for name in names
-}
+names, spread, alone = ("paper", *HARDER), {}, {}
+for name in names:
+    task = problem_named(name)
+    spread[name] = [float(chains(task, K, n)[1].double().var()) for K in counts]
+    alone[name] = float(task.reward(task.target.sample(20_000, torch.Generator().manual_seed(0))).var())
 
 # %% tags=["hide-input"]
 with figures.house_style() as plt:
@@ -154,14 +153,8 @@ with figures.house_style() as plt:
     for name, color, marker in zip(names, figures.SERIES, figures.MARKERS, strict=False):
         ax.plot(counts, spread[name], color=color, marker=marker, label=name)
         ax.plot([counts[0], counts[-1]], [alone[name]] * 2, color=color, linestyle=":", linewidth=1)
-    ax.set(
-        xscale="log",
-        yscale="log",
-        xlabel="steps of a chain",
-        ylabel=r"variance of $\log W_1$",
-        xticks=counts,
-        xticklabels=counts,
-    )
+    ax.set(xscale="log", yscale="log", xlabel="steps of a chain", ylabel=r"variance of $\log W_1$")
+    ax.set(xticks=counts, xticklabels=counts)
     ax.minorticks_off()
     ax.legend(ncols=2)
 figures.show(
@@ -169,6 +162,8 @@ figures.show(
     "chain-weights",
     "Variance of the log weights of chains of the exact tilt, falling in proportion to the number of steps on three tasks and nearly zero on the paper's, far below dotted lines for the variance of the reward.",
 )
+
+# %% tags=["hide-input"]
 assert all(spread[name][-1] < alone[name] for name in names) or not full
 figures.glue(
     steps=counts[-1],
@@ -238,10 +233,12 @@ BARS = {
     "nll_gap": ("likelihood", 0.02, ".3f"),
     "variance_error": ("variances", 0.03, ".3f"),
 }
+
+# %% tags=["hide-input"]
 table, met = [], []
 for which in names:
-    cells = ["main_chosen", *sorted(c for c in runs.loc[which].index.unique("cell") if c.startswith("main_N"))]
-    for cell in cells:
+    cells = sorted(c for c in runs.loc[which].index.unique("cell") if c.startswith("main_N"))
+    for cell in ("main_chosen", *cells):
         chosen = "–".join(f"{v:.0f}" for v in sorted({*found(which, cell, "tilts")})) + " chosen"
         row = {"task, tilts": f"{which}, " + (chosen if cell == "main_chosen" else f"{int(cell[6:])}")}
         row["error"] = f"{np.median(found(which, cell, 'eps_rmse')):.3f}"
@@ -260,64 +257,43 @@ figures.glue(seeds=seeds, rows=len(table), hits=", ".join(f"{label}: {int(hits.s
 # {glue:text}`seeds` seeds, each with its own base. Of {glue:text}`rows` rows the median seed meets the bar in: {glue:text}`hits`.
 
 # %% tags=["hide-input"]
+MARKS = {
+    "plus_paper": ("Algorithm 2, $N = 20$", "learned", "o", -0.2),
+    "main_N020": ("$N = 20$", "target", "D", 0.0),
+    "main_chosen": ("chosen steps", "target", "s", 0.2),
+    "base_exact": ("exact base", "base", "^", 0.35),
+}
+
+
+def marks(ax, x, values, kind, marker, label=None):
+    """A mark for each seed."""
+    ax.plot(np.full(len(values), x), values, marker, color=figures.COLORS[kind], alpha=0.8, label=label)
+
+
+# %% tags=["hide-input"]
+own_base = ~runs.index.get_level_values("cell").str.contains("plus|exact|no-skip|wide|small")
+floor = np.median(runs[own_base].loc["paper", "floor"])
 paper_grid = {N: [r["eps_rmse"] for r in of_paper if r.parameters.N == N] for N in (20, 50, 100, 200)}
 with figures.house_style() as plt:
     fig, axes = plt.subplots(1, 2, figsize=(8.2, 3.6), sharey=True, width_ratios=(1.2, 1))
-    ax = axes[0]
     for i, (N, values) in enumerate(paper_grid.items()):
-        ax.plot(
-            np.full(len(values), i - 0.12),
-            values,
-            "o",
-            color=figures.COLORS["learned"],
-            alpha=0.7,
-            label="Algorithm 2" if not i else None,
-        )
-        ours = found("paper", f"main_N{N:03d}")
-        ax.plot(
-            np.full(len(ours), i + 0.12),
-            ours,
-            "s",
-            color=figures.COLORS["target"],
-            alpha=0.8,
-            label="recommended" if not i else None,
-        )
-    ours = found("paper", "main_chosen")
-    ax.plot(np.full(len(ours), 4.12), ours, "s", color=figures.COLORS["target"], alpha=0.8)
-    ax.set(
-        xticks=range(5),
-        xticklabels=[*paper_grid, "chosen"],
-        xlabel="number of tilts $N$",
-        ylabel=r"error of $\hat x_1$",
-        yscale="log",
-        title="the paper's task",
-    )
-    ax = axes[1]
+        marks(axes[0], i - 0.12, values, "learned", "o", None if i else "Algorithm 2")
+        marks(axes[0], i + 0.12, found("paper", f"main_N{N:03d}"), "target", "s", None if i else "recommended")
+    marks(axes[0], 4.12, found("paper", "main_chosen"), "target", "s")
     for i, which in enumerate(HARDER):
-        for cell, offset, color, marker in (
-            ("plus_paper", -0.2, figures.COLORS["learned"], "o"),
-            ("main_N020", 0.0, figures.COLORS["target"], "D"),
-            ("main_chosen", 0.2, figures.COLORS["target"], "s"),
-            ("base_exact", 0.35, figures.COLORS["base"], "^"),
-        ):
-            if (which, cell) in runs.index.droplevel("seed"):
-                values = found(which, cell)
-                ax.plot(np.full(len(values), i + offset), values, marker, color=color, alpha=0.8)
-    ax.plot([], [], "o", color=figures.COLORS["learned"], label="Algorithm 2, $N = 20$")
-    ax.plot([], [], "D", color=figures.COLORS["target"], label="$N = 20$")
-    ax.plot([], [], "s", color=figures.COLORS["target"], label="chosen steps")
-    ax.plot([], [], "^", color=figures.COLORS["base"], label="exact base")
-    ax.set(xticks=range(len(HARDER)), xticklabels=HARDER, title="harder tilts")
+        for cell, (label, kind, marker, offset) in MARKS.items():
+            values = found(which, cell) if (which, cell) in runs.index.droplevel("seed") else []
+            marks(axes[1], i + offset, values, kind, marker, None if i else label)
+    axes[0].set(xticks=range(5), xticklabels=[*paper_grid, "chosen"], xlabel="number of tilts $N$", yscale="log")
+    axes[0].set(ylabel=r"error of $\hat x_1$", title="the paper's task")
+    axes[1].set(xticks=range(len(HARDER)), xticklabels=HARDER, title="harder tilts")
     for ax in axes:
-        floor = np.median(
-            runs[~runs.index.get_level_values("cell").str.contains("plus|exact|no-skip|wide|small")].loc["paper", "floor"]
-        )
         ax.axhline(floor, color=figures.INK, linestyle="--", linewidth=0.8)
         ax.legend(fontsize=8.5)
 figures.show(
     fig,
     "recommended",
-    "Error of the noise prediction for each seed. On the paper's task the recommended runs lie at the floor of the base for every number of tilts, several times below Algorithm 2; on harder tilts they lie between one and three times the floor, and with an exact base lower.",
+    "Error of the noise prediction for each seed. On the paper's task the recommended runs lie at the floor of the base for every number of tilts, several times below Algorithm 2; on harder tilts they lie between one and four times that floor, and with an exact base lower but for one seed.",
 )
 
 # %% [markdown]
@@ -409,6 +385,8 @@ LABELS = {
     "plus_paths": "+ the same, learned on chains",
 }
 assert set(LABELS) == {"main_chosen", *REMOVED, *(f"plus_{name}" for name in ADDED)}
+
+# %% tags=["hide-input"]
 shown = ("paper", "one-mode", "quadratic")
 with figures.house_style() as plt:
     fig, axes = plt.subplots(1, 3, figsize=(9, 4.6), sharex=True, sharey=True)
@@ -456,6 +434,7 @@ def against_paper(cell):
     )
 
 
+# %% tags=["hide-input"]
 narrow, kept = (found("paper", f"plus_{name}", "sliced_w2") for name in ("paper", "analytic"))
 assert (kept > narrow).all()
 least = min(len(found(which, name)) for which in shown for name in REMOVED)
@@ -507,16 +486,18 @@ knobs = TiltingConfig()
 paper_cost = pd.DataFrame(
     {"rewards": [50 * knobs.S], "network": [50 * knobs.S * knobs.J], "sample_steps": [50 * knobs.E * knobs.B]}
 )
-own = runs.loc[("paper", "no-skip")]
-at_fifty = {r.parameters.seed: r["eps_rmse"] for r in fifty}
-factors = [at_fifty[seed] / error for seed, error in own["eps_rmse"].items()]  # of the same seed, so of the same base
-new_base = np.mean([at_fifty[seed] / found("paper", "main_chosen")[i] for i, seed in enumerate(own.index)])
 table = [
     cost("Algorithm 2, $N = 50$", paper_cost, [r.seconds["sampling"] + r.seconds["training"] for r in fifty]),
     cost("the same base, recommended", runs.loc[("paper", "no-skip")], found("paper", "no-skip", "seconds")),
     cost("recommended", runs.loc[("paper", "main_chosen")], found("paper", "main_chosen", "seconds")),
 ]
 figures.table(table)
+
+# %% tags=["hide-input"]
+own = runs.loc[("paper", "no-skip")]
+at_fifty = {r.parameters.seed: r["eps_rmse"] for r in fifty}
+factors = [at_fifty[seed] / error for seed, error in own["eps_rmse"].items()]  # of the same seed, so of the same base
+new_base = np.mean([at_fifty[seed] / found("paper", "main_chosen")[i] for i, seed in enumerate(own.index)])
 figures.glue(
     low=f"{min(factors):.1f}",
     high=f"{max(factors):.1f}",

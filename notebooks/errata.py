@@ -25,7 +25,7 @@
 #
 # An *error* is false as printed. An *ambiguity* has several readings. *Missing* is what you need and do not find. *Unsupported*
 # is what the printed evidence does not carry. A *remark* does no harm. A program written from the print goes wrong at points 1, 2,
-# 5 to 8 and 13. Point 28 changes what Table 1 says.
+# 5 to 8 and 13, and on a coarse grid at 3. Point 28 changes what Table 1 says.
 #
 # :::{table}
 # :class: cards

@@ -41,10 +41,10 @@ from itlib import figures
 from itlib.baselines import monte_carlo
 from itlib.baselines.accounting import EvaluationCounter
 from itlib.baselines.guidance import classifier_free, exact_value, exactly_guided, guided, plug_in_value
-from itlib.baselines.monte_carlo import effective_sample_size
 from itlib.experiments.problems import Toy
 from itlib.experiments.rivals import METHODS, WORK, Setting
 from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture, paper_mixture
+from itlib.metrics import effective_sample_size
 from itlib.network import Network
 from itlib.rewards import ForwardOnly, QuadraticReward, parse_reward
 from itlib.sampling import path_log_weights, time_grid, transition

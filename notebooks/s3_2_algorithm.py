@@ -100,7 +100,7 @@ def at(t):
 # Gauss–Hermite quadrature gives mean *and* variance without error.
 
 
-# %%
+# %% tags=["hide-input"]
 def estimates(x_0, x, t, teacher, r):
     """The library's estimates at points x, (B, d), for clean samples x_0, (B, M, d)."""
     (alpha, sigma), (B, M, d) = at(t), x_0.shape
@@ -153,7 +153,7 @@ for name in ("paper", "one-mode", "quadratic"):
 # the estimate by $c\,(\mathbb E[g \mid x_t] - s)$. Here it is along a vertical line through the right mode, for three
 # constants: with samples of the teacher's law, and with samples whose variance is 10 % too small.
 
-# %%
+# %% tags=["hide-input"]
 t, shifts = 0.3, (-4.0, 0.0, 4.0)
 alpha, sigma = at(t)
 narrow = GaussianMixture(base.weights, base.means, 0.9 * base.covariances)
@@ -216,7 +216,7 @@ figures.show(
 # perfect regression. We compare with the *refits* of {doc}`s2_1_2_reverse`, where each round fits a new model, perfectly, to the
 # samples of the last. If the fractions add up, $\lambda = 1$ and a whole number $c$ make $c$ refits.
 
-# %%
+# %% tags=["hide-input"]
 J = 200
 grid = time_grid(schedule, J)
 alphas, sigmas = np.array([at(time) for time in grid]).T
@@ -236,7 +236,7 @@ def variance(a):
     return v
 
 
-# %%
+# %% tags=["hide-input"]
 def constant_reward(c, N):
     """Variance that Algorithm 2 ends with, for r = c and lambda = 1."""
     a = slopes(0.5)
@@ -252,7 +252,7 @@ def refits(c):
     return v
 
 
-# %%
+# %% tags=["hide-input"]
 rows = []
 for c in (-4, 0, 4, 8):
     few, many = constant_reward(c, 20), constant_reward(c, 100)
@@ -278,7 +278,7 @@ figures.table(rows, floatfmt=("g", ".3f", ".3f", ""))
 # paper's experiment.
 
 
-# %%
+# %% tags=["hide-input"]
 def signal_and_noise(law, r, t, n=500):
     """RMS over x_t ~ p_t of sigma_t C, and of one sample's deviation from it."""
     x = law.noised(schedule, t).sample(n, torch.Generator().manual_seed(2))
@@ -286,7 +286,7 @@ def signal_and_noise(law, r, t, n=500):
     return float(mean.square().sum(-1).mean().sqrt()), float(variance.mean().sqrt())
 
 
-# %%
+# %% tags=["hide-input"]
 last = base.tilted(reward, 1.0)
 centred = QuadraticReward(reward.b, c=-last.expected_reward(reward))
 cases = {"first": (base, reward), "last": (last, reward), "centred": (last, centred)}
@@ -360,7 +360,7 @@ def converged(S, t, n=150 if full else 50):
     return float(((estimate - exact).square().sum() / exact.square().sum()).sqrt())
 
 
-# %%
+# %% tags=["hide-input"]
 late_t, sizes = np.linspace(0.02, 0.98, 13 if full else 7), (100, 1_000, 10_000)
 memorised = {S: np.array([converged(S, float(t)) for t in late_t]) for S in sizes}
 early = late_t < 0.5  # later, one dataset's luck matters as much as its size
@@ -429,7 +429,7 @@ figures.show(
 # The library works with $\hat x_1$. Is this its loss? Compare on random numbers.
 
 
-# %%
+# %% tags=["hide-input"]
 def corrected_loss(s_theta, s_old, x_0, x_t, t, r, delta):
     """(3.13, corrected) in units of the score, averaged over the batch."""
     alpha, sigma = schedule.alpha(t).unsqueeze(-1), schedule.sigma(t).unsqueeze(-1)
@@ -437,7 +437,7 @@ def corrected_loss(s_theta, s_old, x_0, x_t, t, r, delta):
     return (sigma**2 * (s_theta - (s_old + delta * g))).square().sum(-1).mean()
 
 
-# %%
+# %% tags=["hide-input"]
 rng = torch.Generator().manual_seed(4)
 x_0, z, eps_old = torch.randn(3, 256, 2, generator=rng, dtype=torch.float64)
 r, u = torch.randn(256, generator=rng).double(), torch.rand(256, generator=rng).double()
@@ -483,15 +483,10 @@ listing = r"""
 13 | one gradient step on the mean of $\lVert\sigma_t^2 (s_\theta - \mathrm{target})\rVert^2$ | weight * (network(x_t, t) - target) | The weight is $\sigma_t$, by {eq}`eq-weights`. Adam by default; the paper names neither optimiser nor learning rate.
 15 | $\theta^k \leftarrow \theta$ | yield TiltStep(k, learner.model, | The caller sees every tilt.
 """
-parts = (
-    tilting.run_tilts,
-    tilting.Regression,
-    tilting.single_sample,
-    tilting.explicit,
-    tilting.EqualSteps,
-    tilting.minibatches,
-)
-source = "".join(inspect.getsource(part) for part in (*parts, regression_step))
+
+# %% tags=["hide-input"]
+parts = (tilting.run_tilts, tilting.Regression, tilting.single_sample, tilting.explicit, tilting.EqualSteps)
+source = "".join(inspect.getsource(part) for part in (*parts, tilting.minibatches, regression_step))
 rows = []
 for row in listing.strip().splitlines():
     number, paper, code, remark = (cell.strip() for cell in row.split("|"))

@@ -71,6 +71,8 @@ runs = pd.DataFrame(
     }
     for r in load_records(Path(reference), paper.Parameters)
 )
+
+# %%
 Ns = sorted(runs["N"].unique())
 by_N = runs.groupby("N")
 
@@ -142,6 +144,8 @@ difference = (last - first).dropna()
 standard_error = difference.std(ddof=1) / np.sqrt(len(difference))
 assert difference.mean() > 2 * standard_error  # more tilts are worse
 assert (by_N["growth"].median() > 1).all()
+
+# %%
 start = float((target.mean - base.mean).square().mean())
 assert (by_N["mean"].mean() < 0.1 * start).all()  # the mean has nearly arrived
 variance = by_N["variance"].mean()
@@ -156,6 +160,7 @@ def each(values, form):
     return ", ".join(f"{value:{form}}" for value in values)
 
 
+# %% tags=["hide-input"]
 figures.glue(
     taylor=taylor,
     evaluations=each(by_N["evaluations"].first(), ",.0f"),
@@ -226,6 +231,8 @@ toys = pd.DataFrame(
     }
     for r in records
 )
+
+# %% tags=["hide-input"]
 toys = toys[toys["N"].isna() | (toys["N"] == 20)].groupby(["task", "method"])["distance"].mean().unstack()
 trains = [name for name, method in rivals.METHODS.items() if method.train and name in toys]
 ahead = toys["importance"] < toys[trains].min(axis=1)

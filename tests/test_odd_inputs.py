@@ -66,7 +66,7 @@ INNER = {
         "begun",
         "on_chains",
     ),
-    *("trajectory", "log_ratio", "draw_pool", "beyond.value.fit_value", "guarded", "cosine"),  # of a round
+    *("trajectory", "log_ratio", "draw_pool", "beyond.value.fit_value", "guarded", "cosine", "states_at_once"),  # of a round
     "conditional_tilting",  # of models that are told a condition, as no network here is: tests/beyond/test_conditions.py
 }
 

@@ -18,6 +18,8 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.config import Config
 
+from itlib import __version__
+
 WORDS_PER_MINUTE = 200
 LEARN = "You will see"  # opens the paragraph that says what a page teaches
 #: What is looked at rather than read. Figures and code, most of a page's elements, go before it is parsed.
@@ -103,10 +105,12 @@ def add_head(app: Sphinx, pagename: str, templatename: str, context: dict[str, A
         context["body"] = body.replace("</h1>", f"</h1>\n{html}", 1)
 
 
-def show_repository(app: Sphinx, config: Config) -> None:
-    """One setting is enough: with an address there is a button that leads to it."""
-    if config.html_theme_options.get("repository_url"):
+def finish_options(app: Sphinx, config: Config) -> None:
+    """Name the version at the foot; with an address, add buttons that lead to it and that report a fault of a page."""
+    config.html_theme_options["extra_footer"] += f" Version {__version__}."
+    if url := config.html_theme_options.get("repository_url"):
         config.html_theme_options["use_repository_button"] = True
+        config.html_theme_options["use_issues_button"] = bool(GITHUB.fullmatch(url))  # other forges: a warning of the theme
 
 
 def mark_learn(app: Sphinx, doctree: nodes.document) -> None:
@@ -119,7 +123,7 @@ def mark_learn(app: Sphinx, doctree: nodes.document) -> None:
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the extension."""
-    app.connect("config-inited", show_repository)
+    app.connect("config-inited", finish_options)
     app.connect("doctree-read", mark_learn)
     app.connect("html-page-context", add_head)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,4 +1,9 @@
-r"""What the baselines share: the step that they yield, and a count of the evaluations that they spend.
+r"""What the baselines share: their arguments, the step that they yield, and a count of the evaluations that they spend.
+
+A baseline that trains is a generator ``f(base, reward, schedule, config=None, *, d=2, seed=0)``. It takes a pretrained
+model, which it does not change; a reward, (S, d) to (S,); the pair alpha, sigma; its knobs; the dimension of the data; and a
+seed that fixes every random draw. It yields a :class:`BaselineStep` per iteration, and raises a FloatingPointError if the
+loss stops being finite.
 
 Budgets are counted in samples, whatever the size of a call:
 

@@ -106,21 +106,9 @@ def adjoint_matching(
     d: int = 2,
     seed: int = 0,
 ) -> Iterator[BaselineStep]:
-    """Adjoint Matching as a generator, one optimiser step per item.
+    """Adjoint Matching, one optimiser step per item. Reward and base must be differentiable in x.
 
-    Args:
-        base: the pretrained model, differentiable in x; not changed.
-        reward: differentiable, (S, d) to (S,).
-        schedule: the pair alpha, sigma.
-        config: the knobs.
-        d: dimension of the data.
-        seed: fixes every random draw.
-
-    Yields:
-        A :class:`~itlib.baselines.accounting.BaselineStep` per iteration.
-
-    Raises:
-        FloatingPointError: if the loss stops being finite.
+    Arguments, items and errors are those of every baseline: see :mod:`itlib.baselines.accounting`.
     """
     config = config or AdjointMatchingConfig()
     bench = FineTuning(base, reward, d, seed, config.lr)

@@ -1,4 +1,4 @@
-r"""Advantage-weighted matching (AWM; Xue et al., arXiv 2509.25050): the denoising loss, times an advantage.
+r"""Advantage-weighted matching (AWM; Xue et al., arXiv 2509.25050): the denoising loss times an advantage.
 
 The paper's policy gradient takes minus the denoising loss for the log-density, with likelihood ratios to the model
 that drew :math:`X_0` and a penalty of squared distance to the base. On policy, as published, every ratio is 1 and the
@@ -12,7 +12,7 @@ It is also that of a regression on :math:`\varepsilon_{\mathrm{old}}+A(z-\vareps
 :func:`~itlib.tilting.iterative_tilting`. It stops where :math:`\kappa(\varepsilon_\theta-\varepsilon_{\mathrm{base}})
 =\mathbb E_\theta[A(z-\varepsilon_\theta)\mid x_t]`: the fixed point of
 :mod:`~itlib.baselines.reinforce_adjoint_matching` at the strength :math:`\lambda=1/(\kappa\,\mathrm{std}_\theta(r))`,
-which is known only when it is over. With :math:`\kappa=0` every round tilts further, by :math:`1/\mathrm{std}(r)`,
+which is known only at the end of the run. With :math:`\kappa=0` every round tilts further, by :math:`1/\mathrm{std}(r)`,
 forever.
 
 Published values, from the authors' code: advantages clipped at 5 and divided by 5 against kappa = .001, which is .005

@@ -1,9 +1,9 @@
-r"""Reweigh, then distil: denoising score matching on weighted samples. The obvious baseline, and SIFT when repeated.
+r"""Reweigh, then distil: denoising score matching on weighted samples. It is the obvious baseline, and SIFT when repeated.
 
 Chains of the student that end at :math:`x_0` are chains of the tilted base with log weight :math:`\lambda r(x_0)+\log
 p_{\mathrm{base}}/p_\theta` (:mod:`itlib.sampling`). Draw n of them, resample by these weights, and train the student
-by (2.10) on what is left. In the first round student and base agree and this is importance resampling, then
-distillation: nothing iterative about it. Repeated it is *iterative importance fine-tuning* (SIFT; Denker et al.,
+by (2.10) on what is left. In the first round student and base agree, and this is importance resampling, then
+distillation. Repeated it is *iterative importance fine-tuning* (SIFT; Denker et al.,
 arXiv 2502.04468), the same update with the whole path in the weights. At the tilt all weights are equal, so the tilt
 is the fixed point, exactly for any n up to the noise of n samples and the steps of the sampler. SIFT accepts a chain
 of weight w with probability :math:`\min(1,w/c)`; so does ``accept``, which chooses c so that this share is accepted.
@@ -84,21 +84,9 @@ def distillation(
     d: int = 2,
     seed: int = 0,
 ) -> Iterator[BaselineStep]:
-    """Reweigh and distil as a generator, one round per item.
+    """Reweigh and distil, one round per item. The reward is evaluated forward only.
 
-    Args:
-        base: the pretrained model; not changed.
-        reward: forward evaluations only, (S, d) to (S,).
-        schedule: the pair alpha, sigma.
-        config: the knobs.
-        d: dimension of the data.
-        seed: fixes every random draw.
-
-    Yields:
-        A :class:`~itlib.baselines.accounting.BaselineStep` per round.
-
-    Raises:
-        FloatingPointError: if the loss stops being finite.
+    Arguments, items and errors are those of every baseline: see :mod:`itlib.baselines.accounting`.
     """
     config = config or DistillationConfig()
     bench = FineTuning(base, reward, d, seed, config.lr)

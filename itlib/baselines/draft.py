@@ -143,21 +143,9 @@ def draft(
     d: int = 2,
     seed: int = 0,
 ) -> Iterator[BaselineStep]:
-    """DRaFT as a generator, one optimiser step per item.
+    """DRaFT, one optimiser step per item. The reward must be differentiable.
 
-    Args:
-        base: the pretrained model; not changed.
-        reward: differentiable, (S, d) to (S,).
-        schedule: the pair alpha, sigma.
-        config: the knobs.
-        d: dimension of the data.
-        seed: fixes every random draw.
-
-    Yields:
-        A :class:`~itlib.baselines.accounting.BaselineStep` per iteration.
-
-    Raises:
-        FloatingPointError: if the loss stops being finite.
+    Arguments, items and errors are those of every baseline: see :mod:`itlib.baselines.accounting`.
     """
     config = config or DraftConfig()
     bench = FineTuning(base, reward, d, seed, config.lr)

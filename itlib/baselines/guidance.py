@@ -85,7 +85,7 @@ def guided(base: NoisePredictor, value: Value, schedule: Schedule) -> NoisePredi
 def exactly_guided(
     base: NoisePredictor, mixture: GaussianMixture, target: GaussianMixture, schedule: Schedule
 ) -> NoisePredictor:
-    """The base guided by :func:`exact_value`, for times of any shape: its error is the base's own, where the target lies."""
+    """The base guided by :func:`exact_value`, for times of any shape; its error is that of the base."""
     before, after = ExactNoisePredictor(mixture, schedule), ExactNoisePredictor(target, schedule)
     return lambda x, t: base(x, t) + after(x, t) - before(x, t)
 

@@ -86,21 +86,9 @@ def policy_gradient(
     d: int = 2,
     seed: int = 0,
 ) -> Iterator[BaselineStep]:
-    """DDPO and DPOK as a generator, one batch of trajectories per item.
+    """DDPO and DPOK, one batch of trajectories per item. The reward is evaluated forward only.
 
-    Args:
-        base: the pretrained model; not changed.
-        reward: forward evaluations only, (S, d) to (S,).
-        schedule: the pair alpha, sigma.
-        config: the knobs.
-        d: dimension of the data.
-        seed: fixes every random draw.
-
-    Yields:
-        A :class:`~itlib.baselines.accounting.BaselineStep` per batch.
-
-    Raises:
-        FloatingPointError: if the loss stops being finite.
+    Arguments, items and errors are those of every baseline: see :mod:`itlib.baselines.accounting`.
     """
     config = config or PolicyGradientConfig()
     bench = FineTuning(base, reward, d, seed, config.lr)

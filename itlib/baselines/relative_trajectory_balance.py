@@ -11,8 +11,8 @@ the gradient in :math:`\theta` is that of the reverse Kullback-Leibler divergenc
 With :math:`\zeta` the mean over the batch the loss is the log-variance divergence (VarGrad, Richter et al., arXiv
 2010.10436), which is what :mod:`itlib.beyond.chains` minimises.
 
-A chain of K Gaussian steps can't be the tilt exactly, so the minimum is above zero, by an amount that falls with K;
-only there does the law of the chains matter. The last step of Algorithm 1 has no density: it is the base's.
+A chain of K Gaussian steps cannot be the tilt exactly, so the minimum is above zero, by an amount that falls with K.
+Only for this remainder does the law of the chains matter. The last step of Algorithm 1 has no density: it is the base's.
 
 Published values: the authors' toy in two dimensions takes batches of 500, learning rate 1e-3, 5000 iterations and
 fresh chains; their image code gives log Z a rate of .1, and a cut-off of small losses that is left out here.
@@ -87,21 +87,9 @@ def trajectory_balance(
     d: int = 2,
     seed: int = 0,
 ) -> Iterator[BaselineStep]:
-    """Relative trajectory balance as a generator, one optimiser step per item.
+    """Relative trajectory balance, one optimiser step per item. The reward is evaluated forward only.
 
-    Args:
-        base: the pretrained model; not changed.
-        reward: forward evaluations only, (S, d) to (S,).
-        schedule: the pair alpha, sigma.
-        config: the knobs.
-        d: dimension of the data.
-        seed: fixes every random draw.
-
-    Yields:
-        A :class:`~itlib.baselines.accounting.BaselineStep` per iteration.
-
-    Raises:
-        FloatingPointError: if the loss stops being finite.
+    Arguments, items and errors are those of every baseline: see :mod:`itlib.baselines.accounting`.
     """
     config = config or TrajectoryBalanceConfig()
     bench = FineTuning(base, reward, d, seed, config.lr)

@@ -3,8 +3,8 @@ r"""Steering by a learned value: SVDD (Li et al., arXiv 2408.08252), FK steering
 Both leave the model as it is. They learn a value on chains of the *base*, and choose between proposals of its sampler with
 it:
 
-- :func:`learn_value`: regress on what chains through :math:`x_t` end at. ``soft=True`` fits the potential that is
-  exact, :math:`V=\log\mathbb E[e^{\lambda r}\mid x_t]`, by the convex loss :math:`\mathbb E[e^{\lambda r-V}+V]`,
+- :func:`learn_value`: regress on the rewards at the ends of chains through :math:`x_t`. ``soft=True`` fits the exact
+  potential, :math:`V=\log\mathbb E[e^{\lambda r}\mid x_t]`, by the convex loss :math:`\mathbb E[e^{\lambda r-V}+V]`,
   which is stationary where :math:`\mathbb E[e^{\lambda r-V}\mid x_t]=1`. ``soft=False`` fits :math:`\lambda\,\mathbb
   E[r\mid x_t]`, the Monte-Carlo regression of SVDD, which by Jensen's inequality lies below.
 - *Feynman-Kac steering*: :func:`~itlib.baselines.monte_carlo.sequential_monte_carlo` with the value for its

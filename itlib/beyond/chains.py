@@ -1,4 +1,4 @@
-r"""Tilts learned on chains: the weights of whole chains, made constant.
+r"""Tilts learned on whole chains, by making their weights constant.
 
 A chain of Algorithm 1 draws :math:`x_{t_K},\dots,x_{t_0}` by steps :math:`x_s=a\,x_t+b\,\hat x_1(x_t,t)+\eta\,z`. Let
 :math:`p_{\mathrm{base}}` be the law of the chains of the base model and :math:`p_\theta` that of the student's, with the
@@ -48,6 +48,8 @@ from torch import Tensor, nn
 from itlib._checks import autograd, checked, finite
 from itlib.metrics import effective_sample_size
 from itlib.network import NoisePredictor, Residual, device_of
+from itlib.pretrained.models import FromModel
+from itlib.pretrained.processes import added, place
 from itlib.sampling import ReverseStep, Variance, analytic_std, log_density_ratio, randn, reverse_steps, time_grid
 from itlib.schedules import Schedule
 from itlib.tilting import (
@@ -65,10 +67,10 @@ from itlib.tilting import (
 
 
 class TrainableCopy(nn.Module):
-    """A network that learns, beside the frozen one that it started from: a correction is the difference of the two.
+    """A network that learns, beside a frozen copy of what it started from; the correction is their difference.
 
     Args:
-        base: a network; two copies are kept, one of which learns.
+        base: a network; it is copied twice.
     """
 
     def __init__(self, base: nn.Module) -> None:
@@ -91,7 +93,7 @@ class TrainableCopy(nn.Module):
 
 
 class Student(Protocol):
-    """What draws chains, learned or exact: a model that knows its base, and what it adds to it."""
+    """A model that draws chains, learned or exact, and knows its base and what it adds to it."""
 
     @property
     def base(self) -> NoisePredictor:
@@ -101,7 +103,7 @@ class Student(Protocol):
         """What it adds to the base, (B, d)."""
 
 
-#: What can learn on them.
+#: Models that can learn on chains.
 Corrected = Residual | TrainableCopy
 
 
@@ -141,7 +143,7 @@ class Chains:
         return log_density_ratio(base.flatten(1), (base - self.gain * correction).flatten(1))
 
     def own_log_ratio(self) -> Tensor:
-        """log p_base / p_theta of the chains, (S,), for the theta that drew them; some chains at a time."""
+        """log p_base / p_theta of the chains, (S,), for the theta that drew them; in parts, to save memory."""
         some = max(1, 2**22 // self.x_t[0].numel())
         parts = [self[index] for index in torch.arange(len(self.x_t)).split(some)]
         return torch.cat([part.log_ratio(part.correction) for part in parts])
@@ -216,10 +218,19 @@ def draw_chains(
     return Chains(x, x_t, z_t, corrections, t_k, gain.unsqueeze(-1))
 
 
+def states_at_once(student: nn.Module) -> int | None:
+    """The largest number of states that every model in a student takes in one call; None if all take any number."""
+    return min((m.microbatch for m in student.modules() if isinstance(m, FromModel) and m.microbatch), default=None)
+
+
 def log_variance_step(
     student: Corrected, optimizer: torch.optim.Optimizer, chains: Chains, rewards: Tensor, strength: float
 ) -> Tensor:
     """One optimiser step on the variance of the log weights of a few chains.
+
+    The loss needs the corrections of all these chains at once, their network does not: with a model that takes few states
+    in one call the corrections are found without a graph, and what the loss says of each goes back through one call at a
+    time. Memory is then that of one call, and the gradient is the same to rounding.
 
     Args:
         student: base and correction.
@@ -229,21 +240,36 @@ def log_variance_step(
         strength: s, the tilt aimed at.
 
     Returns:
-        The variance before the step, (). No step is taken at the level of rounding, which Adam would turn into a full one.
+        The variance before the step, (). At the level of rounding no step is taken: Adam would make it a full one.
     """
-    log_w = strength * rewards + chains.log_ratio(chains.corrections(student))
-    loss: Tensor = log_w.var()
+    few = states_at_once(student)
+    with torch.set_grad_enabled(few is None):
+        corrections = chains.corrections(student)
+    if few is not None:
+        corrections.requires_grad_()
+    loss: Tensor = (strength * rewards + chains.log_ratio(corrections)).var()
     if float(loss.detach()) <= chains.rounding():
         return loss.detach()
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    if few is not None:
+        assert corrections.grad is not None
+        S, _, d = chains.x_t.shape
+        parts = (chains.x_t.reshape(-1, d), chains.t.repeat(S), corrections.grad.reshape(-1, d))
+        rank, processes = place() if any(isinstance(m, FromModel) and m.shared for m in student.modules()) else (0, 1)
+        for x, t, gradient in list(zip(*(v.split(few) for v in parts), strict=True))[rank::processes]:
+            student.correction(x, t).backward(gradient)
+        if processes > 1:
+            for p in student.parameters():
+                if p.requires_grad:
+                    p.grad = added(torch.zeros_like(p) if p.grad is None else p.grad)
     optimizer.step()
     return loss.detach()
 
 
 @checked
 def diagnose(log_ratio: Tensor, tilt: Tensor) -> Diagnostics:
-    """What chains say about the model that drew them.
+    """Diagnostics of the model that drew some chains.
 
     Args:
         log_ratio: log p_base / p_theta of the chains, (S,).
@@ -259,7 +285,7 @@ def diagnose(log_ratio: Tensor, tilt: Tensor) -> Diagnostics:
 
 
 def correct(base: NoisePredictor, d: int, seed: int) -> Corrected:
-    """What learns on chains: a copy beside the frozen base, or a correction of a base that has no trainable weights."""
+    """A model that can learn on chains: a copy of the base, or a correction of a base without trainable weights."""
     return TrainableCopy(base) if is_trainable(base) else corrected(base, d, seed)
 
 

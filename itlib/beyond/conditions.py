@@ -1,4 +1,4 @@
-r"""One tilt for every condition: classes, prompts, whatever a model is told besides the state.
+r"""One tilt for every condition: class, prompt, or anything else that a model is told besides the state.
 
 The target for a condition c is :math:`p(x\mid c)\,e^{\lambda r(x,c)}/Z_c`. Its weights
 
@@ -47,7 +47,7 @@ class ConditionalDiagnostics(Diagnostics):
 
 @dataclass(frozen=True)
 class WithinGroups:
-    """Steps chosen from what rewards do within groups.
+    """Steps chosen from the spread of rewards within groups.
 
     Args:
         steps: how far a tilt goes, given rewards.
@@ -58,7 +58,7 @@ class WithinGroups:
     B: int
 
     def left(self, strengths: Sequence[float]) -> int:
-        """As the steps say."""
+        """Estimated number of tilts still to do."""
         return self.steps.left(strengths)
 
     def choose(self, strengths: Sequence[float], rewards: Tensor) -> tuple[float, float]:

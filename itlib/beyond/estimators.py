@@ -1,6 +1,6 @@
 r"""Estimators of the covariance step :math:`\sigma_tC(x_t,t)` of (3.9) with less variance, from values of the reward only.
 
-Write :math:`\zeta=\varepsilon_{\mathrm{old}}-z` for what the teacher gets wrong about the noise; a bar is a mean given
+Write :math:`\zeta=\varepsilon_{\mathrm{old}}-z` for the teacher's error about the noise, and a bar for a mean given
 :math:`x_t`. For any function :math:`v` of :math:`(x_t,t)`
 
 .. math::
@@ -72,7 +72,7 @@ def rao_blackwell(schedule: Schedule, *, chunk: int = 2**20) -> CovarianceEstima
 
     Args:
         schedule: the pair alpha, sigma; times are kept within its safe edges.
-        chunk: pairs of a point and a sample that are in memory at a time.
+        chunk: number of pairs of a point and a sample in memory at a time.
     """
 
     def estimate(batch: TiltBatch) -> Tensor:

@@ -13,8 +13,8 @@ pretrained model that is to be tilted, is written as
 with :math:`c_t=\alpha_t(\Lambda/V_t)^{1/2}` for a base (the preconditioning of Karras et al., arXiv 2206.00364, in the
 units of the noise) and :math:`c_t=\sigma_t\alpha_t\Lambda^{1/2}/V_t` for a tilt, because its step :math:`\sigma_t C_k`
 vanishes at both ends of time. The network sees inputs of unit variance at all times, and its output has one scale. The
-correction of a tilt ends in a hyperbolic tangent: where it has seen nothing it stays bounded. One that grows there turns a
-rare sample into an outlier, the outlier has a large reward, and the next tilt learns from that.
+correction of a tilt ends in a hyperbolic tangent, so it stays bounded where it has seen no data. One that grows there turns
+a rare sample into an outlier, the outlier has a large reward, and the next tilt learns from it.
 """
 
 from __future__ import annotations

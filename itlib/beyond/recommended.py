@@ -64,7 +64,7 @@ class RecommendedConfig(TiltingConfig):
         student: "copy", all weights of the base that are not frozen, or "adapter", a small correction of the frozen base.
         target_ess: steps are chosen from the rewards so that about this share of the samples stays effective; None takes N
             equal steps.
-        polish_rounds: tilts at the end that tilt no further and only correct what is left. Needs "chains".
+        polish_rounds: tilts of size zero at the end, which correct what is left. Needs "chains".
         pilot: number of the base's chains on which the noise of the steps is measured; None for the default of
             :class:`~itlib.beyond.chains.ChainLearner`.
 
@@ -140,7 +140,7 @@ def cosine(step: int, steps: int) -> float:
 def new_model(
     base: NoisePredictor, data: Tensor | int, schedule: Schedule, config: RecommendedConfig, *, d: int, seed: int
 ) -> nn.Module:
-    """What the tilts train, before the first: a network that predicts what the base does.
+    """The network that the tilts train; before the first it predicts what the base does.
 
     Args:
         base: the pretrained model.
@@ -159,7 +159,7 @@ def new_model(
 def begun(
     base: NoisePredictor, schedule: Schedule, config: RecommendedConfig, *, d: int, seed: int, state: TiltState | None
 ) -> tuple[nn.Module, tuple[float, ...], RecommendedConfig]:
-    """The model that learns, the strengths of the tilts behind it, and the knobs with a rate that suits its size."""
+    """The model that learns, the strengths of the tilts that made it, and the knobs with a rate that suits its size."""
     strengths: tuple[float, ...] = ()
     if state is not None:
         model, strengths = resumed(state)

@@ -27,7 +27,7 @@ and :math:`\mathrm{KL}(q_t\|p_t^\delta)`, with :math:`q_t\propto e^{\delta m}p_t
 
 **What the samples carry.** The next law is known through samples of this one, whose effective number under the weights
 :math:`e^{\delta r}` is a share :math:`\exp(2K(\delta)-K(2\delta))` of all. It falls as :math:`|\delta|` grows, because K is
-convex. :func:`constant_ess` keeps it up. This is how sequential Monte Carlo chooses its temperatures (Jasra, Stephens,
+convex. :func:`constant_ess` keeps it up. Sequential Monte Carlo chooses its temperatures in this way (Jasra, Stephens,
 Doucet and Tsagaris, Scand. J. Stat. 38, 2011; Marion, Mathews and Schmidler, arXiv 1807.01346). Trust regions on path space
 (TR-SOC, arXiv 2508.12511) and proximal samplers (PDNS, arXiv 2510.03824) choose the annealing steps of a control in the same
 spirit. By the inequality of Cauchy and Schwarz, a region that has probability 1/S under p has at most
@@ -35,7 +35,7 @@ spirit. By the inequality of Cauchy and Schwarz, a region that has probability 1
 
 Both quantities are :math:`\delta^2\,\mathrm{Var}_p(r)` to leading order, halved for the first. So either rule makes steps
 of constant length in :math:`\int\sqrt{\mathrm{Var}_{p^s}(r)}\,ds`, and neither can see how J varies with x: on the paper's
-task it is constant, and the remainder zero. No rule can that is shown rewards only. In particular the third
+task it is constant, and the remainder zero. No rule that sees only rewards can. In particular the third
 cumulant of r under p, a tempting estimate of the remainder, may vanish where the remainder does not.
 """
 
@@ -109,12 +109,12 @@ def bounded_gap(nats: Positive) -> StepRule:
 
 @checked
 def evenly(rule: StepRule) -> StepRule:
-    """Steps no longer than those of a rule, and no stub at the end.
+    """Steps no longer than those of a rule, and no short last step.
 
-    If n more of the rule's present step would do, the next step is 1/n of what is left.
+    If n steps of the present length would finish, the next step is 1/n of what is left.
 
     Args:
-        rule: of the longest step allowed.
+        rule: gives the longest step allowed.
 
     Returns:
         A rule, as for :func:`constant_ess`.
@@ -169,7 +169,7 @@ class ChosenSteps:
 @dataclass(frozen=True)
 @checked
 class Polished:
-    """More tilts of size zero once the strength is lam: they only correct what the others left.
+    """Tilts of size zero once the strength is lam, which correct what the others left.
 
     Args:
         steps: those that tilt.
@@ -191,7 +191,7 @@ class Polished:
         return self.rounds + 1 - sum(math.isclose(s, self.lam) for s in strengths)
 
     def choose(self, strengths: Sequence[float], rewards: Tensor) -> tuple[float, float]:
-        """The step of those that tilt, and zero after them."""
+        """The step of ``steps``, and zero once the strength is lam."""
         return (0.0, self.lam) if self._polishing(strengths) else self.steps.choose(strengths, rewards)
 
 

@@ -39,8 +39,13 @@ chains keep an effective share, so it may fall again where a fit went wrong. A f
 Older ones are unbiased too, but on chains of a student far from the tilt :math:`e^{\Delta}` has heavy tails, and fitting to
 all of them ended farther away. A small part of every draw follows the student at a fraction of its correction: modes that V
 has lost by mistake are still visited. A run ends when the share of the student's own chains at full strength rises no more.
-The best model seen is kept, and if its share is below ``enough``, an :class:`UnreachedWarning` says so. The share is that
-of chains which the student draws: it cannot see a mode that none visits.
+The best model seen is kept, and if its share is below ``enough``, an :class:`UnreachedWarning` says so.
+
+**What a high share leaves open.** By Cauchy and Schwarz a share :math:`\varrho` allows the probability of an event to be off
+by :math:`\sqrt{(1/\varrho-1)\,p(1-p)}` where p is what the student gives it: with :math:`\varrho=0.9` and p = 0.2 by 0.13.
+So a model may have a high share and mode weights that are far off. But its weighted chains have the right ones, and
+:func:`displaced` measures how far the weights move the chains, in standard deviations. Above ``close`` the run warns, too.
+Both are of chains which the student draws: they cannot see a mode that none visits.
 
 Sources: soft values and Doob's transform in Uehara et al. (arXiv 2408.08252); contrastive energy prediction, the same target
 without chains (Lu et al., arXiv 2304.12824); losses on chains of Nüsken and Richter (arXiv 2005.05409) and relative
@@ -60,7 +65,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from itlib._checks import Below1, Positive, autograd, checked, finite
+from itlib._checks import Below1, LogWeights, Positive, Samples, autograd, checked, finite
 from itlib.beyond.chains import chain_steps, diagnose
 from itlib.beyond.preconditioning import Gaussian
 from itlib.metrics import effective_sample_size
@@ -68,7 +73,7 @@ from itlib.network import Network, NoisePredictor, device_of
 from itlib.rewards import Reward, evaluate
 from itlib.sampling import ReverseStep, randn
 from itlib.schedules import Schedule, column
-from itlib.tilting import TiltStep, derive_seed
+from itlib.tilting import Diagnostics, TiltStep, derive_seed
 
 
 class UnreachedWarning(UserWarning):
@@ -95,6 +100,7 @@ class ValueConfig:
         rounds: after the pilot, at most.
         patience: rounds at full strength without a better share after which a run ends.
         enough: share of the student's own chains below which a run warns.
+        close: how far their weights may move these chains, in standard deviations, before a run warns.
         width: of the network.
         depth: of the network.
 
@@ -116,6 +122,7 @@ class ValueConfig:
     rounds: int = 16
     patience: int = 3
     enough: Below1 = 0.3
+    close: Positive = 0.15
     width: int = 64
     depth: int = 3
 
@@ -283,6 +290,39 @@ def fit_value(
     return torch.stack(misfits)
 
 
+@dataclass(frozen=True)
+class ValueDiagnostics(Diagnostics):
+    """What the student's own chains say.
+
+    Args:
+        displaced: how far their weights move them, in standard deviations.
+    """
+
+    displaced: float
+
+
+@checked
+def displaced(columns: Samples, log_w: LogWeights) -> float:
+    """How far weights move samples, in standard deviations: 0 if they are all equal.
+
+    That is the 1-Wasserstein distance between a column and the same column weighted, the integral of the difference of
+    their distribution functions, over the column's standard deviation; the largest of all columns.
+
+    Args:
+        columns: what is looked at, such as samples and their rewards, (S, d).
+        log_w: log weights, (S,).
+
+    Raises:
+        ValueError: if the lengths differ.
+    """
+    if len(columns) != len(log_w):
+        raise ValueError(f"columns and log_w must have the same length, got {len(columns)} and {len(log_w)}")
+    x, order = columns.double().sort(0)
+    excess = torch.softmax(log_w.double(), 0) - 1 / len(log_w)
+    gap = excess[order].cumsum(0)[:-1].abs() * x.diff(dim=0)
+    return float((gap.sum(0) / x.std(0, unbiased=False).clamp_min(1e-12)).max())
+
+
 @checked
 def strongest(rewards: Tensor, log_ratio: Tensor, lam: float, target_ess: float) -> float:
     """The strength between 0 and lam farthest from 0 at which weights exp(s r + L) keep an effective share.
@@ -336,7 +376,8 @@ def value_tilting(
         FloatingPointError: if the chains stop being finite.
 
     Warns:
-        UnreachedWarning: if the run ends below full strength, or with an effective share below ``enough``.
+        UnreachedWarning: if the run ends below full strength, with an effective share below ``enough``, or with chains that
+            their weights move by more than ``close``.
     """
     c = config or ValueConfig()
     clock = time.process_time()
@@ -353,15 +394,16 @@ def value_tilting(
     value = ValueFunction(Gaussian(pool.x_0, schedule), c.width, c.depth, derive_seed(seed, "weights")).to(device)
     model = Guided(base, value, schedule).to(device)
     pools, rewards, strengths = [pool], [evaluate(reward, pool.x_0)], [0.0]
-    best, best_ess, since = {}, 0.0, 0
+    best, best_ess, best_displaced, since = {}, 0.0, 0.0, 0
     for k in range(c.rounds + 1):
         own = fraction == fraction.max()  # not those that explore
         r, log_ratio, strength = rewards[-1][own], pools[-1].log_ratio[own, 0], strengths[-1]
-        found = diagnose(log_ratio, strength * r)
+        log_w, ends = strength * r + log_ratio, torch.cat([pools[-1].x_0[own], r.unsqueeze(1).to(pools[-1].x_0)], 1)
+        found = ValueDiagnostics(**vars(diagnose(log_ratio, strength * r)), displaced=displaced(ends, log_w))
         if strength == c.lam:
             since = 0 if found.ess > best_ess + 0.01 else since + 1
             if found.ess > best_ess:
-                best, best_ess = copy.deepcopy(value.state_dict()), found.ess
+                best, best_ess, best_displaced = copy.deepcopy(value.state_dict()), found.ess, found.displaced
         last = k == c.rounds or since >= c.patience
         sampled = time.process_time()
         losses, chosen = torch.empty(0), strength
@@ -394,11 +436,14 @@ def value_tilting(
         _refuse_infinite(pools[-1], k + 1)
         rewards.append(evaluate(reward, pools[-1].x_0))
         pools, rewards = pools[-c.replay :], rewards[-c.replay :]
-    if best_ess < c.enough:
-        reached = f"with an effective share of {best_ess:.2g}" if best else f"at strength {strengths[-1]:.3g} of {c.lam:g}"
+    if best_ess < c.enough or best_displaced > c.close:
+        reached = f"at strength {strengths[-1]:.3g} of {c.lam:g}"
+        if best:
+            reached = f"with an effective share of {best_ess:.2g} among its own chains, which their weights move by "
+            reached += f"{best_displaced:.2g} standard deviations"
         warnings.warn(
-            f"the run ended {reached} among its own chains: its samples are not those of the tilt. Raise S, rounds, B or "
-            "width, or ask for a smaller lam",
+            f"the run ended {reached}: its samples are not those of the tilt. Raise S, rounds, fit, B or width, or ask for "
+            "a smaller lam",
             UnreachedWarning,
             stacklevel=3,
         )

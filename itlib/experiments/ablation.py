@@ -7,7 +7,7 @@ trained on the same 30,000 samples: ``skip`` is :func:`~itlib.beyond.preconditio
 network of Section 4.2, and ``exact`` needs no training.
 
 The base's error is measured at noised samples of the *tilted* distributions, of which the last is the target: there it will
-be used, and hardly one of its training samples came near.
+be used, and almost none of its training samples came near.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 r"""Where the error of Algorithm 2 comes from: its ingredients, and the exact counterpart of each.
 
 One tilt is made of samples :math:`D_k`, a teacher :math:`\hat x_1^{k-1}`, a covariance and an optimiser. On a mixture with a
-quadratic reward the first three have closed forms, since :math:`p^{k-1}` is known: :func:`ingredients` puts either one into
+quadratic reward the first three have closed forms, since :math:`p^{k-1}` is known: :func:`ingredients` puts any of them into
 :func:`~itlib.tilting.iterative_tilting`. The regression target of an exact teacher is
 
 .. math:: \varepsilon_{\mathrm{target}} = -\sigma_t\nabla\log p_t^{k-1} - \delta\,\sigma_tC_{k-1} ,

@@ -66,7 +66,7 @@ _CLOSED = ("no permission to write", "choose another folder, or mend its permiss
 _ADVICE = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,
-    errno.EFBIG: ("a limit on the size of files (ulimit -f) forbids to write", "raise it"),
+    errno.EFBIG: ("a limit on the size of files (ulimit -f) forbids writing", "raise it"),
     errno.EACCES: _CLOSED,
     errno.EPERM: _CLOSED,
     errno.EROFS: _CLOSED,

@@ -43,7 +43,7 @@ def record_from_json(found: Any) -> Record[Any]:
         ValueError: if it is none, saying where.
     """
     if not isinstance(found, dict):
-        raise ValueError("at the top level, there are no names")
+        raise ValueError("at the top level, there is no object of names and values")
     if missing := [name for name in ("experiment", "parameters", *_NEEDED) if name not in found]:
         raise ValueError(f"at the top level, {missing[0]} is missing")
     if unknown := sorted(found.keys() - {"experiment", "parameters", *_FIELDS}):
@@ -61,7 +61,7 @@ def _check_parts(found: dict[str, Any]) -> None:
     """Raise a ValueError for what is not shaped as a :class:`Record` is."""
     for name in ("parameters", "metrics", "curve", "seconds", "provenance"):
         if not isinstance(found.get(name, {}), dict):
-            raise ValueError(f"at {name}, there are no names")
+            raise ValueError(f"at {name}, there is no object of names and values")
     for name, value in found["metrics"].items():
         if not all(_numbers(v, depth=2) for v in (value.values() if isinstance(value, dict) else [value])):
             raise ValueError(f"at metrics/{name}, there are no numbers")

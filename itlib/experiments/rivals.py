@@ -61,9 +61,6 @@ TUNING_SEED = 100
 #: Shares of the budget at which a method that trains is looked at.
 LOOKS = (2**-8, 2**-7, 2**-6, 2**-5, 2**-4, 2**-3, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 
-#: The same for methods of which no curve is drawn.
-RARELY = (0.25, 0.5, 0.75, 1.0)
-
 Setting = methods.Setting[Toy]
 Method = methods.Method[Toy]
 
@@ -306,7 +303,7 @@ def run(parameters: Parameters, folder: Path) -> Record[Parameters]:
     else:
         model = trained.model
         try:
-            for step, seconds in watched(chosen, setting, RARELY if p.method in (*UNTUNED, *NO_RECORDS) else LOOKS):
+            for step, seconds in watched(chosen, setting, LOOKS):
                 model, row = look(step, asked, schedule, work, p.seed)
                 curve.append(asdict(step.counts) | {"seconds": seconds} | row)
                 reached = {"strength": step.strength, "share": step.share}
@@ -389,11 +386,11 @@ def judge(parameters: Parameters, x: Tensor, model: NoisePredictor | None, sched
 MAIN, OTHER = ("paper", "one-mode"), ("unequal", "quadratic", "eight", "nine")
 BEST = ("tilting", "implicit", "recommended", "dpok", "adjoint")
 REFERENCES = ("importance", "best", "smc", "exact")
-#: Methods without a tuning run, on the problems that share the paper's base.
-UNTUNED = ("value",)
+#: Methods without a tuning run: the first on every problem, the others on those that share the paper's base.
+UNTUNED = ("value", "distilled", "adjoint-kept", "at-once", "balance", "ram")
 SHARED_BASE = ("paper", "one-mode", "unequal", "quadratic")
 #: Methods that can be asked for, and are in no grid: without a tuning run, too.
-NO_RECORDS = ("distilled", "at-once", "sift", "equal-steps", "balance", "adjoint-kept", "ram")
+NO_RECORDS = ("sift", "equal-steps")
 #: Methods that are also run with fewer tilts than the paper's fewest: they cost less, and what does the rest buy?
 FEWER = ("tilting", "implicit")
 
@@ -404,7 +401,7 @@ def cells(seeds: Sequence[int]) -> dict[str, Parameters]:
     for seed in seeds:
         for problem_name in (*MAIN, *OTHER):
             first = [name for name in METHODS if name not in (*UNTUNED, *NO_RECORDS)]
-            later = UNTUNED if problem_name in SHARED_BASE else ()
+            later = UNTUNED if problem_name in SHARED_BASE else UNTUNED[:1]
             for name in (*(first if problem_name in MAIN else (*BEST, *REFERENCES)), *later):
                 known: dict[str, Any] = {"problem": problem_name, "method": name, "seed": seed}
                 if not METHODS[name].tilts:

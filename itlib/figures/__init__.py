@@ -10,9 +10,8 @@
     figures.show(fig, "learned-curve", "A curve that rises.")
 """
 
-from itlib.figures.explorers import as_model, explorer, explorer_html
+from itlib.figures.explorers import as_model, explorer, explorer_html, sheet
 from itlib.figures.paper import against_band, before_and_after, figure_1, figure_2, losses, samples
-from itlib.figures.slides import slides
 from itlib.figures.style import COLORS, INK, LINES, MARKERS, SERIES, STYLE, house_style
 from itlib.figures.svg import bundle, lighter, show, show_drawing, to_svg
 from itlib.figures.text import check, glue, scientific, settings, table
@@ -40,9 +39,9 @@ __all__ = [
     "samples",
     "scientific",
     "settings",
+    "sheet",
     "show",
     "show_drawing",
-    "slides",
     "table",
     "to_svg",
 ]

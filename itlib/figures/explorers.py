@@ -2,10 +2,15 @@ r"""What the explorers, pictures that a reader can move, are given by a notebook
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from collections.abc import Mapping
 from html import escape
 from typing import Any
+
+import numpy as np
+from matplotlib.image import imsave
 
 from itlib.gaussian_mixture import GaussianMixture
 from itlib.rewards import QuadraticReward
@@ -18,6 +23,16 @@ def as_model(value: GaussianMixture | QuadraticReward) -> Any:
         return {"A": [xx, xy, yy], "b": value.b.tolist(), "c": float(value.c)}
     parts = zip(value.weights.tolist(), value.means.tolist(), value.covariances.tolist(), strict=True)
     return [{"weight": w, "mean": m, "cov": [xx, xy, yy]} for w, m, ((xx, xy), (_, yy)) in parts]
+
+
+def sheet(images: np.ndarray, columns: int = 8) -> str:
+    """Square grey images, (n, side * side) from -1 (paper) to 1 (ink), in rows: a small PNG in base64."""
+    side = round(images.shape[1] ** 0.5)
+    tiles = [np.pad(image, 1, constant_values=-1) for image in images.reshape(-1, side, side)]
+    rows = [np.concatenate(tiles[i : i + columns], 1) for i in range(0, len(tiles), columns)]
+    buffer = io.BytesIO()
+    imsave(buffer, np.concatenate(rows, 0), cmap="gray_r", vmin=-1, vmax=1, format="png")
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def explorer_html(name: str, model: Mapping[str, Any], still: str) -> str:
@@ -34,7 +49,8 @@ def explorer(name: str, model: Mapping[str, Any], still: str) -> None:
 
     Args:
         name: of the script.
-        model: what it shows: numbers, strings, lists and dictionaries; mixtures and rewards by :func:`as_model`.
+        model: what it shows: numbers, strings, lists and dictionaries; mixtures and rewards by :func:`as_model`,
+            small images by :func:`sheet`.
         still: name of the figure, as given to :func:`show`.
     """
     from IPython.display import HTML, display

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from itlib.network import evaluating
+from itlib.pretrained.processes import together
 from itlib.schedules import Schedule, column
 
 
@@ -94,10 +95,12 @@ class FromModel(nn.Module):
         integers: whether timesteps are rounded to whole numbers, for models that look them up.
         microbatch: number of states in one call of the model. Gradients then compute it again instead of keeping what is
             inside: memory is that of one call, and results are the same to rounding.
+        shared: whether each process of ``torch.distributed`` makes its share of these calls.
 
     Raises:
         TypeError: if the model is no module: nobody could find its weights, and another network would learn in its place.
         ValueError: for another prediction.
+        ValueError: for calls that are shared without a microbatch.
         ValueError: for a v_prediction of a schedule that does not preserve variance.
     """
 
@@ -113,6 +116,7 @@ class FromModel(nn.Module):
         condition: Mapping[str, Any] | None = None,
         integers: bool = False,
         microbatch: int | None = None,
+        shared: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(model, nn.Module):
@@ -124,9 +128,12 @@ class FromModel(nn.Module):
             raise ValueError(f"prediction is one of {', '.join(PREDICTIONS)}, or a function, got {prediction!r}")
         if microbatch is not None and microbatch < 1:
             raise ValueError(f"microbatch counts states, at least 1, got {microbatch}")
+        if shared and microbatch is None:
+            raise ValueError("calls are shared out, so there must be some: give a microbatch with shared=True")
         self.model, self.schedule, self.shape, self.d = model, schedule, tuple(shape), torch.Size(shape).numel()
         self.prediction = PREDICTIONS[prediction] if isinstance(prediction, str) else prediction
-        self.clip, self.condition, self.integers, self.microbatch = clip, dict(condition or {}), integers, microbatch
+        self.clip, self.condition, self.integers = clip, dict(condition or {}), integers
+        self.microbatch, self.shared = microbatch, shared
         self._timestep = timestep or getattr(schedule, "timestep", None) or (lambda t: t)
         half = torch.tensor(0.5)
         self.prediction(schedule.alpha(half), schedule.sigma(half))
@@ -145,7 +152,10 @@ class FromModel(nn.Module):
         if self.microbatch is None or len(x) <= self.microbatch:
             return self._call(scaled, told, *condition).to(x)
         parts = [v.split(self.microbatch) if isinstance(v, Tensor) else [v] * len(x) for v in (scaled, told, *condition)]
-        return torch.cat([self._part(*part) for part in zip(*parts, strict=False)]).to(x)
+        calls = [partial(self._part, *part) for part in zip(*parts, strict=False)]
+        if self.shared and not torch.is_grad_enabled():
+            return together(calls, torch.zeros_like(x), self.microbatch)
+        return torch.cat([call() for call in calls]).to(x)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """Predict X_1, (B, d), from noised samples x, (B, d), and times t, (B,) or ().

@@ -46,7 +46,7 @@ class Wrapped:
         schedule: on the scheduler's clock.
         steps: K, whose even grid is the scheduler's.
         eta: of the steps that the scheduler takes: 0 or 1.
-        gaps: settings of the scheduler that are otherwise here, and how far each moves its samples, at most.
+        gaps: settings of the scheduler that differ here, and the largest change that each makes to a sample.
         gap: what is left between its samples and ours once these are as here.
     """
 
@@ -227,7 +227,7 @@ def from_diffusers(
 def _compare(
     predictor: FromModel, exact: FromModel, scheduler: Any, x: Tensor, steps: int, eta: float, how: Mapping[str, Any]
 ) -> tuple[dict[str, float], float]:
-    """Both samplers from the same noise, then each setting that is otherwise there: what it moves, and what is left."""
+    """Both samplers from the same noise, then each setting that differs there: what it moves, and what is left."""
     kind = type(scheduler).__name__
     ddim = kind.startswith("DDIM")
     others = {name: ours for name, ours in _OURS.items() if scheduler.config.get(name, ours) != ours}

@@ -1,8 +1,8 @@
 r"""Rewards of practice: slow, in batches, of images, and now and then unreachable.
 
 A reward that somebody else computes is called in small batches, called again when it fails, and remembered, so that a run
-which is started again asks for what it does not know yet. A *random* reward is one that answers otherwise when asked again.
-Noise of variance v that does not depend on x leaves the tilt where it is, because
+which is started again asks for what it does not know yet. A *random* reward gives another answer when asked again. Noise of
+variance v that does not depend on x leaves the tilt where it is, because
 :math:`\mathbb E\,e^{s(r+\xi)}=e^{s r}\,\mathbb E\,e^{s\xi}`, but :math:`\mathrm{Var}\log W` cannot fall below
 :math:`s^2v`, and no more than a share :math:`e^{-s^2v}` of the chains is effective: average some answers first.
 """

@@ -87,6 +87,8 @@ def _outcome(future: Future[str]) -> str:
     except CancelledError:
         return "the scheduler went away: start it and its workers again, then run the same command"
     except Exception as lost:  # of the executor: no cell raises
+        if deaths := getattr(lost, "allowed_failures", 0):  # Dask's KilledWorker
+            return f"{deaths + 1} workers died while they ran it: see their logs; if memory was short, give them more"
         return f"{type(lost).__name__}: {lost}"
 
 

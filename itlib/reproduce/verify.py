@@ -1,7 +1,7 @@
 """Does a record come out again? What ``python -m itlib.reproduce --verify RECORD`` says after running it a second time.
 
 Two records agree *exactly* if every parameter, metric and tilt has the same six digits. That is owed where the processor,
-the versions and the library are the same. Elsewhere numbers are rounded otherwise, and training is chaotic: it amplifies
+the versions and the library are the same. Elsewhere numbers are rounded differently, and training is chaotic: it amplifies
 the last digit of a weight until two runs of one seed differ as two seeds do. What is owed there is a *band*: with the same
 parameters and several seeds the reference records span, for each figure, an interval from the lowest seed to the highest;
 widened by its own length on both sides, it has to hold the new figure. How many of those seeds lie in the band of the others

@@ -15,7 +15,9 @@ from itlib.beyond.value import (
     Guided,
     UnreachedWarning,
     ValueConfig,
+    ValueDiagnostics,
     ValueFunction,
+    displaced,
     draw_pool,
     strongest,
     value_gradient,
@@ -149,6 +151,26 @@ def test_the_strength_is_the_one_with_the_share_asked_for() -> None:
     assert strongest(r, -2.0 * r, 2.0, 0.3) == 2.0  # the student is there already
 
 
+def test_weights_that_move_a_gaussian_move_it_as_far_as_they_should() -> None:
+    """e^(m x) takes N(0, 1) to N(m, 1), at a distance m. A share of e^(-m^2) allows more; the largest column counts."""
+    x = torch.special.ndtri((torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000)
+    shuffled = x[torch.randperm(len(x), generator=seeded())]
+    for m in (0.05, 0.3):
+        assert displaced(torch.stack([3 * x + 7, shuffled], 1), m * x) == pytest.approx(m, rel=0.01)
+        assert displaced(shuffled.unsqueeze(1), m * x) < 0.01
+    assert displaced(x.unsqueeze(1), torch.zeros_like(x)) < 1e-10
+    with pytest.raises(ValueError, match="same length"):
+        displaced(x.unsqueeze(1), x[1:])
+
+
+def test_two_modes_with_wrong_weights_are_found_out_at_a_high_share() -> None:
+    """Mass moved times distance over standard deviation: of modes at 0 and 4 the first has a fifth instead of an eighth."""
+    x = torch.cat([torch.zeros(200), torch.full((800,), 4.0)])
+    log_w = torch.log(torch.cat([torch.full((200,), 0.125 / 0.2), torch.full((800,), 0.875 / 0.8)]))
+    assert 1 / float(torch.softmax(log_w.double(), 0).square().sum()) > 0.96 * 1000
+    assert displaced(x.unsqueeze(1), log_w) == pytest.approx(0.075 * 4 / 1.6, rel=1e-5)
+
+
 SMALL = ValueConfig(J=40, pilot=1500, S=600, B=256, fit=250, rounds=5)
 
 
@@ -162,6 +184,8 @@ def test_a_run_ends_at_the_tilt() -> None:
     untilted, reached = (score_errors(model, TARGET, SCHEDULE, n=2000).eps_rmse for model in (BASE, last.model))
     assert reached < 0.2 * untilted
     assert last.diagnostics.ess > 0.8
+    assert isinstance(last.diagnostics, ValueDiagnostics)
+    assert last.diagnostics.displaced < SMALL.close
     assert last.diagnostics.log_z == pytest.approx(MIXTURE.log_normaliser(REWARD), abs=0.1)  # the chain's own bias is 0.03
 
 
@@ -183,8 +207,9 @@ def test_a_run_that_does_not_arrive_says_so() -> None:
     config = ValueConfig(J=5, pilot=256, S=128, B=32, fit=5, rounds=2)
     with pytest.warns(UnreachedWarning, match=r"at strength 0\.\d+ of 1"):
         [*value_tilting(BASE, lambda x: 40 * REWARD(x), SCHEDULE, config)]
-    with pytest.warns(UnreachedWarning, match="with an effective share of"):
-        [*value_tilting(BASE, lambda x: 0.1 * REWARD(x), SCHEDULE, ValueConfig(**{**vars(config), "enough": 0.9999}))]
+    for knob in ({"enough": 0.9999}, {"enough": 0.0, "close": 1e-6}):
+        with pytest.warns(UnreachedWarning, match=r"with an effective share of .* move by .* standard deviations"):
+            [*value_tilting(BASE, lambda x: 0.1 * REWARD(x), SCHEDULE, ValueConfig(**{**vars(config), **knob}))]
 
 
 def test_a_reward_of_nan_is_refused() -> None:

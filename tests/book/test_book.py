@@ -513,7 +513,7 @@ def test_a_term_is_linked_where_a_page_uses_it_first(site: Path) -> None:
 def test_what_needs_an_address_is_absent_without_one(site: Path) -> None:
     html = (site / "book" / "pages" / "s4_2_results.html").read_text("utf-8")
     assert "make lab CHAPTER=s4_2_results" in html
-    for absent in ("mybinder", "colab", "og:", 'rel="canonical"', "source-repository-button"):
+    for absent in ("mybinder", "colab", "og:", 'rel="canonical"', "source-repository-button", "source-issues-button"):
         assert absent not in html
     assert '<meta name="description"' in html
     assert '<p class="you-will-see"><strong>You will see</strong>' in html
@@ -547,6 +547,8 @@ def test_one_setting_each_brings_buttons_and_tags(tmp_path: Path) -> None:
         '<meta property="og:image" content="https://example.org/book/_static/preview.png">',
         f'<link rel="canonical" href="{url}"',
         "source-repository-button",
+        "source-issues-button",
+        "github.com/a/b/issues/new",
     ):
         assert present in html
     assert f"<loc>{url}</loc>" in (site / "sitemap.xml").read_text("utf-8")

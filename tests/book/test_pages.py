@@ -25,6 +25,7 @@ EXPLORERS = {
     "tilt": "book/pages/s4_1_gaussian_tilts",
     "estimators": "book/pages/b_estimators",
     "budget": "book/pages/b_error_budget",
+    "slides": "book/pages/d_digits",
 }
 #: Of what a page loads beyond the files that all pages share.
 LIMIT = 1_000_000
@@ -145,7 +146,7 @@ def test_an_explorer_is_driven_by_keys_and_by_mouse(browser: Any, opened: str) -
         changed = said(browser) + browser.execute_script(picture) != before
         moved += changed or kind == "button"  # a button may play, or choose what is chosen
         assert changed or kind == "button", f"{opened}: a key on {kind} {focused.get_attribute('id')} changes nothing"
-        if opened == "tilts" and kind == "button":
+        if opened in {"tilts", "slides"} and kind == "button":
             focused.send_keys(Keys.SPACE)  # stop
         focused.send_keys(Keys.TAB)
     radios = {e.get_attribute("name") for e in inputs if e.get_attribute("type") == "radio"}  # one stop for each group

@@ -132,7 +132,7 @@ GOOD = {
         ({"metrics": {"eps_rmse": "low"}}, "at metrics/eps_rmse, there are no numbers"),
         ({"metrics": {"eps_rmse": True}}, "at metrics/eps_rmse, there are no numbers"),
         ({"metrics": {"w": [[[1.0]]]}}, "at metrics/w, there are no numbers"),
-        ({"metrics": []}, "at metrics, there are no names"),
+        ({"metrics": []}, "at metrics, there is no object of names and values"),
         ({"seconds": {"training": -1.0}}, "at seconds/training, there is no time"),
         ({"curve": {"k": [1], "x": [1, 2]}}, "at curve, the columns are not equally long"),
         ({"trace": "down"}, "at trace, there is no list of numbers"),

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from itlib.experiments.records import load_record, save_record
-from itlib.experiments.untuned import CHANGES, EXPERIMENT, REPORTED, Parameters, run
+from itlib.experiments.untuned import CHANGES, EXPERIMENT, REPORTED, Method, Parameters, run
 
 
-@pytest.mark.parametrize("method", ["value", "chains"])
+@pytest.mark.parametrize("method", get_args(Method))
 def test_a_first_look_leaves_a_record(tmp_path: Path, method: str) -> None:
     asked = Parameters(seed=16, method=method, profile="smoke")  # type: ignore[arg-type]
     record = run(asked, tmp_path)
     assert record["floor"] == pytest.approx(0.0, abs=1e-4)  # of an exact base, in single precision
-    assert 0 < record["eps_rmse"] < 3 * record["untilted"]
+    assert (0 if method != "exact" else -1) < record["eps_rmse"] < 3 * record["untilted"]
+    if method == "exact":
+        assert record["eps_rmse"] == pytest.approx(0.0, abs=1e-4)
     assert sum(record["mode_weights"]) == pytest.approx(1.0)
     saved = save_record(tmp_path / "one.json", record)
     assert load_record(tmp_path / "one.json").parameters == saved.parameters == asked
@@ -24,7 +27,7 @@ def test_a_first_look_leaves_a_record(tmp_path: Path, method: str) -> None:
 def test_reported_seeds_are_not_those_that_choices_were_made_on() -> None:
     grid = EXPERIMENT.cells([0, 1])
     reported = [p for p in grid.values() if p.seed >= REPORTED]
-    assert [p.change for p in reported] == ["", ""]
+    assert {(p.method, p.change, p.base) for p in reported} == {(method, "", "skip") for method in get_args(Method)}
     assert {p.change for p in grid.values() if p.seed < REPORTED} == {"", *CHANGES}
 
 

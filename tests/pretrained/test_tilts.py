@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler
 from foreign_models import SHAPE, D, unet
 from torch import Tensor, nn
 
-from itlib.beyond.chains import TrainableCopy, chain_steps, check_size, draw_chains
+from itlib.beyond.chains import TrainableCopy, chain_steps, check_size, draw_chains, log_variance_step
 from itlib.beyond.recommended import RecommendedConfig, guarded, recommended_tilting
 from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture
 from itlib.network import Network, Residual
@@ -90,6 +90,26 @@ def test_small_calls_keep_states_and_not_what_is_inside() -> None:
         weights = {p.untyped_storage().data_ptr() for p in student.parameters()}
         kept[microbatch] = sum(n for place, n in held.items() if place not in weights) / chains.x_t.nbytes
     assert kept[8] < 10 < 50 < kept[None]
+
+
+@pytest.mark.parametrize("microbatch", [7, 64])
+def test_small_calls_have_the_gradient_of_the_whole(microbatch: int) -> None:
+    """What a step of SGD adds to the weights: 64 states in one call, in calls of 7 with a rest, in one not to be split."""
+    moves = []
+    for calls in (None, microbatch):
+        student = TrainableCopy(with_lora(wrapped(calls), 2, seed=1))
+        for name, p in student.student.named_parameters():  # a student that is not its base
+            if "lora_B" in name:
+                torch.nn.init.normal_(p, std=0.1, generator=seeded(len(name)))
+        steps = chain_steps(student.base, SCHEDULE, 32, D, steps=4, generator=seeded(0))
+        chains = draw_chains(student, steps, 16, D, generator=seeded(1))
+        learning = [p for p in student.parameters() if p.requires_grad]
+        before = [p.detach().clone() for p in learning]
+        loss = log_variance_step(student, torch.optim.SGD(learning, lr=1.0), chains, brightness(chains.x_0), 0.5)
+        moves.append((loss, torch.cat([(p.detach() - b).flatten() for p, b in zip(learning, before, strict=True)])))
+    (one, whole), (other, small) = moves
+    torch.testing.assert_close(other, one)
+    assert float((small - whole).norm() / whole.norm()) < 1e-5
 
 
 def test_the_size_is_said_before_the_work() -> None:

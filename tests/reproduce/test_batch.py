@@ -15,10 +15,12 @@ from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import small_batch
+from distributed.scheduler import KilledWorker
 from small_batch import SMALL, alive, batch, executed, family, kernel, kill, started, wait_for
 
 from itlib.experiments import EXPERIMENTS
@@ -286,14 +288,17 @@ def test_an_executor_that_breaks_fails_its_cells_only(tmp_path: Path) -> None:
                 future.set_running_or_notify_cancel()
             elif arguments[0]["name"] == "b":
                 future.set_exception(RuntimeError("the cluster went away"))
+            elif arguments[0]["name"] == "c":
+                future.set_exception(KilledWorker("c", SimpleNamespace(address="there"), 3))
             else:
                 future.set_result("")
             return future
 
-    failures = run_batch([run_of(name, tmp_path) for name in "abc"], Broken(), scratch=tmp_path)
+    failures = run_batch([run_of(name, tmp_path) for name in "abcd"], Broken(), scratch=tmp_path)
     assert failures == {
         "a": "the scheduler went away: start it and its workers again, then run the same command",
         "b": "RuntimeError: the cluster went away",
+        "c": "4 workers died while they ran it: see their logs; if memory was short, give them more",
     }
 
 

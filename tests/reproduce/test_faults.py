@@ -186,6 +186,7 @@ SAYS = {
     "cell": "killed by signal 9",
     "kernel": "its kernel died without a word; if memory was short, run fewer --jobs",
     "scheduler": "the scheduler went away: start it and its workers again",
+    "worker": "4 workers died while they ran it",
 }
 
 
@@ -224,8 +225,8 @@ def assault(place: Place, moments: list[tuple[str, str, str]], seed: int) -> int
             print(f"{kind} while {cell} is at its {stage}: {'killed' if struck else 'over before the blow'}")
             if not struck:
                 if batch.poll() is not None:
-                    error = over(batch)
-                    assert batch.returncode == 0, error
+                    error = over(batch)  # Dask gives a cell up when its worker was killed for the fourth time
+                    assert batch.returncode == 0 or (kind == "worker" and SAYS[kind] in error), error
                 continue
             kills += 1
             if kind == "worker":
@@ -379,7 +380,7 @@ def test_a_limit_on_files_loses_nothing(tmp_path: Path) -> None:
     command = ["prlimit", "--fsize=100000", *small_batch.command(*place.options)]
     result = subprocess.run(command, cwd=place.root, env=place.environment, capture_output=True, text=True, check=False)
     assert result.returncode == 1
-    assert "base_seed0: OSError: a limit on the size of files (ulimit -f) forbids to write " in result.stderr
+    assert "base_seed0: OSError: a limit on the size of files (ulimit -f) forbids writing " in result.stderr
     assert "raise it and run again, nothing is lost\n" in result.stderr
     assert "Traceback" not in result.stderr
     assert not list(place.root.rglob("*.tmp"))

@@ -13,7 +13,7 @@ explorer("ddim", "Steps and noise of the sampler", ({ mixture, variance }) => {
   );
   const exact = prepare(mixture);
   contours(cloud, (x) => logDensity(exact, x)).forEach((d) => cloud.path("line ink thin", { d }));
-  const dots = cloud.path("dots learned small");
+  const dots = cloud.path("dots base small");
   const chart = picture({
     title: "variance of x\u2082",
     label: "Variance of the second coordinate against the number of steps, for the chosen noise; and that of the samples.",
@@ -31,8 +31,8 @@ explorer("ddim", "Steps and noise of the sampler", ({ mixture, variance }) => {
   );
   set(ends[1], { class: "line base faint dashed" });
   const curve = chart.path("line base"),
-    bar = chart.path("line learned"),
-    mark = chart.path("dots learned large");
+    bar = chart.path("line ink"),
+    mark = chart.path("dots ink large");
 
   let seed = 1;
   const steps = slider({
@@ -87,7 +87,8 @@ explorer("ddim", "Steps and noise of the sampler", ({ mixture, variance }) => {
     el("div", { class: "controls" }, steps.node, eta.node, again),
     el("div", { class: "pictures" }, cloud.node, chart.node),
     key([
-      ["dots learned", "samples; bar: two standard errors"],
+      ["dots base", "samples"],
+      ["dots ink", "their variance; bar: two standard errors"],
       ["line ink thin", "exact density"],
       ["line base", "closed form at this \u03b7"],
       ["line base faint", "at \u03b7 = 0"],
