@@ -213,7 +213,7 @@ class Task:
     Args:
         bad: the value of what is no molecule.
         lam: chosen from the sweep by :func:`itlib.experiments.digits.images.strongest`, as on the digits.
-        sweep: the strengths that were tried; the largest is one at which weights fail.
+        sweep: the strengths that were tried.
     """
 
     bad: float
@@ -227,8 +227,8 @@ class Task:
 
 TASKS: Mapping[str, Task] = {
     "solubility": Task(-6.0, 3.0, (0.5, 1.0, 2.0, 3.0, 4.0, 8.0)),
-    "likeness": Task(0.0, 8.0, (4.0, 8.0, 16.0, 32.0, 64.0)),
-    "rule": Task(0.0, 4.0, (1.0, 2.0, 4.0, 8.0)),
+    "likeness": Task(0.0, 64.0, (8.0, 16.0, 32.0, 64.0, 128.0)),
+    "rule": Task(0.0, 8.0, (1.0, 2.0, 4.0, 8.0)),
 }
 
 

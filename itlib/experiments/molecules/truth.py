@@ -137,7 +137,7 @@ class Weighed:
         return cls(strings, r, drawn, *(judges.Judged.of(each, forest) for each in sets))
 
     def metrics(self) -> dict[str, Metric]:
-        """Cards and histograms before and after; and what the best of sixteen would have."""
+        """Cards and histograms before and after; the number of strings, and what the best of sixteen would have."""
         rewards = {"mean_reward": float(self.r.mean()), "reward_std": float(self.r.std())}
         found: dict[str, Metric] = {"base": self.plain.card() | rewards, "truth": self.tilted.card()}
         found |= self.plain.histograms("base") | self.tilted.histograms("truth")
@@ -225,8 +225,8 @@ def cells(seeds: Sequence[int]) -> dict[str, Parameters]:
 
 
 def data_cells(seeds: Sequence[int]) -> dict[str, DataParameters]:
-    """One a reward."""
-    return {f"data_{name}": DataParameters(problem=name) for name in TASKS}
+    """One, for solubility."""
+    return {"data_solubility": DataParameters()}
 
 
 EXPERIMENT = Experiment("molecules_truth", Parameters, run, cells, after=first)
