@@ -43,6 +43,9 @@ from itlib.training import regression_step
 ROOT = Path(__file__).parents[1]
 SCHEDULE, S, J, B, E = Cosine(), 1000, 200, 64, 100
 PAPER_GRID, CORES, SEEDS = (20, 50, 100, 200), 2, 10
+#: Modules of every room that starts with torch and nothing heavier.
+IMPORTED = ("itlib.tilting", "itlib.likelihood", "itlib.metrics", "itlib.beyond.recommended", "itlib.baselines.soft_value")
+IMPORTED += ("itlib.experiments.records", "itlib.experiments.checkpoints")
 Part = dict[str, dict[str, Any]]
 
 
@@ -370,6 +373,31 @@ def growth() -> Part:
     return part
 
 
+def seeds() -> Part:
+    """Networks of ten seeds in one stack of batched products, against one after the other: a training step, and samples."""
+    works = tried.stack_of_seeds(SEEDS, B)
+    floors = {name: products(name, B, 100, training=True) for name in LIBRARIES}
+    done = {name: count for name, (_, count) in floors.items()}
+    spent = in_turns(
+        {name: work for name, (work, _) in works.items()} | {name: work for name, (work, _) in floors.items()}, 7
+    )
+    steps = works["stack"][1]
+    library, floor = _floor(spent, done, SEEDS * steps * 3 * flops(B, Network(2), embedding=True))
+    return {
+        "ratios": {
+            "textbook / stack, a step": ratio(spent["textbook"], spent["stack"], target=1.8),
+            "stack / floor, a step": ratio(spent["stack"], floor, "low", 1.5),
+            "loop / stack, a step": ratio(spent["loop"], spent["stack"]),
+            "loop / stack, samples": ratio(spent["samples, loop"], spent["samples, stack"]),
+        },
+        "absolute": {
+            f"{name}, a seed's step": absolute([1e3 * s / SEEDS / steps for s in spent[name]], "ms")
+            for name in ("loop", "textbook", "stack")
+        },
+        "found": {"seeds": SEEDS, "library": library},
+    }
+
+
 @contextmanager
 def _worker() -> Iterator[subprocess.Popen[str]]:
     """A process that waits for a line, makes tilts, and says for how long."""
@@ -504,8 +532,7 @@ def beyond(parts: dict[str, Part]) -> dict[str, Any]:
 
 def imports() -> Part:
     """Starting Python with torch, and with the whole of itlib but its guests, in turns; wall time."""
-    modules = ["tilting", "paths", "corrections", "estimators", "stepsize", "likelihood", "metrics", "records", "runs"]
-    codes = {"torch": "import torch", "itlib": "import " + ", ".join(f"itlib.{name}" for name in modules)}
+    codes = {"torch": "import torch", "itlib": "import " + ", ".join(IMPORTED)}
     works = {
         name: (lambda code=code: subprocess.run([sys.executable, "-c", code], check=True)) for name, code in codes.items()
     }

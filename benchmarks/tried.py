@@ -372,3 +372,95 @@ class _Simple(nn.Module):
             h = functional.silu(layer(h))
         result: Tensor = own.output(h)
         return result
+
+
+class Stack:
+    """Networks of one shape side by side: a layer of all is one batched product, and gradients are written out by hand.
+
+    Each network has data of its own, so what it learns does not depend on its company.
+    """
+
+    def __init__(self, networks: Sequence[Network]) -> None:
+        def stack(read: Callable[[Network], Tensor]) -> nn.Parameter:
+            return nn.Parameter(torch.stack([read(network).detach() for network in networks]))
+
+        self.frequencies = torch.stack([network.features.frequencies for network in networks]).unsqueeze(1)
+        self.time = stack(lambda n: n.time.weight)
+        places = range(len(networks[0].hidden) + 2)
+        layers = [[network.space, *network.hidden, network.output] for network in networks]
+        of = dict(zip(networks, layers, strict=True))
+        self.weights = [stack(lambda n, i=i: of[n][i].weight) for i in places]
+        self.biases = [stack(lambda n, i=i: of[n][i].bias.unsqueeze(0)) for i in places]
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [self.time, *self.weights, *self.biases]
+
+    @torch.no_grad()
+    def layers(self, x: Tensor, t: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """The embedding of times, (K, B) or (), what enters each SiLU, and what leaves it with the output at the end."""
+        angle = 2.0 * math.pi * t.unsqueeze(-1) * self.frequencies
+        features = torch.cat([angle.sin(), angle.cos()], -1)
+        before = [torch.baddbmm(self.biases[0], x, self.weights[0].mT) + torch.bmm(features, self.time.mT)]
+        after = [functional.silu(before[0])]
+        for weight, bias in zip(self.weights[1:-1], self.biases[1:-1], strict=True):
+            before.append(torch.baddbmm(bias, after[-1], weight.mT))
+            after.append(functional.silu(before[-1]))
+        return features, before, [*after, torch.baddbmm(self.biases[-1], after[-1], self.weights[-1].mT)]
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.layers(x, t)[2][-1]
+
+    @torch.no_grad()
+    def step(self, optimizer: torch.optim.Optimizer, x: Tensor, t: Tensor, target: Tensor) -> Tensor:
+        """:func:`~itlib.training.regression_step` of each: samples (K, B, d), times (K, B); the losses, (K,)."""
+        features, before, after = self.layers(x, t)
+        error = after[-1] - target
+        gradient = 2 / x.shape[1] * error
+        for i, (weight, bias) in reversed(list(enumerate(zip(self.weights, self.biases, strict=True)))):
+            if i < len(before):
+                gradient = torch.ops.aten.silu_backward(gradient, before[i])
+            weight.grad = torch.bmm(gradient.mT, after[i - 1] if i else x)
+            bias.grad = gradient.sum(1, keepdim=True)
+            if i:
+                gradient = torch.bmm(gradient, weight)
+        self.time.grad = torch.bmm(gradient.mT, features)
+        optimizer.step()
+        return error.square().sum(-1).mean(-1)
+
+
+def stack_of_seeds(count: int, rows: int, samples: int = 1000) -> dict[str, tuple[Callable[[], None], int]]:
+    """Works on networks of some seeds, and how many steps, or evaluations, of each network are in one."""
+    networks = [Network(2, seed=seed) for seed in range(count)]
+    stack, plain = Stack(networks), [Plain(network) for network in networks]
+    together = torch.optim.Adam(stack.parameters(), lr=1e-7, fused=True)
+    alone = [torch.optim.Adam(network.parameters(), lr=1e-7, fused=True) for network in networks]
+    theirs = [torch.optim.Adam(network.parameters(), lr=1e-7) for network in plain]
+    x, t, target = torch.randn(count, rows, 2), torch.rand(count, rows), torch.randn(count, rows, 2)
+    many, time_of_all, steps, calls = torch.randn(count, samples, 2), torch.tensor(0.5), 20, 6
+
+    def one_by_one(models: Sequence[nn.Module], optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        for i, (model, optimizer) in enumerate(zip(models, optimizers, strict=True)):
+            for _ in range(steps):
+                regression_step(model, optimizer, x[i], t[i], target[i])
+
+    def stacked() -> None:
+        for _ in range(steps):
+            stack.step(together, x, t, target)
+
+    @torch.no_grad()
+    def draw() -> None:
+        for i, network in enumerate(networks):
+            for _ in range(calls):
+                network(many[i], time_of_all)
+
+    def draw_stacked() -> None:
+        for _ in range(calls):
+            stack(many, time_of_all)
+
+    return {
+        "loop": (lambda: one_by_one(networks, alone), steps),
+        "textbook": (lambda: one_by_one(plain, theirs), steps),
+        "stack": (stacked, steps),
+        "samples, loop": (draw, calls),
+        "samples, stack": (draw_stacked, calls),
+    }

@@ -255,8 +255,8 @@ figures.glue(best=digits.METHODS[free].title, farther=f"{order['paper'] - order[
 # - **Try importance weights first.** On {glue:text}`ahead` of {glue:text}`tasks` tasks in two dimensions no trained method comes as
 #   close as resampling the base with the same budget ({doc}`rivals_comparison`). What counts is the effective share times the number of
 #   samples that you can afford to draw each time: {doc}`b_decision_guide`.
-# - **No trained method is closest everywhere.** By sliced Wasserstein distance the closest is {glue:text}`counts`. The value ran on
-#   four of the tasks, most others on two, and there are few seeds, so close calls are open.
+# - **No trained method is closest everywhere.** By sliced Wasserstein distance the closest is {glue:text}`counts`. Most
+#   methods ran on two or four of the tasks, and there are few seeds, so close calls are open.
 # - **On digits, {glue:text}`best`** ends closest to the exact tilt of all that use no gradient, by the KL of paths. The paper's
 #   configuration ends {glue:text}`farther` nats farther away ({doc}`d_digits`).
 # - **Where a method stops matters.** RAM, DiffusionNFT, advantage-weighted matching, Flow-GRPO and DPOK converge to something

@@ -41,11 +41,10 @@ all of them ended farther away. A small part of every draw follows the student a
 has lost by mistake are still visited. A run ends when the share of the student's own chains at full strength rises no more.
 The best model seen is kept, and if its share is below ``enough``, an :class:`UnreachedWarning` says so.
 
-**What a high share leaves open.** By Cauchy and Schwarz a share :math:`\varrho` allows the probability of an event to be off
-by :math:`\sqrt{(1/\varrho-1)\,p(1-p)}` where p is what the student gives it: with :math:`\varrho=0.9` and p = 0.2 by 0.13.
-So a model may have a high share and mode weights that are far off. But its weighted chains have the right ones, and
-:func:`displaced` measures how far the weights move the chains, in standard deviations. Above ``close`` the run warns, too.
-Both are of chains which the student draws: they cannot see a mode that none visits.
+**What a high share leaves open.** Chains that are right up to a mode, to which they give the weight p' instead of p, have
+the share :math:`1/(1+(p-p')^2/(p'(1-p')))`: with 0.19 instead of 0.13 that is 0.98. But weighted they have the right
+weights, and :func:`displaced` measures how far the weights move the chains, in standard deviations. Above ``close`` the run
+warns, too. Both are of chains which the student draws: they cannot see a mode that none visits.
 
 Sources: soft values and Doob's transform in Uehara et al. (arXiv 2408.08252); contrastive energy prediction, the same target
 without chains (Lu et al., arXiv 2304.12824); losses on chains of Nüsken and Richter (arXiv 2005.05409) and relative

@@ -130,6 +130,8 @@ class RandomTask:
         """Maximum-likelihood proportions, (K,), of the target's components in samples, (n, d), by EM."""
         component = self.base.distribution().component_distribution
         log_p = component.log_prob(samples.to(self.base.means).unsqueeze(1)) - self.log_z  # e^r is common to all
+        # The sums on a line do not reach where e^r takes a component that is that unlikely, so its log_z means nothing.
+        log_p = log_p.where(self.weights > 1e-12, -math.inf)
         weights = torch.full_like(self.base.weights, 1.0 / len(self.base.weights))
         for _ in range(iterations):
             weights = torch.softmax(log_p + weights.log(), -1).mean(0).clamp_min(1e-300)

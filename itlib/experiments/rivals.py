@@ -120,7 +120,7 @@ def _value(s: Setting) -> Iterator[BaselineStep]:
     """The value on chains; its evaluations count like the base's, of which it has a fifteenth of the weights."""
     account = EvaluationCounter()
     base, reward = s.counted(account)
-    config = ValueConfig(S=1800, B=256, fit=400, lr=s.lr, rounds=5, patience=5, enough=0.0)
+    config = ValueConfig(S=1800, B=256, fit=400, lr=s.lr, rounds=5, patience=5, enough=0.0, close=1e9)
     config = config if s.full else replace(config, pilot=256, S=64, J=10, B=64, fit=10, rounds=3)
     for step in value_tilting(base, reward, s.schedule, config, d=s.problem.d, seed=s.seed):
         assert isinstance(step.model, Guided)
@@ -387,10 +387,10 @@ MAIN, OTHER = ("paper", "one-mode"), ("unequal", "quadratic", "eight", "nine")
 BEST = ("tilting", "implicit", "recommended", "dpok", "adjoint")
 REFERENCES = ("importance", "best", "smc", "exact")
 #: Methods without a tuning run: the first on every problem, the others on those that share the paper's base.
-UNTUNED = ("value", "distilled", "adjoint-kept", "at-once", "balance", "ram")
+UNTUNED = ("value", "adjoint-kept")
 SHARED_BASE = ("paper", "one-mode", "unequal", "quadratic")
 #: Methods that can be asked for, and are in no grid: without a tuning run, too.
-NO_RECORDS = ("sift", "equal-steps")
+NO_RECORDS = ("distilled", "at-once", "sift", "equal-steps", "balance", "ram")
 #: Methods that are also run with fewer tilts than the paper's fewest: they cost less, and what does the rest buy?
 FEWER = ("tilting", "implicit")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from importlib.util import find_spec
 from pathlib import Path
 
 import bench
@@ -13,9 +14,9 @@ import pytest
 import torch
 from fast import multistep, sliced_distance, sorted_projections
 from judging import batch, exponent, judged, makespan, met, ratio, regressions, spread, worse_by
-from parts import beyond
+from parts import IMPORTED, beyond
 from published import Plain, diffusers_sample, textbook_sample, textbook_tilt
-from tried import OneDNN, Packed, Variant, step_by_hand
+from tried import OneDNN, Packed, Stack, Variant, step_by_hand
 
 from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture
 from itlib.network import Network
@@ -233,6 +234,29 @@ def test_what_was_tried_is_the_same_function(network: Network) -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_stack_learns_what_its_networks_learn(count: int) -> None:
+    """Each from its own data: predictions, losses, and weights after two steps, whatever company it has."""
+    networks = [Network(2, width=16, depth=3, embedding=8, seed=seed) for seed in range(count)]
+    generator = torch.Generator().manual_seed(0)
+    x, target = torch.randn(2, count, 7, 2, generator=generator)
+    t = torch.rand(count, 7, generator=generator)
+    stack = Stack(networks)
+    optimizer = torch.optim.SGD(stack.parameters(), lr=0.1)
+    losses = [stack.step(optimizer, x, t, target) for _ in range(2)]
+    for i, network in enumerate(networks):
+        own = torch.optim.SGD(network.parameters(), lr=0.1)
+        found = [regression_step(network, own, x[i], t[i], target[i]) for _ in range(2)]
+        torch.testing.assert_close(torch.stack(found), torch.stack(losses)[:, i])
+        layers = (network.space, *network.hidden, network.output)
+        for weight, bias, layer in zip(stack.weights, stack.biases, layers, strict=True):
+            torch.testing.assert_close(weight[i], layer.weight)
+            torch.testing.assert_close(bias[i, 0], layer.bias)
+        torch.testing.assert_close(stack.time[i], network.time.weight)
+        with torch.no_grad():
+            torch.testing.assert_close(stack(x, torch.tensor(0.3))[i], network(x[i], torch.tensor(0.3)))
+
+
 @pytest.mark.parametrize("library", [*clocks.LIBRARIES, "with SiLU"])
 def test_products_count_their_operations(library: str) -> None:
     work, operations = clocks.products(library, 8, 3)
@@ -273,7 +297,8 @@ def test_the_fast_sampler_and_its_distance(paper: GaussianMixture, cosine: Cosin
 def test_the_command_records_compares_and_goes_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    speed, runs = 2.0, 0
+    speed, runs, kind = 2.0, 0, "one"
+    made = {"versions": {}, "commit": "0", "content": "0", "platform": "here"}
 
     def part() -> dict[str, dict[str, object]]:
         """Stands in for a measurement."""
@@ -282,6 +307,7 @@ def test_the_command_records_compares_and_goes_on(
         return {"ratios": {"speed": judged([speed], target=1.9)}, "absolute": {}, "found": {}}
 
     monkeypatch.setattr(bench, "PARTS", {"sampling": part, "training": part})
+    monkeypatch.setattr(bench, "provenance", lambda module: {**made, "processor": kind})
     monkeypatch.setattr(bench, "COMMITTED", tmp_path / "committed.json")
     monkeypatch.setattr(bench, "FOUND", tmp_path / "found.json")
     assert bench.main(["--record"]) == 0
@@ -294,22 +320,39 @@ def test_the_command_records_compares_and_goes_on(
     assert "training: 'speed' is worse by 33%" in said
     assert "sampling: 'speed'" not in said
     assert runs == 4
-    records = [json.loads((tmp_path / name).read_text()) for name in ("committed.json", "found.json")]
-    assert [r["parts"]["training"]["ratios"]["speed"]["median"] for r in records] == [2.0, 1.5]
+    records = [json.loads((tmp_path / name).read_text())["processors"] for name in ("committed.json", "found.json")]
+    assert [r["one"]["parts"]["training"]["ratios"]["speed"]["median"] for r in records] == [2.0, 1.5]
+    # On another kind of processor: nothing is compared, and what was recorded of the first stays.
+    kind = "two"
+    assert bench.main([]) == 0
+    said = capsys.readouterr().out
+    assert said.endswith("Nothing is committed of this kind of processor, two, to compare with: sampling, training\n")
+    assert bench.main(["--only", "training", "--record"]) == 0
+    kinds = json.loads((tmp_path / "committed.json").read_text())["processors"]
+    assert kinds["one"] == records[0]["one"]
+    assert list(kinds["two"]["parts"]) == ["training"]
+    speed = 1.0
+    assert bench.main(["--only", "training"]) == 1
+    assert "committed 1.5" in capsys.readouterr().out
 
 
 # The committed record
 
 
 def test_the_committed_record_is_whole() -> None:
-    committed = json.loads((ROOT / "book" / "bench.json").read_text())
-    assert {"sampling", "training", "attempts", "equal", "grid", "recommended", "growth", "workers", "imports"} <= set(
-        committed["parts"]
-    )
-    for part in committed["parts"].values():
-        assert {"commit", "versions", "processor", "platform"} <= set(part["made"])
-        for found in (*part["ratios"].values(), *part["absolute"].values()):
-            assert found["low"] <= found["median"] <= found["high"]
-        assert all("unit" in found for found in part["absolute"].values())
-    assert {"seconds", "model", "chain"} <= set(committed["beyond"])
-    assert regressions(committed, committed) == []
+    processors = json.loads((ROOT / "book" / "bench.json").read_text())["processors"]
+    for kind, committed in processors.items():
+        for part in committed["parts"].values():
+            assert {"commit", "versions", "platform"} <= set(part["made"])
+            assert part["made"]["processor"] == kind
+            for found in (*part["ratios"].values(), *part["absolute"].values()):
+                assert found["low"] <= found["median"] <= found["high"]
+            assert all("unit" in found for found in part["absolute"].values())
+        assert regressions(committed, committed) == []
+    shown = max(processors.values(), key=lambda record: len(record["parts"]))
+    assert {name for name in bench.NAMES if name != "gpu"} <= set(shown["parts"])
+    assert {"seconds", "model", "chain"} <= set(shown["beyond"])
+
+
+def test_what_is_imported_is_there() -> None:
+    assert all(find_spec(name) for name in IMPORTED)

@@ -196,7 +196,7 @@ def test_a_negative_strength_tilts_the_other_way() -> None:
 
 
 def test_the_same_seed_gives_the_same_model() -> None:
-    config = ValueConfig(J=5, pilot=64, S=32, B=32, fit=5, rounds=2, enough=0.0)
+    config = ValueConfig(J=5, pilot=64, S=32, B=32, fit=5, rounds=2, enough=0.0, close=1e9)
     runs = [[*value_tilting(BASE, REWARD, SCHEDULE, config, seed=s)][-1] for s in (0, 0, 1)]
     first, again, other = (run.model.state_dict()["value.network.output.weight"] for run in runs)
     assert torch.equal(first, again)

@@ -86,3 +86,11 @@ def test_the_exact_prediction_of_no_tilt_is_the_base() -> None:
     task = RandomTask("kink", base, Ridge(torch.eye(base.d, dtype=torch.float64)[0], torch.zeros_like), 0.0)
     x, t = base.sample(50, seeded()), torch.rand(50, generator=seeded()) * 0.9 + 0.05
     assert torch.allclose(task.exact(SCHEDULE)(x, t), ExactNoisePredictor(base, SCHEDULE)(x, t), atol=1e-6)
+
+
+def test_a_component_out_of_reach_takes_no_weight() -> None:
+    """One that e^r takes eleven standard deviations away, with a weight of 1e-139: the others keep theirs."""
+    task = random_task(1014)
+    assert float(task.weights.min()) < 1e-100
+    found = task.mode_weights(task.sample(3000, seeded()))
+    assert float((found - task.weights).abs().max()) < 5 * 0.5 / 3000**0.5
