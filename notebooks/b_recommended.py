@@ -126,7 +126,8 @@ class Tilt:
     """What `draw_chains` asks of a student, in closed form."""
 
     def __init__(self, problem):
-        self.base, target = ExactNoisePredictor(problem.base, schedule), ExactNoisePredictor(problem.target, schedule)
+        target = ExactNoisePredictor(problem.target, schedule)
+        self.base = ExactNoisePredictor(problem.base, schedule)
         self.correction = lambda x, t: target(x, t) - self.base(x, t)
 
 
@@ -145,7 +146,8 @@ names, spread, alone = ("paper", *HARDER), {}, {}
 for name in names:
     task = problem_named(name)
     spread[name] = [float(chains(task, K, n)[1].double().var()) for K in counts]
-    alone[name] = float(task.reward(task.target.sample(20_000, torch.Generator().manual_seed(0))).var())
+    exact = task.target.sample(20_000, torch.Generator().manual_seed(0))
+    alone[name] = float(task.reward(exact).var())
 
 # %% tags=["hide-input"]
 with figures.house_style() as plt:

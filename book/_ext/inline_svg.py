@@ -40,16 +40,43 @@ def with_panels(svg: str) -> str:
     return f'<div class="figure-svg has-panels"{style}>{svg}{layout(windows, found[1])}</div>'
 
 
-def keep_code(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Fold the code of a figure where the tag ``remove-input`` would drop it: a figure is never without its code."""
-    if MARK not in source[0] or not app.env.doc2path(docname).endswith(".ipynb"):
+def fold_code(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Fold the code of a figure where the tag ``remove-input`` would drop it, and show neighbouring folds as one.
+
+    A figure is never without its code.
+    """
+    if not app.env.doc2path(docname).endswith(".ipynb"):
         return
     notebook = json.loads(source[0])
-    for cell in notebook["cells"]:
+    for cell in notebook["cells"] if MARK in source[0] else ():
         tags = cell["metadata"].get("tags", [])
         if "remove-input" in tags and any("image/svg+xml" in output.get("data", {}) for output in cell.get("outputs", ())):
             tags[tags.index("remove-input")] = "hide-input"
+    notebook["cells"] = joined(notebook["cells"])
     source[0] = json.dumps(notebook)
+
+
+def joined(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The cells of a notebook, a folded one that shows nothing as part of its folded neighbour."""
+    kept: list[dict[str, Any]] = []
+    for cell in cells:
+        if kept and _folded(kept[-1]) and _folded(cell) and not (_shows(kept[-1]) and _shows(cell)):
+            before = kept.pop()
+            source = "".join(before["source"]) + "\n\n" + "".join(cell["source"])
+            outputs, metadata = before["outputs"] + cell["outputs"], before["metadata"] | cell["metadata"]
+            cell = cell | {"source": source, "outputs": outputs, "metadata": metadata}
+        kept.append(cell)
+    return kept
+
+
+def _folded(cell: dict[str, Any]) -> bool:
+    return cell["cell_type"] == "code" and "hide-input" in cell["metadata"].get("tags", [])
+
+
+def _shows(cell: dict[str, Any]) -> bool:
+    """Whether a cell has an output that a reader sees; what is only glued is shown elsewhere."""
+    outputs = (output.get("data", {"text": ""}) for output in cell["outputs"])
+    return any(not key.startswith("application/papermill.record/") for data in outputs for key in data)
 
 
 class InlineFigures(SphinxPostTransform):
@@ -128,7 +155,7 @@ def _remove_with_empty_parents(node: nodes.Element) -> None:
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the extension."""
-    app.connect("source-read", keep_code)
+    app.connect("source-read", fold_code)
     app.add_post_transform(InlineFigures)
     app.add_post_transform(NameFolds)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -24,7 +24,7 @@ from browsing import complaints, requests, visit
 from bs4 import BeautifulSoup
 from docutils import nodes
 from glossary_links import pattern
-from inline_svg import strip_prolog
+from inline_svg import joined, strip_prolog
 from nbformat.v4 import new_code_cell, new_notebook
 from numerals import printed
 from offline_site import add_scope, label_cells, mathjax_file, mend_folds, mend_lists, name_asides
@@ -501,6 +501,30 @@ def test_the_code_of_a_figure_is_next_to_it(site: Path) -> None:
     after = html[html.index("</figure>") :]
     assert "Show the code of this figure" in after
     assert after.index("Show the code of this figure") < after.index('<span class="n">show</span>')
+
+
+def test_neighbouring_folds_are_one() -> None:
+    def cell(source: str, *tags: str, outputs: tuple[Any, ...] = ()) -> dict[str, Any]:
+        return {"cell_type": "code", "source": [source], "outputs": [*outputs], "metadata": {"tags": [*tags]}}
+
+    glued, seen = {"data": {"application/papermill.record/text/plain": "1"}}, {"output_type": "stream", "text": "1"}
+    prose = {"cell_type": "markdown", "source": ["text"], "metadata": {}}
+    cells = [
+        cell("a", "hide-input"),
+        cell("b", "hide-input", outputs=(glued,)),
+        cell("c", "hide-input", outputs=(seen,)),
+        cell("d", "hide-input"),
+        cell("also shown", "hide-input", outputs=(seen,)),
+        prose,
+        cell("e", "hide-input"),
+        cell("f"),
+        cell("g", "hide-cell"),
+    ]
+    cells[2]["metadata"]["mystnb"] = {"figure": {}}
+    found = joined(cells)
+    assert ["".join(c["source"]) for c in found] == ["a\n\nb\n\nc\n\nd", "also shown", "text", "e", "f", "g"]
+    assert found[0]["outputs"] == [glued, seen]
+    assert found[0]["metadata"]["mystnb"] == {"figure": {}}
 
 
 def test_a_term_is_linked_where_a_page_uses_it_first(site: Path) -> None:
