@@ -301,22 +301,22 @@ class ValueDiagnostics(Diagnostics):
 
 
 @checked
-def displaced(columns: Samples, log_w: LogWeights) -> float:
+def displaced(samples: Samples, log_w: LogWeights) -> float:
     """How far weights move samples, in standard deviations: 0 if they are all equal.
 
     That is the 1-Wasserstein distance between a column and the same column weighted, the integral of the difference of
     their distribution functions, over the column's standard deviation; the largest of all columns.
 
     Args:
-        columns: what is looked at, such as samples and their rewards, (S, d).
+        samples: or what else is looked at, such as their rewards beside them, (S, d).
         log_w: log weights, (S,).
 
     Raises:
         ValueError: if the lengths differ.
     """
-    if len(columns) != len(log_w):
-        raise ValueError(f"columns and log_w must have the same length, got {len(columns)} and {len(log_w)}")
-    x, order = columns.double().sort(0)
+    if len(samples) != len(log_w):
+        raise ValueError(f"samples and log_w must have the same length, got {len(samples)} and {len(log_w)}")
+    x, order = samples.double().sort(0)
     excess = torch.softmax(log_w.double(), 0) - 1 / len(log_w)
     gap = excess[order].cumsum(0)[:-1].abs() * x.diff(dim=0)
     return float((gap.sum(0) / x.std(0, unbiased=False).clamp_min(1e-12)).max())
