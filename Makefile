@@ -101,9 +101,10 @@ mend: $(VENV)/.ready  ## Mend what a program can: style, format and the notebook
 
 reference: $(VENV)/.ready  ## Compute the committed reference grids again: about five hours on 2 cores
 	@$(BIN)/python -m itlib.reproduce --seeds 0 1 2 3 4 5 6 7 8 9 --records-only --out book/reference/paper
-	@$(BIN)/python -m itlib.reproduce --grid choices --N 20 --seeds 0 1 2 --out book/reference/choices
+	@$(BIN)/python -m itlib.reproduce --grid choices --N 20 --seeds 0 1 --out book/reference/choices
 	@$(BIN)/python -m itlib.reproduce --grid tuning --seeds 100 --out book/reference/tuning
 	@$(BIN)/python -m itlib.reproduce --grid rivals --seeds 0 1 2 --out book/reference/rivals
+	@$(BIN)/python -m itlib.reproduce --grid untuned --only value_skip --seeds $$(seq 0 19) --out book/reference/untuned
 	@$(BIN)/python -m itlib.reproduce --grid effective_share --out book/reference/effective_share
 	@$(BIN)/python -m itlib.reproduce --grid scaling --seeds 0 1 2 --out book/reference/scaling
 	@$(BIN)/python -m itlib.reproduce --grid error_budget --seeds 0 1 2 --out book/reference/error_budget

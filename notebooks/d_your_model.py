@@ -45,41 +45,41 @@ from itlib.training import TrainingConfig, train_noise_predictor
 logging.getLogger("diffusers").setLevel(logging.ERROR)
 torch.set_num_threads(1)
 torch.manual_seed(0)
-images, epochs = 3000, 10  # of the base's training
-n, passes, polish = 128, 2, 2  # chains of a tilt, passes over them, corrections at the end
+images, epochs = 3000, 12  # of the base's training
+K, n = 15, 256  # steps of a chain, chains to judge by
+pilot, S, fit, rounds = 3000, 500, 250, 2  # chains of the base, chains of a round, minibatches, rounds
 
 # %% tags=["remove-cell"]
 if profile == "smoke":
-    images, epochs, n, passes, polish = 200, 1, 32, 1, 1
+    images, epochs, K, n, pilot, S, fit, rounds = 200, 1, 6, 32, 800, 32, 5, 1
 
 # %% [markdown]
 # ## A model that is not ours
 #
-# A convolutional U-Net of diffusers, for colour images of 16 by 16 pixels, with the schedule of Stable Diffusion. Its data are patches of the two
-# photographs that come with scikit-learn, a temple and a flower.
+# A convolutional U-Net of diffusers, for colour images of 16 by 16 pixels, with the noise of Stable Diffusion and the steps of Karras. Its data are
+# patches of the two photographs that come with scikit-learn, a temple and a flower. One number is ours: `beta_end` is .012 in Stable Diffusion, which
+# stops at $\alpha=.068$. There bright patches can be told from dark ones still, and what the start of a chain decides no correction moves.
 
 # %%
-from diffusers import DDIMScheduler, UNet2DModel
+from diffusers import EulerDiscreteScheduler, UNet2DModel
 
 unet = UNet2DModel(
     sample_size=16,
     in_channels=3,
     out_channels=3,
     layers_per_block=1,
-    block_out_channels=(16, 32),
+    block_out_channels=(16, 16),
     norm_num_groups=8,
     down_block_types=("DownBlock2D", "DownBlock2D"),
     up_block_types=("UpBlock2D", "UpBlock2D"),
     add_attention=False,
 ).eval()
-scheduler = DDIMScheduler(
+scheduler = EulerDiscreteScheduler(
     beta_schedule="scaled_linear",
     beta_start=0.00085,
-    beta_end=0.012,
+    beta_end=0.02,
     prediction_type="v_prediction",
-    clip_sample=False,
-    set_alpha_to_one=False,
-    steps_offset=1,
+    use_karras_sigmas=True,
 )
 
 # %% [markdown]
@@ -91,13 +91,13 @@ scheduler = DDIMScheduler(
 # %%
 from itlib.pretrained import from_diffusers
 
-wrapped = from_diffusers(unet, scheduler, steps=15)
+wrapped = from_diffusers(unet, scheduler, steps=K, model={"microbatch": 64})
 base, schedule, d = wrapped.predictor, wrapped.schedule, wrapped.predictor.d
 print(wrapped)
 
 # %% [markdown]
-# The wrong prediction type, or a table read backwards, raises no error: it gives noise, after an hour. Here every difference has a name and a size.
-# Stable Diffusion's sampler stops one noise level early (`set_alpha_to_one=False`), and that is all.
+# The wrong prediction type, or a table read backwards, raises no error: it gives noise, after an hour. Here every difference has a name and a size:
+# Stable Diffusion's DDIM, for one, stops a noise level early (`set_alpha_to_one=False`). `microbatch` is how many states the model is asked about in one call.
 #
 # | your model predicts | the scheduler calls it | your scheduler | |
 # |:--|:--|:--|:--|
@@ -127,7 +127,7 @@ from sklearn.datasets import load_sample_images
 
 
 def patches(n, generator):
-    """Patches of the two photographs, shrunk by 8, (n, 768) in [-1, 1]."""
+    """Patches of the two photographs, shrunk by 4, (n, 768) in [-1, 1]."""
     photographs = torch.stack([torch.tensor(image) for image in load_sample_images().images]).permute(0, 3, 1, 2).float()
     small = torch.nn.functional.avg_pool2d(photographs / 127.5 - 1, 4)
     which = torch.randint(2, (n,), generator=generator)
@@ -137,7 +137,7 @@ def patches(n, generator):
 
 
 data = patches(images, torch.Generator().manual_seed(1))
-settings = TrainingConfig(epochs=epochs, batch_size=64, lr=2e-3, averaging=0.98)
+settings = TrainingConfig(epochs=epochs, batch_size=64, lr=3e-3, averaging=0.98)
 for epoch in train_noise_predictor(base, data, schedule, settings):
     pass
 
@@ -159,7 +159,7 @@ def jpeg_bytes(images):
     sizes = []
     for pixels in ((images.clamp(-1, 1) + 1) * 127.5).byte().permute(0, 2, 3, 1).cpu().numpy():
         file = io.BytesIO()
-        Image.fromarray(pixels).save(file, "jpeg", quality=90)
+        Image.fromarray(pixels).save(file, "jpeg")
         sizes.append(file.tell())
     return sizes
 
@@ -168,12 +168,12 @@ size = Patient(jpeg_bytes, shape=base.shape, batch=64)
 
 # %% [markdown]
 # What decides is the size of $\lambda r$, not that of $r$. So measure the reward on samples of the base, and give it in standard deviations. With
-# $\lambda=1$ the tilt then asks for about one of them.
+# $\lambda=0.8$ the tilt then asks for a little less than one of them.
 
 # %%
 from itlib.sampling import sample
 
-drawn = sample(base, schedule, n, d, steps=15, variance="analytic", generator=torch.Generator().manual_seed(4))
+drawn = sample(base, schedule, n, d, steps=K, variance="analytic", generator=torch.Generator().manual_seed(4))
 before = size(drawn)
 mean, spread = float(before.mean()), float(before.std())
 
@@ -188,7 +188,7 @@ def smaller(x):
 # Before anything is trained, ask what share of the base's samples stays effective when they are weighted by $e^{\lambda r}$.
 
 # %%
-lam = 1.0
+lam = 0.8
 share = effective_sample_size(lam * smaller(drawn)) / n
 figures.glue(share=f"{share:.0%}")
 print(f"{share:.0%} of {n} samples of the base are effective")
@@ -198,15 +198,99 @@ print(f"{share:.0%} of {n} samples of the base are effective")
 # advice here. We tilt all the same because weighted samples of the base say what the tilt should have, so this page can judge its own run. For your own reward
 # tilt where the share is small, or where you want a model rather than a set of samples.
 #
-# ## Tilt, and watch
+# ## Tilt
 #
-# The recommended configuration on LoRA: `with_lora` freezes the model and puts a low-rank adapter on every layer that can give it back;
+# The first way leaves the model as it is. A small network learns the *value* of a state: what $e^{\lambda r}$ is worth on average on the way down from
+# there, $V(x,t)=\log\mathbb E[e^{\lambda r(X_0)}\mid x_t=x]$. Its gradient, with respect to the image, corrects every step ({doc}`b_value`). Values are learned by a
+# regression on whole chains, which uses every state of each; the reward need not have a gradient. For images take `ImageValue`, a few convolutions.
+# `finite=True` allows for steps as long as ours: without it the correction is too large where images vary most.
+#
+# *What it costs.* The reward is called on `pilot + rounds * S` samples, at most, and on as many as the report draws. With a reward of one second that is 84 min,
+# however long the model takes.
+
+# %%
+from itlib.beyond.value import ImageValue, ValueConfig, value_tilting
+
+chains = {"J": K, "pilot": pilot, "S": S, "explore": 0.05, "rounds": rounds, "patience": 2}
+learning = {"B": 256, "fit": fit, "replay": 4, "lr": 4e-3, "finite": True}
+config = ValueConfig(lam=lam, **chains, **learning)
+
+
+def of_images(gaussian, seed):
+    return ImageValue(gaussian, base.shape, seed=seed)
+
+
+seen = list(value_tilting(base, smaller, schedule, config, value_of=of_images))
+tilted = seen[-1].model
+
+
+# %% tags=["hide-input"]
+def watched(steps):
+    """A row for each round or tilt."""
+    return figures.table(
+        [
+            {
+                "": step.k,
+                "to strength": step.strength,
+                "bytes before": mean - spread * float(step.rewards.mean()),
+                "effective chains": f"{step.diagnostics.ess:.0%}",
+                "Var log W": step.diagnostics.var_log_w,
+                "KL to the base": step.diagnostics.kl,
+            }
+            for step in steps
+        ]
+    )
+
+
+watched(seen)
+
+# %% [markdown]
+# Row $k$ was measured before round $k$'s fit, so the first is of the base. The last round only looks. A run whose chains do not agree at the end warns.
+#
+# ## Has it arrived?
+#
+# Nobody can sample the exact tilt here. The chains of the tilted model, weighted, still tell what it would have
+# ({py:mod}`itlib.pretrained.report`), and how far away the model is.
+
+# %%
+from itlib.pretrained import report
+
+verdict = report(base, tilted, smaller, schedule, d=d, lam=lam, n=2 * n, steps=K)
+print(verdict)
+
+# %% tags=["hide-input"]
+start = torch.randn(1000, d, generator=torch.Generator().manual_seed(6))
+with torch.no_grad():
+    at_start = tilted.value(start, torch.tensor(schedule.t_max))
+figures.glue(ess=f"{verdict.ess:.0%}", bound=f"{effective_sample_size(at_start) / 1000:.0%}")
+
+# %% tags=["hide-input"]
+pictures = [x.reshape(-1, *base.shape).permute(0, 2, 3, 1).clamp(-1, 1) / 2 + 0.5 for x in verdict.samples]
+fig = figures.before_and_after([p.numpy() for p in pictures], [mean - spread * r.numpy() for r in verdict.rewards], "bytes")
+figures.show(
+    fig,
+    "patches",
+    "Twelve patches of the base in a row and twelve of the tilted model below, each row with a histogram of its sizes in bytes, the lower one further left.",
+)
+
+# %% [markdown]
+# ```{glue:figure} patches
+# :name: fig-your-model
+#
+# Samples of the base and of the tilted model, and the sizes of all. The reward asks for images that are small as JPEG files.
+# ```
+#
+# Of fresh chains {glue:text}`ess` are effective, of the base's samples {glue:text}`share`. What is missing? No correction moves where chains start, which alone
+# would leave {glue:text}`bound`. The rest is the network's error, and the steps: their length, and the derivative of the base that `finite` takes from a Gaussian.
+# More chains of the base (`pilot`) and more steps are what to spend next.
+#
+# ## Into the weights
+#
+# Where one model is needed rather than two, the weights themselves can learn. `distil` teaches a copy, or LoRA, what the corrected model predicts, by the
+# mean square of the difference at noised samples: `for light, error in distil(tilted, with_lora(base), seen[-1].samples, schedule)`. Or learn them
+# directly, by the recommended configuration on LoRA: `with_lora` freezes the model and puts a low-rank adapter on every layer that can give it back;
 # `student="copy"` lets those learn. The learning rate is then that of a copy, by the number of its weights. `recommended_tilting` is a generator,
-# of one item a tilt. How many there are follows from the rewards (`target_ess`); `RecommendedConfig.equal_steps(5, ...)` makes five in all.
-#
-# *What it costs.* The reward is called on `S` samples a tilt, plus `2 n` in the report. Steps that follow the rewards are not known beforehand; equal steps
-# are. With a reward of one second, `RecommendedConfig.equal_steps(8, S=250, ...)` takes $8\times250=2000$ calls and a report with `n=250` another 500:
-# 42 minutes, however long the model takes.
+# of one item a tilt. Three short ones here, to be watched, cut, and resumed.
 
 # %%
 from itlib.beyond.recommended import RecommendedConfig, recommended_tilting
@@ -215,7 +299,8 @@ from itlib.pretrained import with_lora
 from itlib.tilting import TiltState
 
 light = with_lora(base, rank=4)
-config = RecommendedConfig(student="copy", S=n, J=15, B=16, E=passes, target_ess=0.8, polish_rounds=polish, pilot=n)
+lora = {"student": "copy", "lam": lam, "S": 32, "J": K, "pilot": n}
+config = RecommendedConfig.equal_steps(3, **lora, polish_rounds=1)
 checkpoint = Path(tempfile.mkdtemp()) / "run.safetensors"
 rows = []
 for step in recommended_tilting(light, smaller, schedule, config, d=d):
@@ -235,73 +320,30 @@ found = load_state(checkpoint, TrainableCopy(with_lora(base, rank=4)))
 state = TiltState(found.model, tuple(found.strengths))
 for step in recommended_tilting(light, smaller, schedule, config, d=d, state=state):
     rows.append(step)
-tilted = step.model
+learned = step.model
 
 # %% tags=["hide-input"]
-figures.table(
-    [
-        {
-            "tilt": step.k,
-            "to strength": step.strength,
-            "bytes before": mean - spread * float(step.rewards.mean()),
-            "effective chains": f"{step.diagnostics.ess:.0%}",
-            "Var log W": step.diagnostics.var_log_w,
-            "KL to the base": step.diagnostics.kl,
-            "loss": float(step.losses.mean()),
-        }
-        for step in rows
-    ]
-)
+watched(rows)
 
 # %% [markdown]
-# Row $k$ was measured before tilt $k$'s training, against the strength that tilt $k$ aims at. When only few of them are effective, the run warns, and
-# when hardly any are, twice in a row, it ends: a mean reward that still looks fine is no sign of life.
-#
-# ## Has it arrived?
-#
-# Nobody can sample the exact tilt here. The chains of the tilted model, weighted, still tell what it would have
-# ({py:mod}`itlib.pretrained.report`), and how far away the model is.
-
-# %%
-from itlib.pretrained import report
-
-verdict = report(base, tilted, smaller, schedule, d=d, n=2 * n, steps=15)
-print(verdict)
-
-# %% tags=["hide-input"]
-pictures = [x.reshape(-1, *base.shape).permute(0, 2, 3, 1).clamp(-1, 1) / 2 + 0.5 for x in verdict.samples]
-fig = figures.before_and_after([p.numpy() for p in pictures], [mean - spread * r.numpy() for r in verdict.rewards], "bytes")
-figures.show(
-    fig,
-    "patches",
-    "Twelve patches of the base in a row and twelve of the tilted model below, each row with a histogram of its sizes in bytes, the lower one further left.",
-)
-
-# %% [markdown]
-# ```{glue:figure} patches
-# :name: fig-your-model
-#
-# Samples of the base and of the tilted model, and the sizes of all. The reward asks for images that are small as JPEG files.
-# ```
-#
-# The verdict is no formality: with so few chains and tilts this run has not arrived, and it says so. What bounds it? Trials by hand, of which no records were kept, suggest that it is
-# how much of the reward a few hundred chains can tell the weights: next to nothing through all of them or through LoRA on every layer, about a fifth of its variance through the time embedding
-# alone, and more with more chains. Even there a longer run went only a quarter of the way. Many more chains are what to spend next, or far fewer weights.
+# When only few chains are effective, the run warns, and when hardly any are, twice in a row, it ends. This one has only begun. What bounds it is how much of the reward
+# a few hundred chains can tell the weights: in trials by hand, of which no records were kept, eight tilts of 600 chains still ended at about half, and a
+# quarter of the way. Begin with a value, and distil it if you must.
 #
 # ## Give it back
 #
 # `exported` merges the adapters and takes the model out of what was built around it: a U-Net of diffusers with the keys of the original, for
-# `pipeline.unet` or `save_pretrained`. `save_lora` writes the adapters alone, as peft does. A correction beside a frozen model (`student="adapter"`) is no
+# `pipeline.unet` or `save_pretrained`. `save_lora` writes the adapters alone, as peft does. A correction beside a frozen model (a value, or `student="adapter"`) is no
 # such model; `distil` teaches it to a copy first. What no file holds is the width of our steps (`variance="analytic"`): the scheduler's are narrower. So measure once more.
 
 # %%
 from itlib.pretrained import exported, save_lora
 
 folder = Path(tempfile.mkdtemp())
-exported(tilted).save_pretrained(folder)
-save_lora(tilted, folder / "lora")
-again = from_diffusers(UNet2DModel.from_pretrained(folder, use_safetensors=True), scheduler, steps=15, check=0)
-theirs = sample(again.predictor, again.schedule, n, d, steps=15, eta=1.0, generator=torch.Generator().manual_seed(5))
+exported(learned).save_pretrained(folder)
+save_lora(learned, folder / "lora")
+again = from_diffusers(UNet2DModel.from_pretrained(folder, use_safetensors=True), scheduler, steps=K, check=0)
+theirs = sample(again.predictor, again.schedule, n, d, steps=K, eta=1.0, generator=torch.Generator().manual_seed(5))
 
 figures.glue(
     base_bytes=round(mean),
@@ -312,7 +354,7 @@ figures.glue(
 
 # %% [markdown]
 # Samples of the base take {glue:text}`base_bytes` bytes on average, those of the tilted model {glue:text}`tilted_bytes`, the exact tilt, as far as the
-# chains can tell, {glue:text}`exact_bytes`. In diffusers, with the narrower steps, the tilted model's take {glue:text}`their_bytes`.
+# chains can tell, {glue:text}`exact_bytes`. In diffusers, with the narrower steps, those of the U-Net with its three short tilts take {glue:text}`their_bytes`.
 #
 # ## Prompts and classes
 #
@@ -334,16 +376,19 @@ figures.glue(
 #
 # ## Large models
 #
-# - *Memory.* `from_diffusers(..., model={"microbatch": 16})` calls the model on 16 states at a time, and recomputes a call's inside for its gradient instead of
-#   keeping it. What remains are the $3SJd$ numbers of the chains; if they do not fit, an error says how much they are before the work starts. Frozen weights
+# - *Memory.* `from_diffusers(..., model={"microbatch": 16})` calls the model on 16 states at a time. The loss compares whole chains, but what it says of each
+#   state goes back through one call at a time. What remains are the $3SJd$ numbers of the chains; if they do not fit, an error says how much they are before the work starts. Frozen weights
 #   are shared, not copied. `benchmarks/memory.py` measures a tilt on LoRA at 3 × 64 × 64 with $S=256$ and $J=20$.
 # - *Precision.* The model runs in the dtype of its weights, bfloat16 included; states, schedule and log weights stay in single precision.
 # - *Dropout and batch statistics.* Every model runs in evaluation mode, and is left in yours.
+# - *Several processes.* With `model={"microbatch": 16, "shared": True}` and {py:func}`shared(reward) <itlib.pretrained.processes.shared>`, under `torchrun`, each process makes its
+#   share of the calls of model and reward, and `recommended_tilting` adds up their gradients. Samples are those of one process to the bit, weights to rounding (a test with two CPU
+#   processes says so; nobody has tried several GPUs). Fits of a value are not shared out.
 # - *A GPU.* Move the base, `base.to("cuda")`, and nothing else of ours. Samples come to the reward on that device: call `.cpu()` before `.numpy()` there. Random numbers are drawn on the processor, so a seed means the same on every device. {doc}`b_speed` has times.
 #
 # ## What cannot be done
 #
-# - *Several GPUs.* There is no data-parallel sampling or training here, and `accelerate` is not used. One device, one process.
+# - *Models larger than a device.* Every process holds the whole model and all chains, and `accelerate` is not used.
 # - *Solvers of higher order* are neither tilted nor matched, and chains need noise: a model that you will sample with DDIM at $\eta=0$ is tilted as a DDPM.
 # - *Latent models* are tilted in their latent space: decode inside the reward.
 # - *What the base never makes* cannot be learned from its samples, by any of these methods.
@@ -369,7 +414,7 @@ figures.glue(
 # | old samples used again | `E` passes over a tilt's chains | buffers: soc, RTB; inner epochs: ddpo |
 # | resumes | to the bit | all, from checkpoints of their trainer |
 # | slow rewards | batches, retries, a cache | ddpo: beside the sampling, in a thread |
-# | several GPUs | no | all, by accelerate or Lightning |
+# | several GPUs | processes that share calls, tried on CPUs | all, by accelerate or Lightning |
 # | optimiser in 8 bit, averaged weights | no: adapters are small | 8 bit: ddpo, RTB, DPO |
 # | logging services | no: a generator, log what you like | all: Weights & Biases |
 # | rewards included | none | ddpo: JPEG size, aesthetics, LLaVA; soc, RTB: ImageReward; RAM: GenEval, OCR, PickScore |

@@ -34,6 +34,17 @@ tells every state of a chain what became of it, and mode weights are decided ear
 much of the mean comes from chains rarer than :math:`e^{-\mathrm{clamp}}`, and does nothing once the student visits what is
 rewarded.
 
+**Few steps.** :math:`-\sigma_t\nabla V_s` is right where steps are short. A step :math:`x_{t'}=m(x_t)+\eta z` of any length
+has :math:`V(x_t,t)=\log\mathbb E\,e^{V(x_{t'},t')}`, so that, with :math:`J=\partial m/\partial x_t` and means
+under the tilt,
+
+.. math:: \nabla V(x_t,t) = J^\top\,\mathbb E'\big[\nabla V(x_{t'},t')\big],\qquad
+          u = \mathbb E'[z] = \eta\,\mathbb E'\big[\nabla V(x_{t'},t')\big] = \eta\,J^{-\top}\nabla V(x_t,t) .
+
+Of all shifts this is the one whose chains come nearest to the tilt. J needs the derivative of the base; ``finite`` takes
+that of the Gaussian with the base's mean and covariance, :math:`a+b\sigma_t/V_t` in each of its directions. In the
+directions of most variance the short-step form is too large, twice and more with a dozen steps.
+
 **Strengths.** The first chains are the base's. s is the largest strength at which the weights :math:`e^{sr+L}` of the last
 chains keep an effective share, so it may fall again where a fit went wrong. A fit takes the chains of the last few rounds.
 Older ones are unbiased too, but on chains of a student far from the tilt :math:`e^{\Delta}` has heavy tails, and fitting to
@@ -57,18 +68,19 @@ import copy
 import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from itlib._checks import Below1, LogWeights, Positive, Samples, autograd, checked, finite
-from itlib.beyond.chains import chain_steps, diagnose
+from itlib.beyond.chains import chain_steps, diagnose, states_at_once
 from itlib.beyond.preconditioning import Gaussian
 from itlib.metrics import effective_sample_size
-from itlib.network import Network, NoisePredictor, device_of
+from itlib.network import FourierFeatures, Network, NoisePredictor, device_of
 from itlib.rewards import Reward, evaluate
 from itlib.sampling import ReverseStep, randn
 from itlib.schedules import Schedule, column
@@ -102,6 +114,7 @@ class ValueConfig:
         close: how far their weights may move these chains, in standard deviations, before a run warns.
         width: of the network.
         depth: of the network.
+        finite: whether the correction is that of steps of finite length.
 
     Raises:
         ValueError: for a value out of range, naming it.
@@ -124,6 +137,7 @@ class ValueConfig:
     close: Positive = 0.15
     width: int = 64
     depth: int = 3
+    finite: bool = False
 
     def __post_init__(self) -> None:
         if not self.lam:
@@ -138,16 +152,21 @@ class ValueFunction(nn.Module):
         width: units of a hidden layer.
         depth: number of hidden layers.
         seed: fixes the initial weights.
+        network: in place of the perceptron: maps what :meth:`inputs` gives, and times, to (B, 1) by a last layer ``output``.
     """
 
+    network: Any
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, gaussian: Gaussian, width: int = 64, depth: int = 3, seed: int = 0) -> None:
+    def __init__(
+        self, gaussian: Gaussian, width: int = 64, depth: int = 3, seed: int = 0, network: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.gaussian = gaussian
-        self.network = Network(len(gaussian.mean), width, depth, 32, fourier_scale=0.5, seed=seed)
-        self.network.output = nn.Linear(width, 1)
+        self.network = network or Network(len(gaussian.mean), width, depth, 32, fourier_scale=0.5, seed=seed)
+        if network is None:
+            self.network.output = nn.Linear(width, 1)
         nn.init.zeros_(self.network.output.weight)
         nn.init.zeros_(self.network.output.bias)
         self.register_buffer("scale", torch.ones(()))
@@ -162,13 +181,67 @@ class ValueFunction(nn.Module):
             self.scale.fill_(float((strength * rewards).std().clamp_min(1e-3)))
             self.shift.fill_(float(torch.logsumexp(strength * rewards, 0)) - math.log(len(rewards)))
 
+    def inputs(self, x: Tensor, t: Tensor) -> Tensor:
+        """What the network sees of states, (B, d), at times, (B,) or (): the whitened linear estimate of X_0, (B, d)."""
+        alpha, _, v, w = self.gaussian.whiten(x, t)
+        return alpha * (self.gaussian.eigenvalues / v).sqrt() * w
+
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """V in nats, (B,), at states, (B, d), and times, (B,) or ()."""
-        alpha, _, v, w = self.gaussian.whiten(x, t)
-        result: Tensor = self.shift + self.scale * self.network(
-            alpha * (self.gaussian.eigenvalues / v).sqrt() * w, t
-        ).squeeze(-1)
+        result: Tensor = self.shift + self.scale * self.network(self.inputs(x, t), t).squeeze(-1)
         return result
+
+
+class Convolutions(nn.Module):
+    """A small network from images to a number: three convolutions that see the time, a mean over places, one hidden layer.
+
+    Args:
+        channels: of the images.
+        width: channels after the first convolution; twice as many later.
+        seed: fixes the initial weights.
+    """
+
+    def __init__(self, channels: int, width: int = 16, seed: int = 0) -> None:
+        super().__init__()
+        sizes = (width, 2 * width, 2 * width)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.features = FourierFeatures(32, 0.5)
+            self.space = nn.ModuleList(
+                nn.Conv2d(before, after, 3, stride, 1)
+                for before, after, stride in zip((channels, *sizes), sizes, (1, 2, 2), strict=False)
+            )
+            self.time = nn.ModuleList(nn.Linear(32, size, bias=False) for size in sizes)
+            self.hidden, self.output = nn.Linear(2 * width, 2 * width), nn.Linear(2 * width, 1)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """Numbers, (B, 1), for images, (B, channels, height, width), and times, (B,) or ()."""
+        features = self.features(t.to(x).expand(len(x)))
+        for space, clock in zip(self.space, self.time, strict=True):
+            x = functional.silu(space(x) + clock(features)[..., None, None])
+        result: Tensor = self.output(functional.silu(self.hidden(x.mean((2, 3)))))
+        return result
+
+
+class ImageValue(ValueFunction):
+    """V of images: a convolutional network that sees the linear estimate of X_0, which vanishes at t = 1, as an image.
+
+    Args:
+        gaussian: gives the estimate.
+        shape: of one image, (channels, height, width).
+        width: channels of the network's first layer.
+        seed: fixes the initial weights.
+    """
+
+    def __init__(self, gaussian: Gaussian, shape: Sequence[int], width: int = 16, seed: int = 0) -> None:
+        super().__init__(gaussian, network=Convolutions(shape[0], width, seed))
+        self.shape = tuple(shape)
+
+    def inputs(self, x: Tensor, t: Tensor) -> Tensor:
+        """The estimate less the mean of X_0, (B, channels, height, width), at states, (B, d), and times, (B,) or ()."""
+        alpha, _, v, w = self.gaussian.whiten(x, t)
+        estimate = (alpha * self.gaussian.eigenvalues / v.sqrt() * w) @ self.gaussian.eigenvectors.T
+        return estimate.reshape(-1, *self.shape)
 
 
 class Guided(nn.Module):
@@ -178,20 +251,47 @@ class Guided(nn.Module):
         base: the pretrained model; copied if it has parameters.
         value: V, states (B, d) and times to (B,).
         schedule: the pair alpha, sigma.
+        steps: of finite length, from :func:`~itlib.beyond.chains.chain_steps`; a time between them counts as the nearest.
+            The value then has a ``gaussian``. None takes them as short.
     """
 
-    def __init__(self, base: NoisePredictor, value: nn.Module, schedule: Schedule) -> None:
+    times: Tensor
+    factors: Tensor
+
+    def __init__(
+        self, base: NoisePredictor, value: nn.Module, schedule: Schedule, steps: list[ReverseStep[float]] | None = None
+    ) -> None:
         super().__init__()
         self.base = copy.deepcopy(base).requires_grad_(False) if isinstance(base, nn.Module) else base
-        self.value, self.schedule = value, schedule
+        self.value, self.schedule, self.finite = value, schedule, steps is not None
+        if steps is not None:
+            gaussian: Any = value.gaussian
+            t, a, b, std = torch.tensor(steps, dtype=torch.float64).T.unsqueeze(
+                -1
+            )  # a and b nearly cancel where alpha is small
+            variance = schedule.alpha(t) ** 2 * gaussian.eigenvalues.cpu() + schedule.sigma(t) ** 2
+            factors = std**2 / b / (a + b * schedule.sigma(t) / variance)
+            self.register_buffer("times", t.squeeze(-1).to(gaussian.mean), persistent=False)
+            self.register_buffer("factors", factors.to(gaussian.mean), persistent=False)
 
     def correction(self, x: Tensor, t: Tensor) -> Tensor:
-        """What the value adds to the base, -sigma_t grad V, (B, d). Differentiable in x if x is tracked."""
+        """What the value adds to the base, (B, d): -sigma_t grad V, or its form for steps of finite length.
+
+        Differentiable in x if x is tracked.
+        """
+        few = states_at_once(self) or len(x)
+        if len(x) > few:
+            parts = zip(x.split(few), t.expand(len(x)).split(few), strict=True)
+            return torch.cat([self.correction(*part) for part in parts])
         tracked = torch.is_grad_enabled() and x.requires_grad
         with torch.enable_grad():
             y = x if tracked else x.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(self.value(y, t).sum(), y, create_graph=tracked)
-        return -column(self.schedule.sigma(t), x).to(x) * gradient
+        if not self.finite:
+            return -column(self.schedule.sigma(t), x).to(x) * gradient
+        gaussian: Any = self.value.gaussian
+        Q: Tensor = gaussian.eigenvectors
+        return (self.factors[(self.times - t.reshape(-1, 1)).abs().argmin(1)] * (gradient @ Q)) @ Q.T
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """Predict X_1, (B, d)."""
@@ -301,22 +401,22 @@ class ValueDiagnostics(Diagnostics):
 
 
 @checked
-def displaced(columns: Samples, log_w: LogWeights) -> float:
+def displaced(samples: Samples, log_w: LogWeights) -> float:
     """How far weights move samples, in standard deviations: 0 if they are all equal.
 
     That is the 1-Wasserstein distance between a column and the same column weighted, the integral of the difference of
     their distribution functions, over the column's standard deviation; the largest of all columns.
 
     Args:
-        columns: what is looked at, such as samples and their rewards, (S, d).
+        samples: or what else is looked at, such as their rewards beside them, (S, d).
         log_w: log weights, (S,).
 
     Raises:
         ValueError: if the lengths differ.
     """
-    if len(columns) != len(log_w):
-        raise ValueError(f"columns and log_w must have the same length, got {len(columns)} and {len(log_w)}")
-    x, order = columns.double().sort(0)
+    if len(samples) != len(log_w):
+        raise ValueError(f"samples and log_w must have the same length, got {len(samples)} and {len(log_w)}")
+    x, order = samples.double().sort(0)
     excess = torch.softmax(log_w.double(), 0) - 1 / len(log_w)
     gap = excess[order].cumsum(0)[:-1].abs() * x.diff(dim=0)
     return float((gap.sum(0) / x.std(0, unbiased=False).clamp_min(1e-12)).max())
@@ -353,8 +453,9 @@ def value_tilting(
     schedule: Schedule,
     config: ValueConfig | None = None,
     *,
-    d: int = 2,
+    d: int | None = None,
     seed: int = 0,
+    value_of: Callable[[Gaussian, int], ValueFunction] | None = None,
 ) -> Iterator[TiltStep]:
     """Correct a model by the value of its states, one round per item. The base is never trained.
 
@@ -363,8 +464,10 @@ def value_tilting(
         reward: forward evaluations only; called once a round on (S, d), returns (S,).
         schedule: the pair alpha, sigma.
         config: the knobs.
-        d: dimension of the data.
+        d: dimension of the data; by default the base's own, ``base.d``, or 2 if it has none.
         seed: fixes every random draw.
+        value_of: makes V of the Gaussian of the first chains and of a seed; a perceptron of the configuration's size by
+            default. For images take :class:`ImageValue`.
 
     Yields:
         A :class:`~itlib.tilting.TiltStep` per round, the first with chains of the base. Its diagnostics are of the model
@@ -378,7 +481,7 @@ def value_tilting(
         UnreachedWarning: if the run ends below full strength, with an effective share below ``enough``, or with chains that
             their weights move by more than ``close``.
     """
-    c = config or ValueConfig()
+    c, d = config or ValueConfig(), d or int(getattr(base, "d", 2))
     clock = time.process_time()
 
     def generator(purpose: str, k: int = 0) -> torch.Generator:
@@ -390,8 +493,10 @@ def value_tilting(
     fraction = torch.zeros(c.pilot, device=device)
     pool = draw_pool(Guided(base, nn.Identity(), schedule).to(device), steps, fraction, d, generator=generator("tilt"))
     _refuse_infinite(pool, 0)
-    value = ValueFunction(Gaussian(pool.x_0, schedule), c.width, c.depth, derive_seed(seed, "weights")).to(device)
-    model = Guided(base, value, schedule).to(device)
+    gaussian, weights = Gaussian(pool.x_0, schedule), derive_seed(seed, "weights")
+    value = value_of(gaussian, weights) if value_of else ValueFunction(gaussian, c.width, c.depth, weights)
+    value = value.to(device)
+    model = Guided(base, value, schedule, steps if c.finite else None).to(device)
     pools, rewards, strengths = [pool], [evaluate(reward, pool.x_0)], [0.0]
     best, best_ess, best_displaced, since = {}, 0.0, 0.0, 0
     for k in range(c.rounds + 1):

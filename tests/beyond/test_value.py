@@ -13,6 +13,7 @@ from itlib.beyond.chains import chain_steps
 from itlib.beyond.preconditioning import Gaussian
 from itlib.beyond.value import (
     Guided,
+    ImageValue,
     UnreachedWarning,
     ValueConfig,
     ValueDiagnostics,
@@ -25,6 +26,7 @@ from itlib.beyond.value import (
 )
 from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture, paper_mixture
 from itlib.metrics import score_errors
+from itlib.pretrained import FromModel
 from itlib.rewards import parse_reward
 from itlib.sampling import ReverseStep
 from itlib.schedules import Cosine
@@ -139,6 +141,84 @@ def test_at_the_exact_value_bias_and_noise_of_the_loss_vanish_with_the_steps() -
 
     assert -1.4 < slope(spread) < -0.9
     assert slope(bias) < -0.8
+
+
+class Planes(nn.Module):
+    """V of a linear reward and the chains of a Gaussian base: at each of some times its slope times the state."""
+
+    def __init__(self, gaussian: Gaussian, t: Tensor, slopes: Tensor) -> None:
+        super().__init__()
+        self.gaussian, self.t, self.slopes = gaussian, t, slopes
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return x @ self.slopes[int((self.t - t).abs().argmin())]
+
+
+def test_four_steps_of_finite_length_reach_the_tilt_of_a_gaussian() -> None:
+    """All is linear: the slope of V before a step is its Jacobian, by autograd, times that after, and all weights agree."""
+    turn = torch.tensor([[0.8, -0.6], [0.6, 0.8]])
+    law = GaussianMixture(
+        torch.ones(1), torch.tensor([[0.5, -1.0]]), (turn @ torch.diag(torch.tensor([4.0, 0.1])) @ turn.T)[None]
+    )
+    base, gaussian, slope = ExactNoisePredictor(law, SCHEDULE), Gaussian(2, SCHEDULE), torch.tensor([0.5, 0.3])
+    gaussian.mean, gaussian.eigenvalues, gaussian.eigenvectors = law.means[0].float(), torch.tensor([4.0, 0.1]), turn
+    steps = chain_steps(base, SCHEDULE, 4000, 2, steps=4, generator=seeded(1))
+    slopes = [slope]
+    for step in reversed(steps):
+        jacobian = torch.autograd.functional.jacobian(
+            lambda x, step=step: step.mean(x, base(x[None], torch.tensor(step.t))[0]), torch.zeros(2)
+        )
+        slopes.append(jacobian.T.float() @ slopes[-1])
+    value = Planes(gaussian, torch.tensor([step.t for step in steps]), torch.stack(slopes[:0:-1]))
+    spread = []
+    for finite in (steps, None):
+        pool = draw_pool(Guided(base, value, SCHEDULE, finite), steps, torch.ones(2000), 2, generator=seeded(2))
+        residual = pool.x_0 @ slope + pool.log_ratio[:, 0] - pool.x_t[:, 0] @ value.slopes[0]
+        spread.append(float(residual.var()))
+    assert spread[0] < 1e-5  # single precision
+    assert spread[1] > 0.05
+
+
+def test_images_are_seen_as_the_gaussian_estimates_them() -> None:
+    """The estimate is the mean of X_0 given the state in the Gaussian, less its own mean: by conditioning."""
+    data = torch.randn(200, 12, generator=seeded()) @ torch.randn(12, 12, generator=seeded(1)) + 1.0
+    value, x, t = ImageValue(Gaussian(data, SCHEDULE), (3, 2, 2)), torch.randn(5, 12, generator=seeded(2)), torch.tensor(0.4)
+    alpha, sigma = SCHEDULE.alpha(t), SCHEDULE.sigma(t)
+    covariance = data.T.cov()
+    kalman = alpha * covariance @ torch.linalg.inv(alpha**2 * covariance + sigma**2 * torch.eye(12))
+    estimate = (x - alpha * data.mean(0)) @ kalman.T
+    torch.testing.assert_close(value.inputs(x, t), estimate.reshape(5, 3, 2, 2), rtol=1e-4, atol=1e-4)
+
+
+def test_the_value_of_images_ends_at_the_tilt_of_a_gaussian() -> None:
+    """A dozen steps, 4 x 4 pixels; log Z is that of the chain's own Gaussian, whose variance of the mean follows by hand."""
+    law = GaussianMixture(torch.ones(1), torch.zeros(1, 16), (0.3 * torch.ones(16, 16) + 0.2 * torch.eye(16))[None])
+    base = ExactNoisePredictor(law, SCHEDULE)
+    config = ValueConfig(J=12, pilot=500, S=300, B=128, fit=60, rounds=3, finite=True)
+    made = []
+
+    def small(gaussian: Gaussian, seed: int) -> ImageValue:
+        made.append(seed)
+        return ImageValue(gaussian, (1, 4, 4), width=8, seed=seed)
+
+    *_, last = value_tilting(base, lambda x: 1.5 * x.mean(1), SCHEDULE, config, d=16, value_of=small)
+    assert len(made) == 1
+    assert last.diagnostics is not None
+    assert last.diagnostics.ess > 0.9
+    variance, e = 1.0, torch.full((1, 16), 0.25)  # of the state's component along e, an eigenvector
+    for step in chain_steps(base, SCHEDULE, 4000, 16, steps=12, generator=seeded(1)):
+        variance = float((step.mean(e, base(e, torch.tensor(step.t))) * e).sum()) ** 2 * variance + step.std**2
+    assert last.diagnostics.log_z == pytest.approx(0.5 * 1.5**2 * variance / 16, abs=0.06)
+
+
+def test_few_states_at_once_have_the_same_correction() -> None:
+    value = ValueFunction(Gaussian(MIXTURE.sample(500, seeded()).float(), SCHEDULE), width=8, depth=2)
+    nn.init.ones_(value.network.output.weight)
+    few = FromModel(nn.Identity(), SCHEDULE, (2,), microbatch=3)
+    x, t = torch.randn(8, 2, generator=seeded(1)), torch.linspace(0.1, 0.9, 8)
+    for time in (t, t[0]):
+        one, other = (Guided(base, value, SCHEDULE).correction(x, time) for base in (BASE, few))
+        torch.testing.assert_close(one, other)
 
 
 def test_the_strength_is_the_one_with_the_share_asked_for() -> None:
