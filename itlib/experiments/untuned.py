@@ -98,12 +98,15 @@ def run(parameters: Parameters, folder: Path) -> Record[Parameters]:
     seconds = {"sampling": 0.0, "training": 0.0}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UnreachedWarning)
-        for step in p.steps(base, asked.reward, d) if p.method != "exact" else ():
-            model, seconds = step.model, {key: value + step.seconds[key] for key, value in seconds.items()}
-            rewards += len(step.rewards)
-            strengths.append(step.strength)
-            shares.append(step.diagnostics.ess if step.diagnostics else 0.0)
-            moved.append(step.diagnostics.displaced if isinstance(step.diagnostics, ValueDiagnostics) else 0.0)
+        try:
+            for step in p.steps(base, asked.reward, d) if p.method != "exact" else ():
+                model, seconds = step.model, {key: value + step.seconds[key] for key, value in seconds.items()}
+                rewards += len(step.rewards)
+                strengths.append(step.strength)
+                shares.append(step.diagnostics.ess if step.diagnostics else 0.0)
+                moved.append(step.diagnostics.displaced if isinstance(step.diagnostics, ValueDiagnostics) else 0.0)
+        except FloatingPointError as error:  # it diverged, and there is nothing to judge
+            return Record(p, {"kl": asked.kl, "d": d, "rewards": rewards}, seconds=seconds, failure=str(error))
     told = next((str(w.message) for w in caught if issubclass(w.category, UnreachedWarning)), None)
 
     n, generator = (3000 if p.full else 300), torch.Generator().manual_seed(derive_seed(p.seed, "judge"))

@@ -27,6 +27,7 @@ from itlib.experiments.experiment import Parameters
 from itlib.experiments.files import write_atomically
 from itlib.experiments.provenance import content, content_of
 from itlib.experiments.records import load_record, save_record
+from itlib.reproduce.kernel import Spare
 
 _HEADER = re.compile(r"\A# ---\n((?:#.*\n)*?)# ---\n")
 
@@ -143,8 +144,12 @@ def parameters_of(notebook: str) -> dict[str, Any]:
 # ---- what a cell does ----------------------------------------------------------------------------------------------
 
 
-def execute(cell: Cell) -> None:
+def execute(cell: Cell, spare: Spare | None = None) -> None:
     """Run a cell in this process, and leave its record and its page.
+
+    Args:
+        cell: what to run.
+        spare: becomes the kernel of its page; one is started if left out.
 
     Raises:
         BatchError: naming what went wrong in the notebook.
@@ -156,7 +161,7 @@ def execute(cell: Cell) -> None:
         save_record(record, EXPERIMENTS[cell.experiment].run(asked, Path(cell.folder or record.parent)))
         return
     before = cell.key()
-    done = _papermill(cell)
+    done = _papermill(cell, spare)
     if cell.page:
         # Its record is among what some pages read, and is written meanwhile; the code must not be.
         if not cell.reads and cell.key() != before:
@@ -164,7 +169,7 @@ def execute(cell: Cell) -> None:
         _leave(cell, done)
 
 
-def _papermill(cell: Cell) -> Any:
+def _papermill(cell: Cell, spare: Spare | None) -> Any:
     import jupytext
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -182,7 +187,7 @@ def _papermill(cell: Cell) -> Any:
                     None,
                     parameters=cell.injected(),
                     kernel_name="python3",
-                    kernel_manager_class=_kernel_manager(errors),
+                    kernel_manager_class=_kernel_manager(errors, spare if attempt == 1 else None),
                     cwd=str(Path(cell.notebook).parent),
                     progress_bar=False,
                 )
@@ -200,11 +205,12 @@ def _papermill(cell: Cell) -> Any:
     raise AssertionError
 
 
-def _kernel_manager(errors: Any) -> type:
+def _kernel_manager(errors: Any, spare: Spare | None) -> type:
     """The kernel of this environment and no other that is called the same, with the library of this process.
 
     Args:
         errors: a file for what it writes to its standard error.
+        spare: becomes the kernel; None starts a new process.
     """
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
@@ -217,6 +223,14 @@ def _kernel_manager(errors: Any) -> type:
 
         async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
             await super().start_kernel(stderr=errors, **options)
+
+        async def _async_launch_kernel(self, kernel_cmd: list[str], **options: Any) -> None:
+            if spare is None:
+                await super()._async_launch_kernel(kernel_cmd, **options)
+                return
+            own: Any = self.provisioner
+            own.process, own.pid, own.pgid = spare.launch(kernel_cmd, **options), spare.pid, spare.pid
+            self._reconcile_connection_info(own.connection_info)
 
     return Own
 

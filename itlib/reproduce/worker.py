@@ -1,12 +1,14 @@
 """Processes that run cells: each cell in one of its own, so that one that fails, or is killed, takes nothing with it.
 
-A *worker* imports torch or papermill once and forks for each cell; that is quick, and as clean as a new process. Where
-forking after such imports is not safe (macOS), it ends after a cell, and the next one gets a new worker. A worker and its
-cell end when the worker's standard input closes, so nothing outlives a batch that was killed.
+A *worker* imports torch or papermill once and forks for each cell, and for the kernel of its page
+(:mod:`itlib.reproduce.kernel`); that is quick, and as clean as a new process. Where forking after such imports is not safe
+(macOS), it ends after a cell, and the next one gets a new worker. A worker and its cell end when the worker's standard input
+closes, so nothing outlives a batch that was killed.
 """
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import signal
@@ -17,10 +19,12 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from itlib.experiments.provenance import PACKAGE, content_of_all
 from itlib.reproduce.cell import BatchError, Cell, execute
+from itlib.reproduce.kernel import Spare
 
 FORKS = sys.platform == "linux"
 
@@ -37,6 +41,7 @@ class Worker:
             "ITLIB_PACKAGE": str(PACKAGE.resolve()),
             "OMP_NUM_THREADS": "1",
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+            "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # as a kernel says, but for what a spare has imported
         }
         environment.pop("PYTHONDONTWRITEBYTECODE", None)  # it doubles the time that every kernel takes to import torch
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115
@@ -133,13 +138,14 @@ def _serve() -> int:
 
 
 def _work(cell: Cell, progress: str, code: str) -> str:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     if progress:
         os.environ["ITLIB_PROGRESS"] = progress
+    spare = Spare() if cell.notebook and FORKS else None
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         if code and cell.code() != code:
             return f"its code in {PACKAGE.parent} is not that of the batch, or was edited just now: run the same again"
-        execute(cell)
+        execute(cell, spare)
     except BatchError as error:
         return " ".join(str(error).split())
     except Exception as error:  # of an experiment, which may raise anything
@@ -153,14 +159,29 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
+def _imports(notebook: Path) -> list[str]:
+    """Modules that a notebook imports, but for those that only its functions do."""
+    found = []
+    for node in ast.parse(notebook.read_text("utf-8")).body:
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.append(node.module)
+    return found
+
+
 def _forked(cell: Cell, work: Callable[[], str], replies: Any) -> str:
     """What some work in a fork of this process returns, or how the fork ended."""
-    with suppress(Exception):  # what takes long to import is imported once, before; what is wrong, the fork says
-        if cell.notebook:
-            for name in ("jupytext", "papermill", "jupyter_client.manager"):
-                import_module(name)
-        else:
+    # What takes long to import is imported once, before; what is wrong, the fork says.
+    pages = ("jupytext", "papermill", "jupyter_client.manager")
+    for name in (*pages, *_imports(Path(cell.notebook))) if cell.notebook else ():
+        with suppress(Exception):
+            import_module(name)
+    with suppress(Exception):
+        if not cell.notebook:
             cell.asked()
+        if "torch" in sys.modules:
+            import_module("torch._dynamo")  # which the first optimiser of a process asks for, and which takes a second
     there, here = os.pipe()
     child = os.fork()
     if not child:

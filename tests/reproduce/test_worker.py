@@ -75,6 +75,15 @@ def test_a_kernel_with_another_library_does_not_start(tmp_path: Path) -> None:
     assert "jobs" not in says
 
 
+@pytest.mark.skipif(not worker.FORKS, reason="a kernel is started anew where forking is not safe")
+def test_a_kernel_has_imported_what_its_page_will(tmp_path: Path) -> None:
+    """It is forked, and shares nothing with its worker: neither input nor output, nor a group that signals reach."""
+    look = "import os, sys\nprint('zipapp' in sys.modules, os.readlink('/proc/self/fd/0'), os.getpgid(0) == os.getpid(), "
+    cell = page(tmp_path, look + "os.getcwd() in sys.path)\nimport zipapp")
+    assert run(cell) == ""
+    assert printed(cell) == "True /dev/null True True"
+
+
 def test_a_kernel_that_dies_at_start_says_why(tmp_path: Path) -> None:
     (tmp_path / "ipykernel").mkdir()
     (tmp_path / "ipykernel" / "__init__.py").write_text("raise OSError('the moon is in the way')\n")

@@ -110,6 +110,7 @@ def main(arguments: list[str]) -> int:
     """Run the mutants of the named entries, or all."""
     for slow in (
         "torch",
+        "torch._dynamo",
         "numpy",
         "pandas",
         "scipy.optimize",

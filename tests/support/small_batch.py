@@ -230,10 +230,11 @@ def kernel(root: Path, name: str) -> psutil.Process | None:
 
 
 def cell_below(pid: int) -> psutil.Process | None:
-    """The process of a cell below a batch or a worker of Dask: what a worker of ours has forked."""
+    """The process of a cell below a batch or a worker of Dask: what a worker of ours has forked, and not what that has."""
     for process in family(pid):
         with suppress(psutil.Error):  # it may end while we look
-            if "itlib.reproduce.worker" in process.cmdline() and "itlib.reproduce.worker" in process.parent().cmdline():
+            line = (process, process.parent(), process.parent().parent())
+            if [bool(one) and "itlib.reproduce.worker" in one.cmdline() for one in line] == [True, True, False]:
                 return process
     return None
 
