@@ -159,7 +159,7 @@ def gallery(task):
             ax.set_axis_off()
         for ax, name in zip(axes.flat, shown, strict=False):
             color = figures.COLORS["base"] if METHODS[name].gradient else figures.COLORS["learned"]
-            own = found.get(name, np.empty((0, 2)))[:180]
+            own = found.get(name, np.empty((0, 2)))[:150]
             inside = own[(own[:, 0] > xs[0]) & (own[:, 0] < xs[-1]) & (own[:, 1] > ys[0]) & (own[:, 1] < ys[-1])]
             if len(inside) < 0.1 * len(own) or not len(own):
                 ax.text(0.25, -1.0, "ran away", ha="center")
@@ -178,7 +178,7 @@ figures.show(
 # %% [markdown]
 # ```{glue:figure} gallery-paper
 #
-# The paper's task, one seed, 180 samples of each method. Contours: the exact target. Blue and ∇: the method needs the
+# The paper's task, one seed, 150 samples of each method. Contours: the exact target. Blue and ∇: the method needs the
 # gradient of the reward; orange: it only evaluates it.
 # ```
 

@@ -1,9 +1,9 @@
-"""List the modules of ``itlib`` on the API page, as they are at build time.
+"""List the modules of ``itlib`` on the two API pages, as they are at build time.
 
-The marker line on the page is replaced by what ``import itlib`` gives, with its examples, and by one section per room, from
-the paper's modules upwards, and in it one per module, each after those that it imports. A module or a room that is new
-finds its place by itself. A module that cannot be imported, or a docstring that is not valid reStructuredText, is a
-warning, and so an error.
+The marker line on the first page is replaced by what ``import itlib`` gives, with its examples, and by one section per room
+of :data:`LIBRARY`, from the paper's modules upwards, and in it one per module, each after those that it imports; that of the
+second page by the other rooms. A module or a room that is new finds its place by itself. A module that cannot be imported,
+or a docstring that is not valid reStructuredText, is a warning, and so an error.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
-MARKER = "<!-- the modules of itlib -->"
+MARKER, REST = "<!-- the modules of itlib -->", "<!-- the modules that run and show -->"
 #: Rooms from bottom to top; "" is the paper, flat. A room that is not named here comes last.
 ROOMS = {
     "": "The paper",
@@ -28,6 +28,8 @@ ROOMS = {
     "figures": "Figures",
     "reproduce": "The batch",
 }
+#: Those of the first page.
+LIBRARY = ("", "pretrained", "beyond", "baselines")
 #: How the paper goes on where imports leave it open.
 READING = ("schedules", "rewards", "gaussian_mixture", "network", "training", "sampling", "tilting", "metrics", "likelihood")
 
@@ -94,9 +96,11 @@ def front_door(package: str = "itlib") -> str:
 
 
 def expand(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Replace the marker on the page that has it."""
-    if MARKER in source[0]:
-        source[0] = source[0].replace(MARKER, "\n".join([front_door(), *(chapter(*room) for room in rooms().items())]))
+    """Replace a marker on the page that has it."""
+    for marker, first in ((MARKER, True), (REST, False)):
+        if marker in source[0]:
+            parts = [chapter(*room) for room in rooms().items() if (room[0] in LIBRARY) is first]
+            source[0] = source[0].replace(marker, "\n".join([front_door(), *parts] if first else parts))
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

@@ -136,11 +136,10 @@ def test_the_distance_is_zero_for_the_exact_tilt_only(cosine: Cosine, monkeypatc
     def reward(x: Tensor) -> Tensor:
         return 4.0 * x[:, 1]
 
-    monkeypatch.setattr(comparison, "D", 2)
     monkeypatch.setattr(comparison, "J", 200)
     target = mixture.tilted(parse_reward("paper"))
     plain, tilt = ExactNoisePredictor(mixture, cosine), ExactNoisePredictor(target, cosine)
-    one = Setting(plain, ImageProblem(reward, 1.0, (1.0,)), cosine, 320)
+    one = Setting(plain, ImageProblem(reward, 1.0, (1.0,), d=2), cosine, 320)
     x, exact = path_card(tilt, one, 4000, torch.Generator().manual_seed(0))
     _, same = path_card(plain, one, 4000, torch.Generator().manual_seed(0))
     assert x.shape == (4000, 2)
