@@ -122,7 +122,8 @@ noises = torch.randn(8, known.d, generator=seeded(3))
 
 def drawn(denoiser):
     """Latents and strings from the same noises."""
-    *_, (_, z) = reverse_process(denoiser, known.schedule, noises, steps=truth.J, generator=seeded(5))
+    how = {"steps": truth.J, "generator": seeded(5)}
+    *_, (_, z) = reverse_process(denoiser, known.schedule, noises, **how)
     return z, known.decode(z)
 
 
@@ -201,7 +202,7 @@ figures.glue(
 # samples, and so does the best of 16: its mean reward is {glue:text}`best_reward`, that of the tilt {glue:text}`strong_reward`.
 
 # %% tags=["hide-input"]
-LABELS = {"delaney": "log₁₀ solubility", "log_p": "log P", "weight": "weight"}
+LABELS = {"delaney": r"$\log_{10}$ solubility", "log_p": "log P", "weight": "weight"}
 
 
 def densities(axes, record, end, **style):
@@ -404,7 +405,8 @@ def nitrogens(found):
 
 
 mine = OfMolecules(known.decode, nitrogens, bad=0.0)
-x = sample(known.denoiser, known.schedule, 400 if full else 40, known.d, steps=truth.J, generator=seeded(9))
+n = 400 if full else 40
+x = sample(known.denoiser, known.schedule, n, known.d, steps=truth.J, generator=seeded(9))
 print(f"{float(mine(x).mean()):.0%} of {len(x)} samples")
 assert mine.of(["c1cncnc1", "NCCN", None]) == [1.0, 0.0, 0.0]
 assert 0.05 < float(mine(x).mean()) < 0.95

@@ -29,7 +29,6 @@ EXPLORERS = {
 }
 #: Of what a page loads beyond the files that all pages share.
 LIMIT = 1_000_000
-API = 1_400_000  # of a page on which names are looked up, and that nobody reads
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +89,7 @@ def test_weight(site: Path) -> None:
     times = Counter(file for files in asked.values() for file in files)
     shared = {file for file, count in times.items() if count > len(asked) / 2}
     weights = {path: sum(file.stat().st_size for file in {path, *files} - shared) for path, files in asked.items()}
-    assert {
-        path.name: weight for path, weight in weights.items() if weight > (API if path.stem.startswith("api") else LIMIT)
-    } == {}
+    assert {path.name: weight for path, weight in weights.items() if weight > LIMIT} == {}
     assert max(weights.values()) > 300_000  # figures do count
 
 
