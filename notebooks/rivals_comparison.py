@@ -143,7 +143,7 @@ figures.table(shown, index=True)
 # ## What they sample
 
 # %% tags=["hide-input"]
-xs, ys = np.linspace(-5, 5.5, 50), np.linspace(-1.5, 4.8, 34)
+xs, ys = np.linspace(-5, 5.5, 42), np.linspace(-1.5, 4.8, 29)
 plane = torch.from_numpy(np.stack(np.meshgrid(xs, ys), -1).reshape(-1, 2))
 
 
@@ -159,7 +159,7 @@ def gallery(task):
             ax.set_axis_off()
         for ax, name in zip(axes.flat, shown, strict=False):
             color = figures.COLORS["base"] if METHODS[name].gradient else figures.COLORS["learned"]
-            own = found.get(name, np.empty((0, 2)))[:150]
+            own = found.get(name, np.empty((0, 2)))[:100]
             inside = own[(own[:, 0] > xs[0]) & (own[:, 0] < xs[-1]) & (own[:, 1] > ys[0]) & (own[:, 1] < ys[-1])]
             if len(inside) < 0.1 * len(own) or not len(own):
                 ax.text(0.25, -1.0, "ran away", ha="center")
@@ -178,7 +178,7 @@ figures.show(
 # %% [markdown]
 # ```{glue:figure} gallery-paper
 #
-# The paper's task, one seed, 150 samples of each method. Contours: the exact target. Blue and ∇: the method needs the
+# The paper's task, one seed, 100 samples of each method. Contours: the exact target. Blue and ∇: the method needs the
 # gradient of the reward; orange: it only evaluates it.
 # ```
 
