@@ -182,7 +182,7 @@ def _papermill(cell: Cell, spare: Spare | None) -> Any:
     for attempt in (1, 2, 3):
         with tempfile.TemporaryFile() as errors:
             try:
-                return papermill.execute_notebook(
+                done = papermill.execute_notebook(
                     notebook,
                     None,
                     parameters=cell.injected(),
@@ -191,6 +191,10 @@ def _papermill(cell: Cell, spare: Spare | None) -> Any:
                     cwd=str(Path(cell.notebook).parent),
                     progress_bar=False,
                 )
+                for part in done.cells:
+                    if part.cell_type == "code":
+                        part.outputs = joined(part.outputs)
+                return done
             except papermill.PapermillExecutionError as error:
                 advice = "; run fewer --jobs" if "memory" in f"{error.ename} {error.evalue}".lower() else ""
                 raise BatchError(f"{error.ename}: {error.evalue}{advice}") from None
@@ -203,6 +207,18 @@ def _papermill(cell: Cell, spare: Spare | None) -> Any:
                 if "didn't respond" not in str(error) or attempt == 3:
                     raise BatchError(f"its kernel did not start{_last_line(errors) or f': {error}'}") from None
     raise AssertionError
+
+
+def joined(outputs: list[Any]) -> list[Any]:
+    """Outputs of a cell, with the pieces of a stream put together: where a kernel cuts it depends on the moment."""
+    found: list[Any] = []
+    for output in outputs:
+        last = found[-1] if found else {}
+        if output["output_type"] == last.get("output_type") == "stream" and output["name"] == last["name"]:
+            last["text"] += output["text"]
+        else:
+            found.append(output)
+    return found
 
 
 def _kernel_manager(errors: Any, spare: Spare | None) -> type:

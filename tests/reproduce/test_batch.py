@@ -302,6 +302,15 @@ def test_an_executor_that_breaks_fails_its_cells_only(tmp_path: Path) -> None:
     }
 
 
+def test_pieces_of_a_stream_are_one_output() -> None:
+    def said(text: str, name: str = "stdout") -> dict[str, str]:
+        return {"output_type": "stream", "name": name, "text": text}
+
+    picture = {"output_type": "display_data"}
+    pieces = [said("a"), said("\n"), said("b", "stderr"), said("c"), dict(picture), said("d"), said("e")]
+    assert cell_module.joined(pieces) == [said("a\n"), said("b", "stderr"), said("c"), picture, said("de")]
+
+
 def test_again_names_what_failed_and_keeps_the_rest() -> None:
     arguments = (
         "--N 2 3 5 --seeds 0 1 --profile smoke --set 'reward=A=-2,1 b=1,1' lr=1e-3 --jobs 1 --records-only --out 'a b'"
