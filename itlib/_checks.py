@@ -198,6 +198,7 @@ def checked(thing: T) -> T:
         for name, method in list(vars(thing).items()):
             if inspect.isfunction(method) and (not name.startswith("_") or name == "__call__"):
                 setattr(thing, name, checked(method))
+        # The type has no such method: the decorator that makes it a dataclass comes later, and calls it.
         thing.__post_init__ = _converted(getattr(thing, "__post_init__", lambda self: None))  # type: ignore[attr-defined]
         return thing
 

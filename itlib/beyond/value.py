@@ -266,9 +266,8 @@ class Guided(nn.Module):
         self.value, self.schedule, self.finite = value, schedule, steps is not None
         if steps is not None:
             gaussian: Any = value.gaussian
-            t, a, b, std = torch.tensor(steps, dtype=torch.float64).T.unsqueeze(
-                -1
-            )  # a and b nearly cancel where alpha is small
+            # In double precision: a and b nearly cancel where alpha is small.
+            t, a, b, std = torch.tensor(steps, dtype=torch.float64).T.unsqueeze(-1)
             variance = schedule.alpha(t) ** 2 * gaussian.eigenvalues.cpu() + schedule.sigma(t) ** 2
             factors = std**2 / b / (a + b * schedule.sigma(t) / variance)
             self.register_buffer("times", t.squeeze(-1).to(gaussian.mean), persistent=False)

@@ -237,7 +237,7 @@ def _kernel_manager(errors: Any, spare: Spare | None) -> type:
             command = [sys.executable, "-m", "itlib.reproduce.kernel", "-f", "{connection_file}"]
             return KernelSpec(argv=command, display_name="Python 3", language="python")
 
-        async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
+        async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]  # it is called by name only
             await super().start_kernel(stderr=errors, **options)
 
         async def _async_launch_kernel(self, kernel_cmd: list[str], **options: Any) -> None:

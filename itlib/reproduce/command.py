@@ -141,7 +141,7 @@ def _again(options: argparse.Namespace, failed: Sequence[Cell]) -> str:
     experiment = EXPERIMENTS[options.grid]
     mine = [cell for cell in failed if cell.experiment == experiment.parameters.experiment]
     if experiment.over_N:
-        values["N"] = sorted({cell.asked().N for cell in mine}) or values["N"]  # type: ignore[attr-defined]
+        values["N"] = sorted({cell.asked().N for cell in mine}) or values["N"]  # type: ignore[attr-defined]  # such have N
     else:
         values["only"] = sorted({cell.name.removesuffix(f"_seed{cell.asked().seed}") for cell in mine}) or values["only"]
     values["set"] = [f"{name}={value}" for name, value in options.set]

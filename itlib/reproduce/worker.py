@@ -117,7 +117,7 @@ def _serve() -> int:
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a cell prints is no reply
     # Papermill imports without it: a grammar of addresses, which no notebook needs, and 1.2 of 2.0 seconds.
-    sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
+    sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]  # None is what import takes for absent
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the batch's to hear; this ends when the batch does
     for line in iter(sys.stdin.readline, ""):
         fields, progress, code = json.loads(line)
