@@ -47,7 +47,7 @@ torch.set_num_threads(1)
 torch.manual_seed(0)
 images, epochs = 3000, 12  # of the base's training
 K, n = 15, 256  # steps of a chain, chains to judge by
-pilot, S, fit, rounds = 3000, 500, 250, 2  # chains of the base, chains of a round, minibatches, rounds
+pilot, S, fit, rounds = 3000, 500, 250, 2  # chains of the base, of a round; minibatches
 
 # %% tags=["remove-cell"]
 if profile == "smoke":
@@ -235,7 +235,7 @@ def watched(steps):
                 "bytes before": mean - spread * float(step.rewards.mean()),
                 "effective chains": f"{step.diagnostics.ess:.0%}",
                 "Var log W": step.diagnostics.var_log_w,
-                "KL to the base": step.diagnostics.kl,
+                "KL to the base": step.diagnostics.kl or 0.0,  # and not -0
             }
             for step in steps
         ]
@@ -305,7 +305,8 @@ checkpoint = Path(tempfile.mkdtemp()) / "run.safetensors"
 rows = []
 for step in recommended_tilting(light, smaller, schedule, config, d=d):
     rows.append(step)
-    save_state(checkpoint, RunState(step.k, step.k + step.left, step.model, strengths=list(step.strengths)))
+    kept = RunState(step.k, step.k + step.left, step.model, strengths=list(step.strengths))
+    save_state(checkpoint, kept)
     if step.k == 2:
         break  # a power cut
 
