@@ -173,15 +173,16 @@ def _imports(notebook: Path) -> list[str]:
 def _forked(cell: Cell, work: Callable[[], str], replies: Any) -> str:
     """What some work in a fork of this process returns, or how the fork ended."""
     # What takes long to import is imported once, before; what is wrong, the fork says.
-    pages = ("jupytext", "papermill", "jupyter_client.manager")
+    pages = ("jupytext", "papermill", "jupyter_client.manager", "ipykernel.kernelapp")
     for name in (*pages, *_imports(Path(cell.notebook))) if cell.notebook else ():
         with suppress(Exception):
             import_module(name)
     with suppress(Exception):
         if not cell.notebook:
             cell.asked()
-        if "torch" in sys.modules:
-            import_module("torch._dynamo")  # which the first optimiser of a process asks for, and which takes a second
+        if "torch" in sys.modules:  # what the first optimiser and the first score card of a process ask for: two seconds
+            for name in ("torch._dynamo", "torchdiffeq", "ot"):
+                import_module(name)
     there, here = os.pipe()
     child = os.fork()
     if not child:
