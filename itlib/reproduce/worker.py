@@ -173,7 +173,7 @@ def _imports(notebook: Path) -> list[str]:
 def _forked(cell: Cell, work: Callable[[], str], replies: Any) -> str:
     """What some work in a fork of this process returns, or how the fork ended."""
     # What takes long to import is imported once, before; what is wrong, the fork says.
-    pages = ("jupytext", "papermill", "jupyter_client.manager", "ipykernel.kernelapp")
+    pages = ("jupytext", "papermill", "jupyter_client.manager")
     for name in (*pages, *_imports(Path(cell.notebook))) if cell.notebook else ():
         with suppress(Exception):
             import_module(name)
