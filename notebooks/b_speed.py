@@ -3,8 +3,7 @@
 #   itlib:
 #     reads:
 #     - book/bench.json
-#     - book/reference/paper
-#     - book/reference/ablation
+#     - book/reference
 #   jupytext:
 #     cell_metadata_filter: tags,mystnb,-all
 #     formats: py:percent,ipynb
@@ -547,6 +546,22 @@ figures.glue(error_same_base=f"{np.mean(same_base):.2f}")
 # Its error in the figure of targets is {glue:text}`two_bases` times smaller, but that compares two base networks. On the paper's own base networks it is
 # {glue:text}`error_same_base`, against {glue:text}`error_N_50` for $N = 50$ on the same three seeds ({doc}`b_recommended`). The rest is the
 # better base.
+#
+# *All records of this book* are made again by `make reference`. What its grids took, by the records themselves:
+
+# %% tags=["hide-input"]
+rows = []
+for place in sorted({path.parent for path in located(reference).glob("*/*.json")}):
+    took = [json.loads(path.read_text())["seconds"] for path in place.glob("*.json")]
+    if hours := sum(sum(t.values()) - t.get("base", 0.0) for t in took) / 3600:
+        rows.append({"grid": place.name.replace("_", " "), "records": len(took), "processor hours": hours})
+rows.sort(key=lambda row: -row["processor hours"])
+figures.table([row for row in rows if row["processor hours"] >= 0.05], floatfmt=("", "", ".1f"))
+figures.glue(reference_hours=f"{sum(row['processor hours'] for row in rows):.1f}")
+
+# %% [markdown]
+# Together {glue:text}`reference_hours` hours of one core, on the processors that the records name, some of them busy with other work. Bases are
+# left out where several records share one: each is trained once.
 #
 # ## Growth
 #
