@@ -63,6 +63,9 @@ from itlib.schedules import Schedule
 #: Variance of a reverse step: as in Algorithm 1, or with that of the posterior of X_0 added.
 Variance = Literal["ddpm", "analytic"]
 
+#: Samples that a model sees at once in a reverse process, so that memory does not grow with their number.
+ROWS = 65_536
+
 
 @checked
 def time_grid(schedule: Schedule, steps: int) -> list[float]:
@@ -240,7 +243,8 @@ def reverse_process(
     """
     times = time_grid(schedule, steps)
     for s, step in zip(times[-2::-1], reverse_steps(schedule, times, eta), strict=True):
-        x1_hat = model(x, torch.tensor(step.t, dtype=x.dtype, device=x.device))
+        time = torch.tensor(step.t, dtype=x.dtype, device=x.device)
+        x1_hat = torch.cat([model(part, time) for part in x.split(ROWS)])
         if x1_hat.shape != x.shape:
             raise ValueError(
                 f"a noise predictor must return the shape of its samples, {tuple(x.shape)}, got {tuple(x1_hat.shape)}"

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from oracles import random_mixture, random_points, slope
 from torch import Tensor
 
+from itlib import sampling
 from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture
-from itlib.sampling import ddpm_std, posterior_std, reverse_process, sample, time_grid, transition
+from itlib.sampling import Variance, ddpm_std, posterior_std, reverse_process, sample, time_grid, transition
 from itlib.schedules import Cosine, Linear, Schedule
 
 F64 = torch.float64
@@ -297,6 +298,27 @@ def test_shapes_dtypes_and_the_number_of_evaluations() -> None:
     assert x.dtype == F64
     assert calls == pytest.approx(time_grid(Cosine(), 9)[:0:-1])
     assert sample(denoiser, Cosine(), 1, 5, steps=1).dtype == torch.float32
+
+
+@pytest.mark.parametrize("variance", ["ddpm", "analytic"])
+def test_a_model_never_sees_more_rows_than_fit(
+    paper: GaussianMixture, cosine: Cosine, monkeypatch: pytest.MonkeyPatch, variance: Variance
+) -> None:
+    """Its samples are those of one batch: what a batch is judged by as a whole, such as its variance, is of all rows."""
+    exact, seen = ExactNoisePredictor(paper, cosine), []
+
+    def counted(x: Tensor, t: Tensor) -> Tensor:
+        seen.append(len(x))
+        return exact(x, t)
+
+    def drawn() -> Tensor:
+        return sample(counted, cosine, 70, steps=6, variance=variance, dtype=F64, generator=torch.Generator().manual_seed(0))
+
+    together = drawn()
+    assert set(seen) == {70}
+    monkeypatch.setattr(sampling, "ROWS", 32)
+    torch.testing.assert_close(drawn(), together, rtol=1e-12, atol=1e-12)
+    assert seen[6:] == 6 * [32, 32, 6]
 
 
 @pytest.mark.parametrize("steps", [0, -3])
