@@ -345,7 +345,7 @@ figures.table(
 # The closest method with fewer answers, as the page is made, always from the same eight noises.
 
 # %%
-budget = 1280 if full else 320
+budget = 1280 if full else 64
 asked = methods.Parameters(method=BEST, budget=budget, profile=profile, seed=4)
 setting = asked.setting(known, forest)
 stages = [before]

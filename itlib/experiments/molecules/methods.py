@@ -64,9 +64,11 @@ def _recommended(lora: bool) -> Training:
         account = EvaluationCounter()
         base, reward = s.counted(account)
         base = with_lora(base, seed=derive_seed(s.seed, "lora")) if lora else base
+        rounds, E = (20, 3) if s.full else (4, 1)
         config = RecommendedConfig(
-            lam=s.problem.lam, S=s.budget // 20, J=J, E=3, lr=s.lr, target_ess=0.8, N=100, polish_rounds=20
+            lam=s.problem.lam, S=s.budget // rounds, J=J, E=E, lr=s.lr, target_ess=0.8, N=100, polish_rounds=rounds
         )
+        config = config if s.full else replace(config, pilot=s.budget)
         config = replace(config, student="copy") if lora else config
         for step in recommended_tilting(base, reward, s.schedule, config, d=s.problem.d, seed=s.seed):
             yield account.tilt(step, s.problem.lam)
