@@ -52,6 +52,15 @@ all of them ended farther away. A small part of every draw follows the student a
 has lost by mistake are still visited. A run ends when the share of the student's own chains at full strength rises no more.
 The best model seen is kept, and if its share is below ``enough``, an :class:`UnreachedWarning` says so.
 
+**Rewards with a long way down.** What is punished by sixty nats makes V span sixty nats, of which a tenth decides on mode
+weights. So a little of the base can be mixed into the tilt, ``admixture`` a: with :math:`e^{sr}+aZ_s` for :math:`e^{sr}`,
+
+.. math:: V_s^a = \log\big(e^{V_s}+aZ_s\big) \ge \log Z_s+\log a ,
+
+and beside a mass of one from the tilt there is a mass of a from the base. Nothing else changes: not the chains, nor their
+weights. And the strength is looked for from the last one on (``climb``): where a student is far from the base, its chains keep
+hardly any share at s = 0, a search from there has nothing to compare with, and jumps to full strength.
+
 **What a high share leaves open.** Chains that are right up to a mode, to which they give the weight p' instead of p, have
 the share :math:`1/(1+(p-p')^2/(p'(1-p')))`: with 0.19 instead of 0.13 that is 0.98. But weighted they have the right
 weights, and :func:`displaced` measures how far the weights move the chains, in standard deviations. Above ``close`` the run
@@ -115,6 +124,9 @@ class ValueConfig:
         width: of the network.
         depth: of the network.
         finite: whether the correction is that of steps of finite length.
+        admixture: share of the base that is mixed into the tilt, so that V has a lower bound; 0 for none.
+        climb: what part of the effective share at the strength reached a higher one must leave. At 0 every strength is
+            looked for from 0 on, and may fall.
 
     Raises:
         ValueError: for a value out of range, naming it.
@@ -138,6 +150,8 @@ class ValueConfig:
     width: int = 64
     depth: int = 3
     finite: bool = False
+    admixture: Below1 = 0.0
+    climb: Below1 = 0.0
 
     def __post_init__(self) -> None:
         if not self.lam:
@@ -172,14 +186,18 @@ class ValueFunction(nn.Module):
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("shift", torch.zeros(()))
 
+    def restart(self, tilt: Tensor, log_z: float) -> None:
+        """Start from the constant log Z, on the scale of s r at chains of the base, (S,), in nats."""
+        self.scale.fill_(float(tilt.std().clamp_min(1e-3)))
+        self.shift.fill_(log_z)
+
     def rescale(self, strength: float, before: float, rewards: Tensor) -> None:
         """Start from V_s times the ratio of two strengths or, from zero, from what rewards of the base, (S,), say of V_s."""
         if before:
             self.scale.mul_(strength / before)
             self.shift.mul_(strength / before)
         else:
-            self.scale.fill_(float((strength * rewards).std().clamp_min(1e-3)))
-            self.shift.fill_(float(torch.logsumexp(strength * rewards, 0)) - math.log(len(rewards)))
+            self.restart(strength * rewards, _log_mean_exp(strength * rewards))
 
     def inputs(self, x: Tensor, t: Tensor) -> Tensor:
         """What the network sees of states, (B, d), at times, (B,) or (): the whitened linear estimate of X_0, (B, d)."""
@@ -342,6 +360,18 @@ def value_gradient(value: Tensor, log_weight: Tensor, clamp: float) -> Tensor:
     return -torch.expm1((log_weight - value.detach()).clamp_max(clamp))
 
 
+@checked
+def mixed_tilt(tilt: Tensor, log_z: float, admixture: Positive) -> Tensor:
+    """log(e^(s r) + admixture Z), (S,): what to tilt by for a tilt into which a share of the base is mixed.
+
+    Args:
+        tilt: s r, (S,).
+        log_z: log of Z = E[e^(s r)].
+        admixture: mass of the base beside a mass of one of the tilt.
+    """
+    return torch.logaddexp(tilt, torch.full_like(tilt, log_z + math.log(admixture)))
+
+
 @autograd
 def fit_value(
     value: ValueFunction,
@@ -421,24 +451,32 @@ def displaced(samples: Samples, log_w: LogWeights) -> float:
     return float((gap.sum(0) / x.std(0, unbiased=False).clamp_min(1e-12)).max())
 
 
+def _log_mean_exp(log_w: Tensor) -> float:
+    return float(torch.logsumexp(log_w, 0)) - math.log(len(log_w))
+
+
 @checked
-def strongest(rewards: Tensor, log_ratio: Tensor, lam: float, target_ess: float) -> float:
-    """The strength between 0 and lam farthest from 0 at which weights exp(s r + L) keep an effective share.
+def strongest(
+    rewards: Tensor, log_ratio: Tensor, lam: float, target_ess: float, start: float = 0.0, part: float = 0.9
+) -> float:
+    """The strength from one that is reached to lam farthest from 0 at which weights exp(s r + L) keep an effective share.
 
     Args:
         rewards: r at the ends of chains, (S,).
         log_ratio: L of the whole chains, (S,).
         lam: the strength aimed at, of either sign.
-        target_ess: share to keep; less where the chains do not have it at s = 0.
+        target_ess: share to keep; less where the chains do not have it at the start.
+        start: the strength reached.
+        part: of the share there, enough to keep.
     """
 
     def holds(s: float) -> bool:
         return effective_sample_size(s * rewards + log_ratio) >= share * len(rewards)
 
-    share = min(target_ess, 0.9 * effective_sample_size(log_ratio) / len(rewards))
+    share = min(target_ess, part * effective_sample_size(start * rewards + log_ratio) / len(rewards))
     if holds(lam):
         return lam
-    low, high = 0.0, lam
+    low, high = start, lam
     for _ in range(40):
         middle = 0.5 * (low + high)
         low, high = (middle, high) if holds(middle) else (low, middle)
@@ -513,12 +551,21 @@ def value_tilting(
         if last and best:
             value.load_state_dict(best)
         if not last:
-            chosen = strongest(r, log_ratio, c.lam, c.target_ess)
-            value.rescale(chosen, strength, r)
+            chosen = strongest(r, log_ratio, c.lam, c.target_ess, *((strength, c.climb) if c.climb else ()))
+            tilts = [chosen * values for values in rewards]
+            if c.admixture:
+                log_z = _log_mean_exp(chosen * r + log_ratio)
+                tilts = [mixed_tilt(tilt, log_z, c.admixture) for tilt in tilts]
+                if strength:
+                    value.shift.add_(log_z - _log_mean_exp(strength * r + log_ratio))
+                else:
+                    value.restart(tilts[-1], log_z)
+            else:
+                value.rescale(chosen, strength, r)
             losses = fit_value(
                 value,
                 pools,
-                [chosen * values for values in rewards],
+                tilts,
                 t,
                 steps=c.fit if k else 2 * c.fit,
                 B=c.B,

@@ -20,6 +20,7 @@ from itlib.beyond.value import (
     ValueFunction,
     displaced,
     draw_pool,
+    mixed_tilt,
     strongest,
     value_gradient,
     value_tilting,
@@ -231,6 +232,33 @@ def test_the_strength_is_the_one_with_the_share_asked_for() -> None:
     assert strongest(r, -2.0 * r, 2.0, 0.3) == 2.0  # the student is there already
 
 
+def test_a_higher_strength_leaves_a_part_of_the_share_reached() -> None:
+    """The share of exp(s r - r + 2 z) falls like exp(-(s - 1)^2) for independent Gaussian r and any z: quantiles."""
+    r, z = (torch.special.ndtri((torch.arange(n, dtype=torch.float64) + 0.5) / n) for n in (50_000, 20))
+    r, z = r.repeat_interleave(20), z.repeat(50_000)
+    assert strongest(r, -r, 5.0, 0.3, start=1.0, part=0.5) == pytest.approx(1 + math.sqrt(-math.log(0.3)), rel=1e-2)
+    assert strongest(r, -r + 2 * z, 5.0, 0.3, start=1.0, part=0.5) == pytest.approx(1 + math.sqrt(math.log(2)), rel=1e-2)
+    assert strongest(-r, -r, -5.0, 0.3, start=-1.0, part=0.5) == pytest.approx(-1 - math.sqrt(-math.log(0.3)), rel=1e-2)
+
+
+def test_the_value_of_a_mixed_tilt_is_that_of_a_mixture() -> None:
+    """log Z (p'_t + a p_t) / p_t is the mean of exp(mixed_tilt) over X_0 given X_t: within five standard errors."""
+    admixture, n, t = 0.05, 200_000, torch.tensor(0.5, dtype=torch.float64)
+    x_0, noise = MIXTURE.sample(n, seeded()), torch.randn(n, 2, generator=seeded(1), dtype=torch.float64)
+    x_t = SCHEDULE.alpha(t) * x_0 + SCHEDULE.sigma(t) * noise
+    mixture = GaussianMixture(
+        torch.cat([TARGET.weights, admixture * MIXTURE.weights]) / (1 + admixture),
+        torch.cat([TARGET.means, MIXTURE.means]),
+        torch.cat([TARGET.covariances, MIXTURE.covariances]),
+    )
+    log_z = MIXTURE.log_normaliser(REWARD)
+    V = log_density(mixture, x_t, t) - log_density(MIXTURE, x_t, t) + log_z + math.log1p(admixture)
+    ratio = torch.exp(mixed_tilt(REWARD(x_0), log_z, admixture) - V)
+    for f in (torch.ones_like(ratio), torch.tanh(x_t[:, 0]), (V.median() > V).to(V)):
+        error = f * (ratio - 1)
+        assert abs(error.mean()) < 5 * error.std() / n**0.5
+
+
 def test_weights_that_move_a_gaussian_move_it_as_far_as_they_should() -> None:
     """e^(m x) takes N(0, 1) to N(m, 1), at a distance m. A share of e^(-m^2) allows more; the largest column counts."""
     x = torch.special.ndtri((torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000)
@@ -267,6 +295,30 @@ def test_a_run_ends_at_the_tilt() -> None:
     assert isinstance(last.diagnostics, ValueDiagnostics)
     assert last.diagnostics.displaced < SMALL.close
     assert last.diagnostics.log_z == pytest.approx(MIXTURE.log_normaliser(REWARD), abs=0.1)  # the chain's own bias is 0.03
+
+
+def test_a_mode_that_is_punished_hard_does_not_cost_the_others_their_weights() -> None:
+    """Where V spans a hundred nats, a tenth of one is lost on it. With an admixture it spans about fifteen."""
+    law = GaussianMixture(
+        torch.tensor([0.8, 0.1, 0.1]),
+        torch.tensor([[3.0, 0.0], [-1.5, 2.6], [-1.5, -2.6]]),
+        0.16 * torch.eye(2).expand(3, 2, 2),
+    )
+    line = torch.linspace(-8, 8, 20_001, dtype=torch.float64)
+    first = torch.distributions.Normal(law.means[:, :1].double(), 0.4).log_prob(line).exp()
+    tilted = torch.exp(-50 * torch.tanh(line - 0.75)) * (law.weights @ first)
+    log_z = float(torch.log(torch.trapezoid(tilted, line)))
+    shares = []
+    for knobs in ({}, {"admixture": 1e-4, "climb": 0.5}):
+        config = ValueConfig(**{**vars(SMALL), "fit": 120, "enough": 0.0, "close": 1e9, **knobs})
+        *_, last = value_tilting(
+            ExactNoisePredictor(law, SCHEDULE), lambda x: -50 * torch.tanh(x[:, 0] - 0.75), SCHEDULE, config
+        )
+        assert last.diagnostics is not None
+        shares.append(last.diagnostics.ess)
+    assert shares[1] > 0.4
+    assert shares[1] > 3 * shares[0]
+    assert last.diagnostics.log_z == pytest.approx(log_z, abs=0.2)
 
 
 def test_a_negative_strength_tilts_the_other_way() -> None:
