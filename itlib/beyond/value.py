@@ -58,8 +58,8 @@ weights. So a little of the base can be mixed into the tilt, ``admixture`` a: wi
 .. math:: V_s^a = \log\big(e^{V_s}+aZ_s\big) \ge \log Z_s+\log a ,
 
 and beside a mass of one from the tilt there is a mass of a from the base. Nothing else changes: not the chains, nor their
-weights. And the strength is looked for from the last one on (``climb``): where a student is far from the base, its chains keep
-hardly any share at s = 0, a search from there has nothing to compare with, and jumps to full strength.
+weights. And the strength is looked for from the last one on (``climb``): where a student is far from the base, its chains
+keep hardly any share at s = 0, a search from there has nothing to compare with, and jumps to full strength.
 
 **What a high share leaves open.** Chains that are right up to a mode, to which they give the weight p' instead of p, have
 the share :math:`1/(1+(p-p')^2/(p'(1-p')))`: with 0.19 instead of 0.13 that is 0.98. But weighted they have the right
@@ -473,7 +473,8 @@ def strongest(
     def holds(s: float) -> bool:
         return effective_sample_size(s * rewards + log_ratio) >= share * len(rewards)
 
-    share = min(target_ess, part * effective_sample_size(start * rewards + log_ratio) / len(rewards))
+    reached = start * rewards + log_ratio if start else log_ratio  # a reward may be minus infinity
+    share = min(target_ess, part * effective_sample_size(reached) / len(rewards))
     if holds(lam):
         return lam
     low, high = start, lam
