@@ -389,8 +389,10 @@ REFERENCES = ("importance", "best", "smc", "exact")
 #: Methods without a tuning run: the first on every problem, the others on those that share the paper's base.
 UNTUNED = ("value", "adjoint-kept")
 SHARED_BASE = ("paper", "one-mode", "unequal", "quadratic")
+#: Tuned like the others, and run on the problems that share the paper's base.
+ON_SHARED = ("distilled", "balance", "at-once")
 #: Methods that can be asked for, and are in no grid: without a tuning run, too.
-NO_RECORDS = ("distilled", "at-once", "sift", "equal-steps", "balance", "ram")
+NO_RECORDS = ("sift", "equal-steps", "ram")
 #: Methods that are also run with fewer tilts than the paper's fewest: they cost less, and what does the rest buy?
 FEWER = ("tilting", "implicit")
 
@@ -400,8 +402,8 @@ def cells(seeds: Sequence[int]) -> dict[str, Parameters]:
     found: dict[str, Parameters] = {}
     for seed in seeds:
         for problem_name in (*MAIN, *OTHER):
-            first = [name for name in METHODS if name not in (*UNTUNED, *NO_RECORDS)]
-            later = UNTUNED if problem_name in SHARED_BASE else UNTUNED[:1]
+            first = [name for name in METHODS if name not in (*UNTUNED, *ON_SHARED, *NO_RECORDS)]
+            later = (*UNTUNED, *ON_SHARED) if problem_name in SHARED_BASE else UNTUNED[:1]
             for name in (*(first if problem_name in MAIN else (*BEST, *REFERENCES)), *later):
                 known: dict[str, Any] = {"problem": problem_name, "method": name, "seed": seed}
                 if not METHODS[name].tilts:
