@@ -151,7 +151,7 @@ for name in names:
 
 # %% tags=["hide-input"]
 with figures.house_style() as plt:
-    fig, ax = plt.subplots(figsize=(6.4, 3.6))
+    fig, ax = plt.subplots(figsize=(5.1, 3.5))
     for name, color, marker in zip(names, figures.SERIES, figures.MARKERS, strict=False):
         ax.plot(counts, spread[name], color=color, marker=marker, label=name)
         ax.plot([counts[0], counts[-1]], [alone[name]] * 2, color=color, linestyle=":", linewidth=1)

@@ -101,7 +101,7 @@ xs, ys = np.linspace(-3.4, 3.4, 137), np.linspace(-2.3, 2.6, 99)
 plane = torch.from_numpy(np.stack(np.meshgrid(xs, ys), -1).reshape(-1, 2))
 density = base.noised(schedule, t).log_prob(plane).exp().reshape(len(ys), len(xs)).numpy()
 with figures.house_style() as plt:
-    fig, ax = plt.subplots(figsize=(6.2, 3.9))
+    fig, ax = plt.subplots(figsize=(5.1, 3.6))
     ax.contour(xs, ys, density, levels=6, colors=figures.COLORS["band"], linewidths=0.7)
     for point in landing:
         ax.plot(*zip(x_t[0].tolist(), point.tolist(), strict=True), color=figures.COLORS["base"], linewidth=0.5, alpha=0.5)

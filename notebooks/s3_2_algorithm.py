@@ -371,7 +371,7 @@ assert memorised[10_000][-1] < 0.2  # near t = 1: the error of 10,000 samples' m
 
 # %% tags=["hide-input"]
 with figures.house_style() as plt:
-    fig, ax = plt.subplots(figsize=(5.6, 3.4))
+    fig, ax = plt.subplots(figsize=(5.1, 3.4))
     for i, (S, errors) in enumerate(memorised.items()):
         ax.plot(late_t, errors, color=figures.SERIES[i], marker=figures.MARKERS[i], markersize=4, label=f"$S$ = {S:,}")
     ax.axhline(1.0, color=figures.INK, linewidth=0.8, linestyle="--")

@@ -184,12 +184,12 @@ for s in closest:
 # %% tags=["hide-input"]
 colors = [color for color in figures.SERIES if color != figures.COLORS["paper"]]
 with figures.house_style() as plt:
-    fig, ax = plt.subplots(figsize=(6.4, 3.9))
+    fig, ax = plt.subplots(figsize=(5.1, 3.8))
     for i, variant in enumerate(order):
         own = runs[runs["variant"] == variant]
         style = {
             "color": colors[i % len(colors)],
-            "marker": figures.MARKERS[(i + i // len(colors)) % len(figures.MARKERS)],
+            "marker": figures.MARKERS[(i % len(colors) + 2 * (i // len(colors))) % len(figures.MARKERS)],
         }
         ax.scatter(own["nll_base"], own["mean_mse_base"], s=18, label=names[variant], **style)
     ax.scatter(*paper, marker="*", s=110, color=figures.COLORS["paper"], label="the paper's row", zorder=3)

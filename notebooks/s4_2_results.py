@@ -241,7 +241,7 @@ figures.glue(**{f"from_{name}": f"{d:.2f}" for name, d in distance.items()})
 
 # %% tags=["hide-input"]
 with figures.house_style() as plt:
-    fig, ax = plt.subplots(figsize=(6.4, 3.8))
+    fig, ax = plt.subplots(figsize=(5.1, 3.6))
     for reading, marker in (("target", "s"), ("base", "o")):
         look = {"s": 18, "marker": marker, "color": figures.COLORS[reading]}
         ax.scatter(ref[f"nll_{reading}"], ref[f"mean_mse_{reading}"], label=f"our runs against the {reading}", **look)

@@ -92,7 +92,7 @@ assert (runs["error"] < travel).all()
 
 # %% tags=["hide-input"]
 with figures.house_style() as plt:
-    fig, ax = plt.subplots(figsize=(6.4, 3.6))
+    fig, ax = plt.subplots(figsize=(5.1, 3.5))
     positions = np.arange(1, len(Ns) + 1)
     line = {"color": figures.COLORS["learned"], "linewidth": 0.8, "alpha": 0.7}
     for seed, group in runs.sort_values("N").groupby("seed"):
