@@ -229,7 +229,7 @@ METHODS: Mapping[str, Method] = {
     "sift": Method("resample, distil, repeat", False, True, 1e-3, _distilled(SIFT)),
     "equal-steps": Method("recommended, ten equal steps", False, True, 3e-4, _rounds(first=False)),
     "at-once": Method("recommended, at once", False, True, 3e-4, _rounds(first=True)),
-    "balance": Method("trajectory balance", False, True, 3e-4, _balance),
+    "balance": Method("trajectory balance", False, True, 1e-4, _balance),
     "adjoint-kept": Method("Adjoint Matching, kept variance", True, True, 3e-4, _adjoint("analytic")),
     "ram": Method("RAM", False, False, 3e-4, _reinforce),
     "importance": Method("importance resampling", False, True, draw=_importance),
