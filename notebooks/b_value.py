@@ -23,13 +23,14 @@
 # Every method so far moves a score. But what a tilt adds to a score is the gradient of one number, and a number can be learned by regression.
 #
 # **You will see** that number, the *value* of a state; a loss for it that accepts chains of any student and whose noise vanishes, in continuous time, when the chains are those of the exact tilt; a run of it, round by round, on a ring of eight Gaussians where mode
-# weights are the difficulty; how it says that it has not arrived; and where it is not good enough yet.
+# weights are the difficulty; how it says that it has not arrived; what a reward with a long way down does to it; and where it is not good enough yet.
 
 # %% tags=["parameters", "remove-cell"]
 profile = "full"  # "smoke" does less of everything
 untuned = "../book/reference/untuned"  # random tasks; the records are the same in both profiles
 
 # %%
+import dataclasses
 import warnings
 from pathlib import Path
 
@@ -44,7 +45,7 @@ from itlib.experiments.problems import problem
 from itlib.experiments.random_tasks import random_task
 from itlib.experiments.records import load_records
 from itlib.experiments.untuned import REPORTED, Parameters
-from itlib.gaussian_mixture import ExactNoisePredictor
+from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture
 from itlib.metrics import effective_sample_size, mode_weights, score_errors
 from itlib.schedules import Cosine
 
@@ -62,7 +63,7 @@ schedule = Cosine()
 # $e^{V}$ is the function $h$ of Doob's transform, $V$ the soft value of control {cite}`uehara2024finetuning`. To first order its gradient is $s$ times the covariance of Algorithm 2: at $s=0$, $\partial_s \nabla V_s = \mathrm{Cov}(\nabla \log q, r)$. The expectation is over chains of
 # the *base*. Chains of another student count too, if they carry their weight. A student that shifts each step by $u$ of its standard deviations and draws the noises $z$ leaves, from time $t$ on,
 #
-# $$L_t = \log \frac{p_{\text{base}}(x_{<t} \mid x_t)}{p_{\text{student}}(x_{<t} \mid x_t)} = -\sum_{t' \le t} \big(u_{t'}^\top z_{t'} + \tfrac12 |u_{t'}|^2\big), \qquad \mathbb E_{\text{student}}\big[e^{s\,r(x_0) + L_t} \mid x_t\big] = e^{V_s(x_t, t)},$$ (eq-value-weights)
+# $$\begin{aligned} L_t &= \log \frac{p_{\text{base}}(x_{<t} \mid x_t)}{p_{\text{student}}(x_{<t} \mid x_t)} = -\sum_{t' \le t} \big(u_{t'}^\top z_{t'} + \tfrac12 |u_{t'}|^2\big), \\ e^{V_s(x_t, t)} &= \mathbb E_{\text{student}}\big[e^{s\,r(x_0) + L_t} \mid x_t\big], \end{aligned}$$ (eq-value-weights)
 #
 # whoever the student is. So chains are drawn once, and may be used again in later rounds without asking a network.
 #
@@ -205,7 +206,7 @@ figures.glue(moved=f"{moved:.2f}", close=config.close, enough=config.enough)
 # %% [markdown]
 # The error of $\hat x_1$ ends at {glue:text}`reached`, from {glue:text}`untilted` before the first round. The largest error of a mode weight among these chains is {glue:text}`off`, and their effective share {glue:text}`share`.
 #
-# ## It says when it has not arrived
+# ## How it says that it has not arrived
 #
 # The share of the student's own chains is measured in every round on chains that were drawn after the last fit. A run goes on while it rises, keeps the best model, and warns if that model's share is below {glue:text}`enough`.
 #
@@ -229,9 +230,50 @@ with warnings.catch_warnings(record=True) as said:
 print(*(warning.message for warning in said), sep="\n")
 
 # %% [markdown]
+# ## Rewards with a long way down
+#
+# A reward that takes a hundred nats from a mode makes $V$ span a hundred nats. A network that spans a hundred is easily off by one where the other modes are decided. So mix a little of the base into the tilt: with $e^{s\,r} + a Z_s$ in place of $e^{s\,r}$ the value is $\log(e^{V_s} + a Z_s)$, never more than $\log(1/a)$ below $\log Z_s$, and all that it costs is a mass of $a$ from the base. The knob is `admixture`.
+#
+# A second one, `climb`, mends the choice of strengths. By default each is looked for from 0 on: the largest at which the chains keep the share asked for, or nine tenths of what they keep at $s = 0$, if that is less. Chains of a student far from the base keep next to nothing there, so it jumps to full strength with whatever share is left. With `climb=0.5` it goes on
+# from the last strength, and a round gives up at most half of the share reached there.
+#
+# Here are three modes. A reward of $\pm 50$ nats, a smooth step, takes the largest of them away.
+
+# %%
+three = GaussianMixture(
+    torch.tensor([0.8, 0.1, 0.1]), torch.tensor([[3.0, 0.0], [-1.5, 2.6], [-1.5, -2.6]]), 0.16 * torch.eye(2).expand(3, 2, 2)
+)
+
+
+def step_down(x):
+    return -50 * torch.tanh(x[:, 0] - 0.75)
+
+
+few_chains = ValueConfig(J=40, pilot=1500, S=600, B=256, fit=250, rounds=5) if full else config
+shares = {}
+for name, knobs in {"neither": {}, "climb": {"climb": 0.5}, "both": {"climb": 0.5, "admixture": 5e-5}}.items():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run = value_tilting(
+            ExactNoisePredictor(three, schedule), step_down, schedule, dataclasses.replace(few_chains, **knobs)
+        )
+        shares[name] = [step.diagnostics.ess for step in run][2:]  # of students at full strength, after the first two looks
+
+# %% tags=["hide-input"]
+figures.table([{"knobs": name} | {f"round {k + 2}": f"{v:.2f}" for k, v in enumerate(row)} for name, row in shares.items()])
+
+# %% tags=["remove-cell"]
+if full:
+    assert max(shares["both"]) > 0.4
+    assert max(*shares["neither"], *shares["climb"]) < 0.25
+figures.glue(share_both=max(shares["both"]), share_neither=max(shares["neither"]))
+
+# %% [markdown]
+# The table has the effective share of the student's own chains. With a lower bound the same network, number of chains and of minibatches reach {glue:text}`share_both`, without one {glue:text}`share_neither`. The strengths alone do not help here: they matter where a run has to go up in several rounds.
+#
 # ## Where it is not good enough
 #
-# In two dimensions, with an exact base, it stays near an exact model however far the tilt ({numref}`fig-families`). On {glue:text}`tasks` tasks drawn at random, on which nobody chose anything, with its default knobs and a small learned base, it does not. They have 2 to 32 dimensions, 1 to 12 modes, five kinds of rewards and tilts of 1 to 6 nats. *Error* is that of
+# In two dimensions, with an exact base, it stays near an exact model up to the farthest tilt of {numref}`fig-families`. On {glue:text}`tasks` tasks drawn at random, on which nobody chose anything, with its default knobs and a small learned base, it does not. They have 2 to 32 dimensions, 1 to 12 modes, five kinds of rewards and tilts of 1 to 6 nats. *Error* is that of
 # $\hat x_1$ over the base's own at the target, which is what guidance by the exact value would leave; *weights* is the largest error of a mode's weight.
 
 # %% tags=["hide-input"]
@@ -290,7 +332,8 @@ figures.glue(
 # The median error is {glue:text}`median` times the base's, the worst {glue:text}`worst` times; the median error of a weight {glue:text}`weights_median`, the worst {glue:text}`weights_worst` (exact samples, as many: at most {glue:text}`drawn`). Good would be 1.5, 2.5 and 0.03. Algorithm 2, with twenty tilts of the same bases, has a median of {glue:text}`by_tilts` and diverges on {glue:text}`diverged`; the value is closer on {glue:text}`closer`. {glue:text}`worse` runs end farther from the target than they began; their shares are {glue:text}`worse_share` at most. {glue:text}`warned` of the {glue:text}`tasks` runs warned, these among them; the other {glue:text}`quiet` end with errors of at most {glue:text}`quiet_worst`
 # and weights off by at most {glue:text}`quiet_weights`.
 #
-# - **Dimension and distance.** The default network and number of chains leave shares well below that of the exact value: the fit is what is short, not the method. This is why {doc}`b_recommended` has another.
+# - **Dimension and distance.** The default network and number of chains leave shares well below that of the exact value: the fit is what is short. Nor have we shown that the method of {doc}`b_recommended` does better there.
+# - **The two knobs of the last section are off** in this table. They were found after it, on other tasks, and have not been reported on these.
 # - **The chains are blind to what none visits.** A mode that neither the student nor the explorers meet lowers no share and moves nothing.
 # - **Sampling costs a gradient of V** at each step, small beside a large base.
 # - **The base.** As for every method here, its errors are tilted along ({doc}`b_floor`).
