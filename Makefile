@@ -104,7 +104,7 @@ reference: $(VENV)/.ready  ## Compute the committed reference grids again: about
 	@$(BIN)/python -m itlib.reproduce --grid choices --N 20 --seeds 0 1 --out book/reference/choices
 	@$(BIN)/python -m itlib.reproduce --grid tuning --seeds 100 --out book/reference/tuning
 	@$(BIN)/python -m itlib.reproduce --grid rivals --seeds 0 1 2 --out book/reference/rivals
-	@$(BIN)/python -m itlib.reproduce --grid untuned --only value_skip tilting_skip --seeds $$(seq 0 19) --out book/reference/untuned
+	@$(BIN)/python -m itlib.reproduce --grid untuned --only value_skip bounded_skip tilting_skip --seeds $$(seq 0 19) --out book/reference/untuned
 	@$(BIN)/python -m itlib.reproduce --grid effective_share --out book/reference/effective_share
 	@$(BIN)/python -m itlib.reproduce --grid scaling --seeds 0 1 2 --out book/reference/scaling
 	@$(BIN)/python -m itlib.reproduce --grid error_budget --seeds 0 1 2 --out book/reference/error_budget

@@ -273,14 +273,14 @@ figures.glue(share_both=max(shares["both"]), share_neither=max(shares["neither"]
 #
 # ## Where it is not good enough
 #
-# In two dimensions, with an exact base, it stays near an exact model up to the farthest tilt of {numref}`fig-families`. On {glue:text}`tasks` tasks drawn at random, on which nobody chose anything, with its default knobs and a small learned base, it does not. They have 2 to 32 dimensions, 1 to 12 modes, five kinds of rewards and tilts of 1 to 6 nats. *Error* is that of
+# In two dimensions, with an exact base, it stays near an exact model up to the farthest tilt of {numref}`fig-families`. On {glue:text}`tasks` tasks drawn at random, on which nobody chose anything, with a small learned base, it does not. They have 2 to 32 dimensions, 1 to 12 modes, five kinds of rewards and tilts of 1 to 6 nats. *Error* is that of
 # $\hat x_1$ over the base's own at the target, which is what guidance by the exact value would leave; *weights* is the largest error of a mode's weight.
 
 # %% tags=["hide-input"]
 found = pd.DataFrame([r.row() | {"told": bool(r.failure)} for r in load_records(Path(untuned), Parameters)])
 found = found[found["seed"] >= REPORTED]
 found["error"] = found["eps_rmse"] / found["floor"]
-value, tilting = (found[found["method"] == name].set_index("seed") for name in ("value", "tilting"))
+value, bounded, tilting = (found[found["method"] == m].set_index("seed") for m in ("value", "bounded", "tilting"))
 value["kind"] = [random_task(seed).kind for seed in value.index]
 value["modes"] = value["target_weights"].str.len()
 shown = value.sort_values("share", ascending=False)
@@ -292,11 +292,16 @@ figures.table(
             "d": row["d"],
             "modes": row["modes"],
             "nats": f"{row['kl']:.1f}",
-            "error": f"{row['error']:.1f}",
-            "weights": f"{row['mode_weight_error']:.2f}",
-            "share": f"{row['share']:.2f}",
-            "moved by": f"{row['displaced']:.2f}",
-            "warned": "yes" if row["told"] else "",
+        }
+        | {
+            label + mark: text
+            for mark, one in (("", row), (" *", bounded.loc[seed]))
+            for label, text in (
+                ("error", f"{one['error']:.1f}"),
+                ("weights", f"{one['mode_weight_error']:.2f}"),
+                ("share", f"{one['share']:.2f}"),
+                ("warned", "yes" if one["told"] else ""),
+            )
         }
         for seed, row in shown.iterrows()
     ]
@@ -310,6 +315,25 @@ assert set(tilting.index) == set(value.index)
 by_tilts = tilting["error"].fillna(np.inf)  # it diverged
 assert by_tilts.median() > 2 * value["error"].median()
 assert worse["share"].max() < 0.1
+assert set(bounded.index) == set(value.index)
+assert bounded["error"].max() < 0.1 * value["error"].max()
+assert bounded["mode_weight_error"].median() < value["mode_weight_error"].median()
+assert (bounded["error"] < by_tilts).all()
+still_worse = bounded[bounded["eps_rmse"] > bounded["untilted"]]
+assert still_worse["told"].all()
+figures.glue(
+    bounded_median=f"{bounded['error'].median():.1f}",
+    bounded_worst=f"{bounded['error'].max():.1f}",
+    bounded_weights=f"{bounded['mode_weight_error'].median():.3f}",
+    bounded_weights_worst=f"{bounded['mode_weight_error'].max():.2f}",
+    bounded_within=int((bounded["error"] <= 2.5).sum()),
+    value_within=int((value["error"] <= 2.5).sum()),
+    bounded_warned=int(bounded["told"].sum()),
+    still_worse=len(still_worse),
+    bounded_quiet_worst=f"{bounded[~bounded['told']]['error'].max():.1f}",
+    bounded_quiet_weights=f"{bounded[~bounded['told']]['mode_weight_error'].max():.2f}",
+    closer_than_value=int((bounded["error"] < value["error"]).sum()),
+)
 figures.glue(
     tasks=len(value),
     median=f"{value['error'].median():.1f}",
@@ -332,8 +356,9 @@ figures.glue(
 # The median error is {glue:text}`median` times the base's, the worst {glue:text}`worst` times; the median error of a weight {glue:text}`weights_median`, the worst {glue:text}`weights_worst` (exact samples, as many: at most {glue:text}`drawn`). Good would be 1.5, 2.5 and 0.03. Algorithm 2, with twenty tilts of the same bases, has a median of {glue:text}`by_tilts` and diverges on {glue:text}`diverged`; the value is closer on {glue:text}`closer`. {glue:text}`worse` runs end farther from the target than they began; their shares are {glue:text}`worse_share` at most. {glue:text}`warned` of the {glue:text}`tasks` runs warned, these among them; the other {glue:text}`quiet` end with errors of at most {glue:text}`quiet_worst`
 # and weights off by at most {glue:text}`quiet_weights`.
 #
+# The columns with a star have both knobs of the last section, `climb=0.5` and `admixture=5e-5`. They were found on ten other tasks, *after* the columns without a star had been reported for these, and run on these once. The worst error falls to {glue:text}`bounded_worst`, the median to {glue:text}`bounded_median`; the median error of a weight is {glue:text}`bounded_weights`, the worst {glue:text}`bounded_weights_worst`; {glue:text}`bounded_within` runs instead of {glue:text}`value_within` have errors of at most 2.5, {glue:text}`closer_than_value` are closer than without, all are closer than Algorithm 2, and {glue:text}`bounded_warned` warn. {glue:text}`still_worse` still ends farther away than it began, with a warning. Those that do not warn reach {glue:text}`bounded_quiet_worst` and {glue:text}`bounded_quiet_weights` at worst.
+#
 # - **Dimension and distance.** The default network and number of chains leave shares well below that of the exact value: the fit is what is short. Nor have we shown that the method of {doc}`b_recommended` does better there.
-# - **The two knobs of the last section are off** in this table. They were found after it, on other tasks, and have not been reported on these.
 # - **The chains are blind to what none visits.** A mode that neither the student nor the explorers meet lowers no share and moves nothing.
 # - **Sampling costs a gradient of V** at each step, small beside a large base.
 # - **The base.** As for every method here, its errors are tilted along ({doc}`b_floor`).
