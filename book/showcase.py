@@ -146,7 +146,7 @@ def errors_picture() -> str:
     ours = [float(r["eps_rmse"]) for r in changed if r.parameters.problem == "paper" and r.parameters.change == "no-skip"]
     floor = bases["eps_rmse_at_target"].median()
     with figures.house_style() as plt:
-        fig, ax = plt.subplots(figsize=(5.4, 3.0))
+        fig, ax = plt.subplots(figsize=(4.2, 3.0))
         groups = [(str(n), group["eps_rmse"].to_numpy()) for n, group in runs.groupby("N")]
         for i, (_, values) in enumerate(groups):
             spread = np.linspace(-0.12, 0.12, len(values))
@@ -156,8 +156,8 @@ def errors_picture() -> str:
         ax.plot(len(groups), np.median(ours), "_", color=figures.INK, markersize=24)
         ax.axhline(floor, color=figures.COLORS["target"], linestyle="--", linewidth=1)
         ax.annotate("floor: error of the base", (-0.45, floor), (0, -11), textcoords="offset points", fontsize=9)
-        ax.set_xticks(range(len(groups) + 1), [f"$N = {n}$" for n, _ in groups] + ["recommended"])
-        ax.set(ylabel=r"error of $\hat x_1$", ylim=(0, None), xlim=(-0.5, len(groups) + 0.5))
+        ax.set_xticks(range(len(groups) + 1), [f"${n}$" for n, _ in groups] + ["recom-\nmended"])
+        ax.set(xlabel="tilts $N$", ylabel=r"error of $\hat x_1$", ylim=(0, None), xlim=(-0.5, len(groups) + 0.5))
         alt = (
             "Error of the tilted models, one dot for each of ten seeds: about 0.14 at N = 20, rising to about 0.24 at "
             "N = 200; the "
