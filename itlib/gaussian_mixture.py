@@ -72,7 +72,7 @@ class GaussianMixture:
                 f"{', '.join(str(tuple(size)) for size in sizes)}"
             )
         for name, value in (("weight", weights), ("mean", means), ("covariance", covariances)):
-            if not bool(torch.isfinite(value).all()):
+            if not finite(value):
                 raise ValueError(f"every {name} of a mixture must be finite, got {value.tolist()}")
         if not bool((weights > 0).all()):
             raise ValueError(f"every mixture weight must be positive: leave the others out, got {weights.tolist()}")
@@ -200,7 +200,7 @@ class GaussianMixture:
             + 0.5 * ((means * tilted_shift).sum(-1) - (self.means * shift).sum(-1))
             + lam * reward.c
         )
-        if not bool(torch.isfinite(log_w).all()):
+        if not finite(log_w):
             raise NotNormalisableError(f"the tilt with lambda={lam:g} overflows double precision: use a smaller lambda")
         # A weight that underflows would be rejected as zero; the smallest positive number is as far as a double goes.
         weights = torch.softmax(log_w, 0).clamp_min(torch.finfo(torch.float64).tiny)

@@ -24,6 +24,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor
 
+from itlib._checks import finite
 from itlib.baselines.accounting import BaselineStep, EvaluationCounter
 from itlib.baselines.adjoint_matching import AdjointMatchingConfig, adjoint_matching
 from itlib.baselines.distillation import DistillationConfig, distillation
@@ -327,11 +328,6 @@ def run(parameters: Parameters, folder: Path) -> Record[Parameters]:
     metrics |= asdict(account.counts) if chosen.draw else reached
     columns = {key: [row[key] for row in curve] for key in curve[0]} if curve else {}
     return Record(p, metrics, curve=columns, samples=shown, seconds=taken, failure=failure)
-
-
-def finite(x: Tensor) -> bool:
-    """Whether all samples are numbers."""
-    return bool(torch.isfinite(x).all())
 
 
 def copied(model: torch.nn.Module, d: int) -> torch.nn.Module:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from itlib.baselines.advantage_weighted import advantage_weighted, standardised
-from itlib.baselines.diffusion_nft import negative_aware
 from itlib.baselines.reinforce_adjoint_matching import reinforce_adjoint
 from itlib.beyond.estimators import centred
 from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture
-from itlib.network import Network
+from itlib.network import Network, NoisePredictor
 from itlib.rewards import QuadraticReward, parse_reward
 from itlib.schedules import Cosine
-from itlib.tilting import TiltBatch, TiltingConfig, explicit, iterative_tilting
+from itlib.tilting import TiltBatch, TiltingConfig, Update, explicit, iterative_tilting
 
 F64 = torch.float64
 SCHEDULE = Cosine()
@@ -36,6 +37,24 @@ def pull(target: Tensor, batch: TiltBatch) -> tuple[Tensor, Tensor]:
     """Where the regression moves the student from the teacher, (2,), and the standard error of that."""
     moves = target - batch.eps_old
     return moves.mean(0), moves.std(0) / len(moves) ** 0.5
+
+
+def negative_aware(base: NoisePredictor, *, beta: float = 1.0, kappa: float = 1e-4, clip: float = 5.0) -> Update:
+    """The loss of DiffusionNFT (arXiv 2509.16117), its square completed: the step of a tilt is ignored.
+
+    ``beta`` is the share of the student in its two mixtures with the old model, ``kappa`` the weight of the distance to the
+    base, and ``clip`` the advantage, in standard deviations, that counts as surely good.
+    """
+
+    def update(batch: TiltBatch, delta: float) -> tuple[Tensor, Tensor]:
+        A = standardised(batch.r, batch.rewards, clip).unsqueeze(-1)
+        with torch.no_grad():
+            anchor = base(batch.x_t, batch.t)
+        weight = beta * clip + kappa
+        target = (beta * clip * batch.eps_old + A * (batch.z - batch.eps_old) + kappa * anchor) / weight
+        return target, torch.tensor(math.sqrt(weight))
+
+    return update
 
 
 @pytest.mark.parametrize("lam", [0.5, 1.0])

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from itlib.experiments.digits.images import (
     DIGIT,
-    HOLED,
     IMAGE_PROBLEMS,
     SIDE,
     D,
@@ -108,8 +107,9 @@ def test_holes_are_closed_rings() -> None:
     framed[:, 0] = framed[0] = framed[:, -1] = framed[-1] = 1.0  # a hole up to the edge
     images = torch.stack([closed, broken, diagonal, framed, -torch.ones(SIDE, SIDE), torch.ones(SIDE, SIDE)])
     assert hole_reward(images.flatten(1)).tolist() == [1.0, 0.0, 1.0, 1.0, 0.0, 0.0]
+    # Written with a hole, and without; 4 is either.
     by_label = [float(hole_reward(digits().x[digits().labels == c]).mean()) for c in range(10)]
-    assert min(by_label[c] for c in HOLED) > max(by_label[c] for c in (1, 2, 3, 5, 7))
+    assert min(by_label[c] for c in (0, 6, 8, 9)) > max(by_label[c] for c in (1, 2, 3, 5, 7))
 
 
 @pytest.mark.parametrize("name", IMAGE_PROBLEMS)

@@ -39,8 +39,6 @@ from itlib.training import TrainingConfig
 SIDE, D = 8, 64
 #: The class that the reward of that name asks for.
 DIGIT = 3
-#: Digits that are written with a hole; 4 sometimes is.
-HOLED = (0, 6, 8, 9)
 #: How the committed base was trained.
 TRAINING = TrainingConfig(epochs=300, batch_size=128, lr=2e-3, patience=100)
 
