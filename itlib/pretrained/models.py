@@ -142,6 +142,12 @@ class FromModel(nn.Module):
         with evaluating(self.model):
             output = _ask(self.model, x.reshape(-1, *self.shape), told, **dict(zip(self.condition, condition, strict=True)))
         answer: Tensor = output if isinstance(output, Tensor) else output[0] if isinstance(output, tuple) else output.sample
+        if answer.shape == (len(x), 2 * self.shape[0], *self.shape[1:]):  # the second half is a variance that it learned
+            answer = answer[:, : self.shape[0]]
+        if answer.numel() != x.numel():
+            raise ValueError(
+                f"the model answers states {(len(x), *self.shape)} with {tuple(answer.shape)}: pass the shape of one sample"
+            )
         return answer.reshape(x.shape)
 
     def answer(self, x: Tensor, told: Tensor) -> Tensor:

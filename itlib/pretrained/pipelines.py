@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor
@@ -34,7 +34,12 @@ _OURS: dict[str, Any] = {
     "stochastic_sampling": False,
 }
 #: Schedulers whose steps are those of Algorithm 1.
-_FIRST_ORDER = ("DDIM", "DDPM", "EulerDiscrete", "EulerAncestralDiscrete", "EDMEuler", "FlowMatchEulerDiscrete")
+_FIRST_ORDER = (
+    *("DDIM", "DDIMParallel", "CogVideoXDDIM", "DDPM", "DDPMParallel", "EulerDiscrete", "EulerAncestralDiscrete"),
+    *("EDMEuler", "FlowMatchEulerDiscrete", "FlowMapEulerDiscrete"),
+)
+#: Parts of the names of schedulers whose models say where a long step ends, not what the noise is.
+_DISTILLED = ("LCM", "TCD", "Consisten", "SCM", "DMD", "Piflow")
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,8 @@ class Wrapped:
         schedule: on the scheduler's clock.
         steps: K, whose even grid is the scheduler's.
         eta: of the steps that the scheduler takes: 0 or 1.
-        gaps: settings of the scheduler that differ here, and the largest change that each makes to a sample.
+        gaps: settings of the scheduler that differ here, and the largest change that each makes to a sample; NaN for a
+            variance that the model learned.
         gap: what is left between its samples and ours once these are as here.
     """
 
@@ -75,17 +81,52 @@ class Wrapped:
 
     def __str__(self) -> str:
         """What agrees, and what does not, in a sentence each."""
-        parts = [f"{name} moves a sample by up to {value:.2g}." for name, value in self.gaps.items()]
+        parts = [
+            f"{name} is not used: steps have a width of their own here."
+            if math.isnan(value)
+            else f"{name} moves a sample by up to {value:.2g}."
+            for name, value in self.gaps.items()
+        ]
         return " ".join([*parts, f"Otherwise its samples and these differ by at most {self.gap:.1e}."])
+
+
+def _first_order(kind: type) -> bool:
+    return kind.__name__.removesuffix("Scheduler") in _FIRST_ORDER
+
+
+def _refuse(scheduler: Any, why: str) -> NoReturn:
+    """Say that a scheduler's steps are not those of Algorithm 1, and what to pass instead.
+
+    Raises:
+        ValueError: always.
+    """
+    kind, config = type(scheduler).__name__, scheduler.config
+    name = config.get("prediction_type", "epsilon")
+    if any(part in kind for part in _DISTILLED):
+        instead = "its model is distilled and predicts no noise: tilt the model that it was made from"
+    elif "Flow" in kind or name == "flow_prediction" or config.get("use_flow_sigmas"):
+        instead = f"pass FlowMatchEulerDiscreteScheduler(shift={config.get('flow_shift') or config.get('shift') or 1.0:g})"
+    elif config.get("sigma_data") is not None:
+        instead = "pass EDMEulerScheduler.from_config(scheduler.config)"
+    elif "CogVideoX" in kind:
+        instead = "pass CogVideoXDDIMScheduler.from_config(scheduler.config)"
+    elif hasattr(scheduler, "alphas_cumprod"):  # from_config of another class would forget what is a default of this one
+        instead = f"pass DDIMScheduler(trained_betas=scheduler.betas.tolist(), prediction_type={name!r}, clip_sample=False)"
+    else:
+        instead = "build a schedule of itlib.pretrained, such as ContinuousVP, and FromModel yourself"
+    raise ValueError(f"the steps of {kind} are not those of Algorithm 1{why}; {instead}")
 
 
 def read_scheduler(scheduler: Any, alpha_min: float = ALPHA_MIN) -> tuple[ModelSchedule, Prediction, float]:
     """The schedule, the prediction and eta of a scheduler of diffusers.
 
     Raises:
-        ValueError: for a scheduler of another kind.
+        ValueError: for a scheduler whose steps are not those of Algorithm 1, naming what to pass instead.
+        ValueError: for another prediction.
     """
     config, kind = scheduler.config, type(scheduler).__name__
+    if not any(map(_first_order, type(scheduler).__mro__)):
+        _refuse(scheduler, "")
     eta = 1.0 if "Ancestral" in kind or kind.startswith("DDPM") else 0.0
     name = config.get("prediction_type", "epsilon")
     if config.get("sigma_data") is not None:
@@ -93,16 +134,18 @@ def read_scheduler(scheduler: Any, alpha_min: float = ALPHA_MIN) -> tuple[ModelS
         return VarianceExploding(config.sigma_max), prediction, eta
     if "Flow" in kind or name == "flow_prediction":
         return Flow(config.num_train_timesteps, alpha_min), PREDICTIONS["flow_prediction"], eta
-    if not hasattr(scheduler, "alphas_cumprod") or name not in PREDICTIONS:
-        raise ValueError(
-            f"{kind} with prediction_type={name!r} has no table of noise levels: build a schedule of itlib.pretrained, such "
-            "as ContinuousVP, and FromModel yourself"
-        )
+    if name not in PREDICTIONS:
+        raise ValueError(f"prediction_type is one of {', '.join(PREDICTIONS)}, got {name!r}: give FromModel a function")
+    if config.get("timestep_type") == "continuous":
+        return VarianceExploding(config.sigma_max), PREDICTIONS[name], eta
     return Tabulated(scheduler.alphas_cumprod, alpha_min), PREDICTIONS[name], eta
 
 
-def _clip(config: Mapping[str, Any]) -> Callable[[Tensor], Tensor] | None:
+def _clip(scheduler: Any) -> Callable[[Tensor], Tensor] | None:
     """What a scheduler does to predictions of X_0."""
+    config: Mapping[str, Any] = scheduler.config
+    if "CogVideoX" in type(scheduler).__name__:  # whatever its settings say
+        return None
     if config.get("thresholding"):
         return thresholded(config["dynamic_thresholding_ratio"], config["sample_max_value"])
     return clamped(config.get("clip_sample_range", 1.0)) if config.get("clip_sample") else None
@@ -112,14 +155,13 @@ def _times(scheduler: Any, schedule: ModelSchedule, steps: int) -> Tensor:
     """The times, (K,), of the noise levels that a scheduler has been set to, the largest first."""
     told: Tensor = scheduler.timesteps.double().cpu()
     if len(told) != steps:
-        raise ValueError(
-            f"{type(scheduler).__name__} asks the model {len(told)} times in {steps} steps, and Algorithm 1 once a step: "
-            "pass DDIMScheduler.from_config(scheduler.config)"
-        )
+        _refuse(scheduler, f", which asks the model once a step, not {len(told)} times in {steps}")
     if not hasattr(scheduler, "sigmas"):
         return cast(Tensor, (told + 1) / scheduler.config.num_train_timesteps)
     sigmas: Tensor = scheduler.sigmas[:steps].double().cpu()
     times: Tensor = sigmas if isinstance(schedule, Flow) else schedule.time_of(sigmas)
+    if not bool((times.diff() < 0).all()):
+        _refuse(scheduler, f": its noise levels {[round(v, 3) for v in sigmas.tolist()]} do not fall, or leave its table")
     return times
 
 
@@ -176,16 +218,15 @@ def from_diffusers(
         steps: K, the number of steps to take.
         shape: of one sample; by default as the model's ``config`` says.
         alpha_min: chains start where alpha is at least this.
-        check: number of samples to compare; 0 leaves it out. Each comparison costs K calls of the model.
+        check: number of samples to compare; 0 leaves it out, but for a scheduler of your own that is made from one of
+            diffusers. Each comparison costs K calls of the model.
         model: further arguments of :class:`~itlib.pretrained.models.FromModel`: ``condition``, ``microbatch``, ...
         how: further arguments of the scheduler's ``set_timesteps``, such as ``mu`` for Flux.
 
     Raises:
         TypeError: for what is neither a module nor a pipeline with one, such as a function or a scheduler alone.
         ValueError: if no scheduler or no shape is known.
-        ValueError: for a scheduler of another kind.
-        ValueError: for a scheduler that asks the model more or less than once a step.
-        ValueError: if the check finds a solver of higher order.
+        ValueError: for a scheduler whose steps are not those of Algorithm 1, naming what to pass instead.
     """
     parts = [source, getattr(source, "unet", None), getattr(source, "transformer", None)]
     network = next((part for part in parts if isinstance(part, torch.nn.Module)), None)
@@ -203,6 +244,7 @@ def from_diffusers(
         if size is None:
             raise ValueError("the model's config does not say its sample_size: pass shape=(channels, height, width)")
         shape = (config.in_channels, *((size, size) if isinstance(size, int) else size))
+    read_scheduler(scheduler, alpha_min)  # or refuse it
     theirs = copy.deepcopy(scheduler)
     theirs.set_timesteps(steps, **how)
 
@@ -210,13 +252,13 @@ def from_diffusers(
         process, prediction, eta = read_scheduler(scheduler, alpha_min)
         times = torch.cat([torch.zeros(1), _times(theirs, process, steps).flip(0)])
         schedule = OnGrid(process, times, theirs.timesteps.flip(0))
-        clip = _clip(scheduler.config)
+        clip = _clip(scheduler)
         return FromModel(network, schedule, shape, prediction, clip=clip, **dict(model or {})), schedule, eta
 
     predictor, schedule, eta = wrapped(alpha_min)
     gaps: dict[str, float] = {}
     gap = math.nan
-    if check:
+    if check := check or int(not _first_order(type(scheduler))):
         exact = predictor if schedule.t_max == 1.0 or eta else wrapped(1e-6)[0]
         x = torch.randn(check, predictor.d, generator=torch.Generator().manual_seed(0)).to(device_of(network))
         gaps, gap = _compare(predictor, exact, scheduler, x, steps, eta, how)
@@ -229,7 +271,7 @@ def _compare(
 ) -> tuple[dict[str, float], float]:
     """Both samplers from the same noise, then each setting that differs there: what it moves, and what is left."""
     kind = type(scheduler).__name__
-    ddim = kind.startswith("DDIM")
+    ddim = "DDIM" in kind
     others = {name: ours for name, ours in _OURS.items() if scheduler.config.get(name, ours) != ours}
     walk = partial(_walk, predictor, x=x, steps=steps, **how)
     plain = type(scheduler).from_config({**scheduler.config, **others})
@@ -246,6 +288,9 @@ def _compare(
 
     gaps = {}
     for name in others:
+        if str(scheduler.config[name]).startswith("learned"):
+            gaps[f"{name}={scheduler.config[name]!r}"] = math.nan
+            continue
         changed = type(scheduler).from_config({**plain.config, name: scheduler.config[name]})
         gaps[f"{name}={scheduler.config[name]!r}"] = moved(scheduler=changed)
     if predictor.clip is not None and ddim:
@@ -255,12 +300,9 @@ def _compare(
     if exact is not predictor:
         gaps["The start at alpha_min"] = _furthest(ours(predictor), ours(exact))
     gap = _furthest(ours(exact), theirs)
-    if kind.removesuffix("Scheduler") not in _FIRST_ORDER and not gap <= 1e-3:
-        raise ValueError(
-            f"the steps of {kind} are not those of Algorithm 1 (samples differ by up to {gap:.2g}): pass "
-            "DDIMScheduler.from_config(scheduler.config)"
-        )
-    return {name: value for name, value in gaps.items() if value > 1e-4}, gap
+    if not _first_order(type(scheduler)) and not gap <= 1e-3:
+        _refuse(scheduler, f" (samples differ by up to {gap:.2g})")
+    return {name: value for name, value in gaps.items() if not value <= 1e-4}, gap
 
 
 def _furthest(one: Tensor, other: Tensor) -> float:

@@ -5,20 +5,20 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from diffusers import (
+    CogVideoXDDIMScheduler,
     DDIMScheduler,
     DDPMScheduler,
-    DPMSolverMultistepScheduler,
     EDMEulerScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
-    PNDMScheduler,
     SD3Transformer2DModel,
 )
-from foreign_models import SHAPE, STABLE_DIFFUSION, noise_of, unet
+from foreign_models import SHAPE, STABLE_DIFFUSION, Says, noise_of, unet
 from torch import Tensor
 
 from itlib.beyond.recommended import RecommendedConfig, recommended_tilting
@@ -40,6 +40,15 @@ SCHEDULERS: dict[str, Any] = {
     "ancestral": EulerAncestralDiscreteScheduler(**SD),
     "edm": EDMEulerScheduler(),
     "edm v": EDMEulerScheduler(prediction_type="v_prediction"),
+    "video": EulerDiscreteScheduler(
+        **SD,
+        prediction_type="v_prediction",
+        timestep_type="continuous",
+        use_karras_sigmas=True,
+        sigma_min=0.002,
+        sigma_max=700.0,
+    ),
+    "cogvideox": CogVideoXDDIMScheduler(timestep_spacing="trailing", prediction_type="v_prediction"),
     "flow": FlowMatchEulerDiscreteScheduler(),
     "flow, shifted": FlowMatchEulerDiscreteScheduler(shift=3.0),
 }
@@ -112,13 +121,77 @@ def test_a_start_that_is_cut_is_named() -> None:
     assert found.gap < 1e-4
 
 
-def test_solvers_of_another_order_are_refused_and_their_first_order_is_not() -> None:
-    with pytest.raises(ValueError, match=r"steps of DPMSolverMultistepScheduler.*DDIMScheduler.from_config"):
-        from_diffusers(unet(), DPMSolverMultistepScheduler(**SD), steps=10)
-    instead = DDIMScheduler.from_config(DPMSolverMultistepScheduler(**SD).config, clip_sample=False)
-    assert from_diffusers(unet(), instead, steps=10).gap < 1e-4
-    with pytest.raises(ValueError, match=r"asks the model 11 times in 10 steps.*DDIMScheduler.from_config"):
-        from_diffusers(unet(), PNDMScheduler(**SD, skip_prk_steps=True), steps=10)
+#: What each scheduler of diffusers says when it is read; None for those that are walked, and end where they do themselves.
+MADE: dict[str, dict[str, Any]] = {"AmusedScheduler": {"mask_token_id": 1}, "VQDiffusionScheduler": {"num_vec_classes": 3}}
+MADE["RFD4ProteinaScheduler"] = {"schedule_mode": "log", "noise_mode": "tan", "tsr_k": 1.0, "tsr_sigma": 1.0}
+READ = {"DDIM", "DDIMParallel", "CogVideoXDDIM", "DDPM", "DDPMParallel", "EulerDiscrete", "EulerAncestralDiscrete"}
+READ |= {"EDMEuler", "FlowMatchEulerDiscrete", "FlowMapEulerDiscrete"}
+ALL = [name for name in dir(diffusers.schedulers) if name.endswith("Scheduler") and name != "KarrasDiffusionSchedulers"]
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("check", [0, 1])
+@pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
+def test_each_scheduler_of_diffusers_is_read_rightly_or_refused_by_name(name: str, check: int) -> None:
+    try:
+        scheduler = getattr(diffusers.schedulers, name)(**MADE.get(name, {}))
+    except ImportError as error:
+        pytest.skip(str(error))
+    if name.removesuffix("Scheduler") in READ:
+        found = from_diffusers(unet(), scheduler, steps=10, check=check)
+        assert not check or found.gap < 1e-3
+        return
+    with pytest.raises(ValueError, match=f"the steps of {name} are not those of Algorithm 1") as refused:
+        from_diffusers(unet(), scheduler, steps=10, check=check)
+    remedy = str(refused.value).rpartition("; ")[2]
+    if remedy.startswith("pass "):  # and what it says to pass is read, with the noise levels that the model was trained on
+        instead = eval(remedy.removeprefix("pass "), {**vars(diffusers), "scheduler": scheduler})
+        assert from_diffusers(unet(), instead, steps=10).gap < 1e-3
+        if hasattr(scheduler, "alphas_cumprod"):
+            torch.testing.assert_close(instead.alphas_cumprod, scheduler.alphas_cumprod)
+    else:
+        assert remedy.startswith(("its model is distilled", "build a schedule"))
+
+
+def test_a_scheduler_of_ones_own_is_compared_in_any_case() -> None:
+    class Same(DDIMScheduler):
+        pass
+
+    class Half(DDIMScheduler):
+        def step(self, output: Any, tau: Any, state: Any, **options: Any) -> Any:
+            return super().step(0.5 * output, tau, state, **options)
+
+    assert from_diffusers(unet(), Same(clip_sample=False), steps=10, check=0).gap < 1e-4
+    with pytest.raises(ValueError, match=r"steps of Half are not those of Algorithm 1 \(samples differ by up to"):
+        from_diffusers(unet(), Half(clip_sample=False), steps=10, check=0)
+
+
+def test_noise_levels_that_do_not_fall_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"its noise levels \[0\.0.*do not fall.*FlowMatchEulerDiscreteScheduler\(shift=1\)"
+    ):
+        from_diffusers(unet(), FlowMatchEulerDiscreteScheduler(invert_sigmas=True), steps=10)
+    with pytest.raises(ValueError, match=r"its noise levels \[700\.0.*leave its table"):
+        from_diffusers(unet(), EulerDiscreteScheduler(use_karras_sigmas=True, sigma_max=700.0), steps=10)
+
+
+def test_a_variance_that_the_model_learned_is_left_out_and_named() -> None:
+    """DiT and guided diffusion answer with twice the channels; the second half is for their own steps."""
+    net = unet()
+
+    def twice(x: Tensor, tau: Tensor) -> Tensor:
+        answer: Tensor = net(x, tau).sample
+        return torch.cat([answer, torch.full_like(answer, torch.nan)], 1)
+
+    found = from_diffusers(Says(twice), DDPMScheduler(variance_type="learned_range"), steps=10, shape=SHAPE)
+    assert list(found.gaps) == ["variance_type='learned_range'"]
+    assert found.gap < 1e-4
+    assert "variance_type='learned_range' is not used" in str(found)
+    alone = from_diffusers(net, DDPMScheduler(), steps=10).predictor
+    torch.testing.assert_close(found.predictor(noise_of(2), torch.tensor(0.5)), alone(noise_of(2), torch.tensor(0.5)))
+    wide = Says(lambda x, tau: torch.cat([x] * 3, 1))
+    with pytest.raises(ValueError, match=r"answers states \(2, 3, 4, 4\) with \(2, 9, 4, 4\)"):
+        from_diffusers(wide, DDPMScheduler(), steps=10, shape=SHAPE)
 
 
 def test_a_pipeline_is_read_whole_and_a_model_alone_is_not_enough() -> None:
@@ -132,7 +205,7 @@ def test_a_pipeline_is_read_whole_and_a_model_alone_is_not_enough() -> None:
         from_diffusers(model)
     with pytest.raises(ValueError, match="pass shape="):
         from_diffusers(torch.nn.Linear(1, 1), scheduler)
-    with pytest.raises(ValueError, match="has no table of noise levels"):
+    with pytest.raises(ValueError, match=r"steps of SimpleNamespace are not.*build a schedule"):
         from_diffusers(model, SimpleNamespace(config={"num_train_timesteps": 10}, set_timesteps=lambda n: None))
 
 
