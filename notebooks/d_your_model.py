@@ -112,7 +112,9 @@ print(wrapped)
 #   is another sampler. Set `clip_sample=False`, or sample with `use_clipped_model_output=True` later.
 # - *Flux* sees packed latents and is told times in $[0,1]$: write a module that divides its `timestep` by 1000 and asks the transformer, and call
 #   `from_diffusers(module, scheduler, shape=(tokens, channels), mu=mu, model={"condition": ...})`. `mu` goes on to the scheduler.
-# - *Solvers of higher order* (PNDM, DPM-Solver, Heun) are refused: pass `DDIMScheduler.from_config(scheduler.config)`.
+# - *Every other scheduler of diffusers* is refused, with what to pass instead: for a solver of higher order (PNDM, DPM-Solver, Heun) one of first
+#   order with the same noise levels; for a model distilled to a few steps (LCM, TCD) the model that it was made from.
+# - *A variance that the model learned* (DiT, guided diffusion: twice the channels) is left out, and named.
 # - *`J` must equal `steps`* in every tilt below. Another number of steps is another grid, which nobody checked.
 #
 # A model of a
