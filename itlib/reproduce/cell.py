@@ -178,16 +178,17 @@ def _papermill(cell: Cell, spare: Spare | None) -> Any:
     if cell.title:
         first = next(c for c in notebook.cells if c.cell_type == "markdown")
         first.source = re.sub(r"^# .*$", rf"\g<0>: {cell.title}", first.source, count=1, flags=re.MULTILINE)
-    # Kernels that start at the same time may be given the same port, and then one never answers: nothing ran, so try again.
+    # Kernels that start at the same time may be given the same port, and then one never answers or ends at once: nothing ran,
+    # so try again. Where sockets can be files, nobody else is given them.
     for attempt in (1, 2, 3):
-        with tempfile.TemporaryFile() as errors:
+        with tempfile.TemporaryFile() as errors, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as sockets:
             try:
                 done = papermill.execute_notebook(
                     notebook,
                     None,
                     parameters=cell.injected(),
                     kernel_name="python3",
-                    kernel_manager_class=_kernel_manager(errors, spare if attempt == 1 else None),
+                    kernel_manager_class=_kernel_manager(errors, sockets, spare if attempt == 1 else None),
                     cwd=str(Path(cell.notebook).parent),
                     progress_bar=False,
                 )
@@ -204,8 +205,9 @@ def _papermill(cell: Cell, spare: Spare | None) -> Any:
                     f"its kernel died{said or ' without a word; if memory was short, run fewer --jobs'}"
                 ) from None
             except RuntimeError as error:
-                if "didn't respond" not in str(error) or attempt == 3:
-                    raise BatchError(f"its kernel did not start{_last_line(errors) or f': {error}'}") from None
+                said = _last_line(errors)
+                if attempt == 3 or not ("didn't respond" in str(error) or "Address already in use" in said):
+                    raise BatchError(f"its kernel did not start{said or f': {error}'}") from None
     raise AssertionError
 
 
@@ -221,17 +223,23 @@ def joined(outputs: list[Any]) -> list[Any]:
     return found
 
 
-def _kernel_manager(errors: Any, spare: Spare | None) -> type:
+def _kernel_manager(errors: Any, sockets: str, spare: Spare | None) -> type:
     """The kernel of this environment and no other that is called the same, with the library of this process.
 
     Args:
         errors: a file for what it writes to its standard error.
+        sockets: a folder for those that it listens at. If its name leaves no room for theirs, ports are used, as on Windows.
         spare: becomes the kernel; None starts a new process.
     """
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
 
+    files = os.name == "posix" and len(sockets) < 80  # of about 100 characters
+
     class Own(AsyncKernelManager):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options, **({"transport": "ipc", "ip": f"{sockets}/kernel"} if files else {}))
+
         @property
         def kernel_spec(self) -> KernelSpec:
             command = [sys.executable, "-m", "itlib.reproduce.kernel", "-f", "{connection_file}"]

@@ -14,7 +14,7 @@ import small_batch
 from itlib.experiments import base, paper
 from itlib.experiments.experiment import Parameters, Record
 from itlib.experiments.records import save_record
-from itlib.reproduce.cell import BatchError, Cell, header
+from itlib.reproduce.cell import BatchError, Cell, _kernel_manager, header
 from itlib.reproduce.pages import check_pairs, tidy
 
 NOTEBOOKS = small_batch.ROOT / "notebooks"
@@ -157,3 +157,9 @@ def test_all_headers_are_written_as_that_one_is() -> None:
         start = lines.index("#   jupytext:")
         texts.add("\n".join([lines[0], *lines[start:]]))
     assert len(texts) == 1, texts
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sockets are no files here")
+def test_a_kernel_listens_at_files_of_its_own_unless_their_names_were_too_long() -> None:
+    found = [_kernel_manager(None, folder, None)() for folder in ("/tmp/short", "/tmp/" + "long" * 30)]
+    assert [(manager.transport, manager.ip) for manager in found] == [("ipc", "/tmp/short/kernel"), ("tcp", "127.0.0.1")]
