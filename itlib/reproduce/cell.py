@@ -178,7 +178,7 @@ def _papermill(cell: Cell, spare: Spare | None) -> Any:
     if cell.title:
         first = next(c for c in notebook.cells if c.cell_type == "markdown")
         first.source = re.sub(r"^# .*$", rf"\g<0>: {cell.title}", first.source, count=1, flags=re.MULTILINE)
-    # Kernels that start at the same time may be given the same port, and then one never answers or ends at once: nothing ran,
+    # Kernels that start together may be given the same port, and then one never answers or ends at once: nothing ran,
     # so try again. Where sockets can be files, nobody else is given them.
     for attempt in (1, 2, 3):
         with tempfile.TemporaryFile() as errors, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as sockets:
