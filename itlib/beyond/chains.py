@@ -66,6 +66,10 @@ from itlib.tilting import (
 )
 
 
+class UnreachedWarning(UserWarning):
+    """A run ended although the chains of its model do not agree on the tilt."""
+
+
 class TrainableCopy(nn.Module):
     """A network that learns, beside a frozen copy of what it started from; the correction is their difference.
 

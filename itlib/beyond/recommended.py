@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from itlib._checks import Between0And1, Natural, Positive, autograd
-from itlib.beyond.chains import ChainLearner, Corrected, correct
+from itlib.beyond.chains import ChainLearner, Corrected, UnreachedWarning, correct
 from itlib.beyond.implicit import implicit
 from itlib.beyond.preconditioning import adapter
 from itlib.beyond.step_sizes import ChosenSteps, Polished, bounded_gap, evenly
@@ -241,18 +241,25 @@ def recommended_tilting(
     yield from guarded(steps)
 
 
-def guarded(steps: Iterator[TiltStep], *, low: float = 0.02, least: float = 0.005) -> Iterator[TiltStep]:
+def guarded(
+    steps: Iterator[TiltStep], *, low: float = 0.02, least: float = 0.005, enough: float = 0.3
+) -> Iterator[TiltStep]:
     """Pass tilts on; warn when few of a tilt's chains are effective, and stop when hardly any are, twice in a row.
 
     Args:
         steps: of any learner that measures diagnostics.
         low: effective share of the chains below which there is a warning.
         least: effective share below which two tilts in a row end the run.
+        enough: effective share of the last tilt's chains below which the end of the run warns, as
+            :class:`~itlib.beyond.value.ValueConfig` has it.
+
+    Warns:
+        UnreachedWarning: if the run ends with fewer.
 
     Raises:
         FloatingPointError: after the second of these tilts.
     """
-    before = 1.0
+    before = share = 1.0
     for step in steps:
         yield step
         if step.diagnostics is None:
@@ -264,3 +271,10 @@ def guarded(steps: Iterator[TiltStep], *, low: float = 0.02, least: float = 0.00
         if share < low:
             warnings.warn(advice, RuntimeWarning, stacklevel=2)
         before = share
+    if share < enough:
+        warnings.warn(
+            f"the run ended with an effective share of {share:.2g} among its own chains: its samples are not those of the "
+            "tilt. Raise S, E or polish_rounds, or ask for a smaller lam",
+            UnreachedWarning,
+            stacklevel=2,
+        )

@@ -50,7 +50,7 @@ chains keep an effective share, so it may fall again where a fit went wrong. A f
 Older ones are unbiased too, but on chains of a student far from the tilt :math:`e^{\Delta}` has heavy tails, and fitting to
 all of them ended farther away. A small part of every draw follows the student at a fraction of its correction: modes that V
 has lost by mistake are still visited. A run ends when the share of the student's own chains at full strength rises no more.
-The best model seen is kept, and if its share is below ``enough``, an :class:`UnreachedWarning` says so.
+The best model seen is kept, and if its share is below ``enough``, an :class:`~itlib.beyond.chains.UnreachedWarning` says so.
 
 **Rewards with a long way down.** What is punished by sixty nats makes V span sixty nats, of which a tenth decides on mode
 weights. So a little of the base can be mixed into the tilt, ``admixture`` a: with :math:`e^{sr}+aZ_s` for :math:`e^{sr}`,
@@ -86,7 +86,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from itlib._checks import Below1, LogWeights, Positive, Samples, autograd, checked, finite
-from itlib.beyond.chains import chain_steps, diagnose, states_at_once
+from itlib.beyond.chains import UnreachedWarning, chain_steps, diagnose, states_at_once
 from itlib.beyond.preconditioning import Gaussian
 from itlib.metrics import effective_sample_size
 from itlib.network import FourierFeatures, Network, NoisePredictor, device_of
@@ -94,10 +94,6 @@ from itlib.rewards import Reward, evaluate
 from itlib.sampling import ReverseStep, randn
 from itlib.schedules import Schedule, column
 from itlib.tilting import Diagnostics, TiltStep, derive_seed
-
-
-class UnreachedWarning(UserWarning):
-    """A run ended although the chains of its model do not agree on the tilt."""
 
 
 @dataclass(frozen=True)

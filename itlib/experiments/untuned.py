@@ -21,8 +21,9 @@ from typing import Any, ClassVar, Literal, get_args
 
 import torch
 
+from itlib.beyond.chains import UnreachedWarning
 from itlib.beyond.recommended import RecommendedConfig, recommended_tilting
-from itlib.beyond.value import UnreachedWarning, ValueConfig, ValueDiagnostics, value_tilting
+from itlib.beyond.value import ValueConfig, ValueDiagnostics, value_tilting
 from itlib.experiments import experiment
 from itlib.experiments.checkpoints import profile, resumable_base
 from itlib.experiments.experiment import Experiment, Metric, Record, choose

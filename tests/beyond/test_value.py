@@ -9,12 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from itlib.beyond.chains import chain_steps
+from itlib.beyond.chains import UnreachedWarning, chain_steps
 from itlib.beyond.preconditioning import Gaussian
 from itlib.beyond.value import (
     Guided,
     ImageValue,
-    UnreachedWarning,
     ValueConfig,
     ValueDiagnostics,
     ValueFunction,

@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler
 from foreign_models import SHAPE, D, unet
 from torch import Tensor, nn
 
-from itlib.beyond.chains import TrainableCopy, chain_steps, check_size, draw_chains, log_variance_step
+from itlib.beyond.chains import TrainableCopy, UnreachedWarning, chain_steps, check_size, draw_chains, log_variance_step
 from itlib.beyond.recommended import RecommendedConfig, guarded, recommended_tilting
 from itlib.gaussian_mixture import ExactNoisePredictor, GaussianMixture
 from itlib.network import Network, Residual
@@ -125,8 +125,10 @@ def steps_with(*shares: float) -> list[TiltStep]:
     ]
 
 
-def test_tilts_that_lost_their_chains_warn_and_then_stop() -> None:
+def test_tilts_that_lost_their_chains_warn_and_then_stop_and_an_end_with_few_warns() -> None:
     assert len(list(guarded(iter(steps_with(0.5, 0.3))))) == 2
+    with pytest.warns(UnreachedWarning, match=r"with an effective share of 0\.29 among its own chains"):
+        assert len(list(guarded(iter(steps_with(0.5, 0.29))))) == 2
     with pytest.warns(RuntimeWarning, match=r"tilt 2: 1.00% of its chains"):
         assert len(list(guarded(iter(steps_with(0.5, 0.01, 0.6))))) == 3
     lost = guarded(iter(steps_with(0.002, 0.001, 0.9)))
