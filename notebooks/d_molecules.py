@@ -347,7 +347,7 @@ LOOK = {
 curve_kl = [0.0] + [exact("kl", lam).mean() for lam in task.sweep]
 curve_mean = [metric("base", "mean_reward").mean()] + [exact("mean_reward", lam).mean() for lam in task.sweep]
 with figures.house_style() as plt:
-    fig, ax = plt.subplots(figsize=(6.4, 3.7))
+    fig, ax = plt.subplots(figsize=(5.1, 4.4))
     ax.plot(curve_kl, curve_mean, color=figures.COLORS["target"], label="exact tilts of all strengths")
     ax.plot(exact("kl").mean(), exact("mean_reward").mean(), "*", color=figures.COLORS["target"], markersize=13)
     ax.plot(best_kl, best_mean.mean(), "P", color=figures.INK, markersize=8, label=f"best of {truth.CANDIDATES} (at most)")
@@ -357,11 +357,12 @@ with figures.house_style() as plt:
         at = [[metric(name, key, b).mean() for b in budgets] for key in ("path_kl", "mean_reward")]
         ax.plot(*at, label=TITLES[name], **style)
     ax.set(xlabel="KL to the base, in nats", ylabel="mean reward", xscale="symlog")
-    ax.legend(fontsize=8.5, loc="lower right")
+    fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
 figures.show(
     fig,
     "nats",
-    "Mean reward against the divergence from the base. The exact tilts are a rising curve; every method lies to the right of it.",
+    "Mean reward against the divergence from the base. The exact tilts are a rising curve; every method lies below it, recommended nearest, the "
+    "paper's configuration and distilling farthest.",
 )
 
 # %% [markdown]

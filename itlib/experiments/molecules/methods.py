@@ -22,6 +22,7 @@ import torch
 
 from itlib.baselines.accounting import BaselineStep, EvaluationCounter
 from itlib.baselines.distillation import DistillationConfig, distillation
+from itlib.baselines.policy_gradient import PolicyGradientConfig, policy_gradient
 from itlib.baselines.relative_trajectory_balance import TrajectoryBalanceConfig, trajectory_balance
 from itlib.baselines.reward_weighted import reweighted
 from itlib.beyond.recommended import RecommendedConfig, recommended_tilting
@@ -84,11 +85,25 @@ def value_config(s: Setting) -> ValueConfig:
     return replace(known, replay=7, rounds=6, patience=6, enough=0.0)
 
 
-def _value(s: Setting) -> Iterator[BaselineStep]:
-    account = EvaluationCounter()
-    base, reward = s.counted(account)
-    for step in value_tilting(base, reward, s.schedule, value_config(s), d=s.problem.d, seed=s.seed):
-        yield account.tilt(step, s.problem.lam)
+def _value(config: Callable[[Setting], ValueConfig]) -> Training:
+    def train(s: Setting) -> Iterator[BaselineStep]:
+        account = EvaluationCounter()
+        base, reward = s.counted(account)
+        for step in value_tilting(base, reward, s.schedule, config(s), d=s.problem.d, seed=s.seed):
+            yield account.tilt(step, s.problem.lam)
+
+    return train
+
+
+def _policy(config: PolicyGradientConfig) -> Training:
+    """Two updates a batch, as on the digits."""
+
+    def train(s: Setting) -> Iterator[BaselineStep]:
+        B = min(config.B, s.budget)
+        asked = replace(config, iterations=s.budget // B, updates=2, B=B, lam=s.problem.lam, lr=s.lr, J=J)
+        return policy_gradient(s.base, s.problem.reward, s.schedule, asked, d=s.problem.d, seed=s.seed)
+
+    return train
 
 
 def _balance(s: Setting) -> Iterator[BaselineStep]:
@@ -106,10 +121,15 @@ METHODS: Mapping[str, Method] = {
     "paper": Method("paper", lr=3e-5, train=_tilting(PAPER_UPDATE)),
     "reweighted": Method("reward-weighted regression", lr=3e-5, train=_tilting(reweighted)),
     "distilled": Method("resample, then distil", lr=3e-4, train=_distilled),
+    "ddpo": Method("DDPO", lr=1e-4, train=_policy(PolicyGradientConfig())),
+    "dpok": Method("DPOK", lr=1e-4, train=_policy(PolicyGradientConfig(kl=1.0, value=True))),
     "balance": Method("trajectory balance", lr=1e-4, train=_balance),
     "recommended": Method("recommended, small correction", lr=1e-3, train=_recommended(lora=False)),
     "recommended-lora": Method("recommended, LoRA", lr=1e-3, train=_recommended(lora=True)),
-    "value": Method("value on chains", lr=1e-3, train=_value),
+    "value": Method("value on chains", lr=1e-3, train=_value(value_config)),
+    "bounded": Method(
+        "value, climbing and bounded", lr=1e-3, train=_value(lambda s: replace(value_config(s), climb=0.5, admixture=5e-5))
+    ),
 }
 #: What the closest two get besides, to see what more answers buy.
 LARGER = 20_480
