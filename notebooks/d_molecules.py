@@ -286,18 +286,22 @@ RUN = [name for name in TRAINED if (name, BUDGET, 1) in runs]
 start, top = metric("base", "mean_reward").mean(), exact("mean_reward").mean()
 way = (metric(BEST, "mean_reward").mean() - start) / (top - start)
 nearer = [name for name in RUN if distance(name).mean() < distance("base").mean()]
-assert set(nearer) == {BEST, "recommended", "value"}
+assert set(nearer) == {BEST, "recommended", "value", "bounded", "ddpo"}
+assert abs((distance("bounded") - distance("value")).mean()) < 0.5
 assert max(distance(BEST).mean(), distance("recommended").mean()) < distance("value").mean()
 assert abs((distance(BEST) - distance("recommended")).mean()) < 0.3
 assert distance(BEST, LARGER).mean() > 0.4 * distance("base").mean()
 gap = distance("base") - distance(BEST)
 assert gap.mean() > 4.3 * gap.std(ddof=1) / 3**0.5
-assert all((fcd(name) < fcd("base") - 2).all() for name in RUN)
+assert all((fcd(name) < fcd("base") - 2).all() for name in RUN if name != "dpok")
 assert 0.4 < way < 0.75
 figures.glue(
     closest=pm(distance(BEST)),
     small=pm(distance("recommended")),
     balance_kl=pm(distance("balance"), ".1f"),
+    ddpo=pm(distance("ddpo")),
+    dpok=pm(distance("dpok")),
+    bounded=pm(distance("bounded")),
     reweighted_kl=pm(distance("reweighted"), ".1f"),
     larger=f"{LARGER:,}",
     closest_larger=pm(distance(BEST, LARGER)),
@@ -321,10 +325,12 @@ figures.glue(
 #
 # - **The tilt can be learned, in part.** *Recommended* ({doc}`b_recommended`) goes from {glue:text}`start` nats to
 #   {glue:text}`closest` with LoRA, which makes {glue:text}`way` of the way in mean reward, and to {glue:text}`small` with a small
-#   correction beside the model. The value on chains ({doc}`b_value`) follows with {glue:text}`value_kl`.
+#   correction beside the model. The value on chains ({doc}`b_value`) follows with {glue:text}`value_kl`, and with
+#   {glue:text}`bounded` as it did best on mixtures.
+# - **Policy gradients have hardly begun.** After as many answers DDPO is {glue:text}`ddpo` nats away, and DPOK {glue:text}`dpok`.
 # - **More answers help a little.** {glue:text}`larger` of them end at {glue:text}`closest_larger` nats, {glue:text}`way_larger` of the
 #   way, and at {glue:text}`value_larger` for the value. Nobody arrives.
-# - **Samples can be close while paths are far.** By FCD everyone has left the base: {glue:text}`fcd_near` for *recommended*,
+# - **Samples can be close while paths are far.** By FCD everyone but DPOK has left the base: {glue:text}`fcd_near` for *recommended*,
 #   {glue:text}`paper_fcd` for the paper's configuration, where the base has {glue:text}`fcd_start`. But paths pay for detours:
 #   {glue:text}`balance_kl` nats with trajectory balance, {glue:text}`reweighted_kl` with reward-weighted regression, {glue:text}`paper_kl`
 #   with the paper's configuration and {glue:text}`distilled_kl` with resampled and distilled samples, all more than the base.
@@ -434,7 +440,7 @@ figures.glue(chance_before=f"{chances[0]:.0%}", chance_after=f"{chances[1]:.0%}"
 # - Learning rates were taken over from the digits and not tuned; a search might move any row. Two knobs were changed after a look at
 #   seeds that are reported: the value's rate, from 5·10⁻³, which ended 5.5 nats away and more, to 10⁻³, and the rounds of *recommended*,
 #   from ten, which ended 2.7 and 2.9 nats away, to twenty. No records of those runs are kept.
-# - Three seeds, one base, one reward. No policy gradients. *Likeness* and *rule*, of which the latents tell less, were only weighed.
+# - Three seeds, one base, one reward. *Likeness* and *rule*, of which the latents tell less, were only weighed.
 # - The forest is a model of solubility from 1,025 small molecules. It is the reward, not the truth.
 #
 # ## Try this

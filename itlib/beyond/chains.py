@@ -149,7 +149,7 @@ class Chains:
     def own_log_ratio(self) -> Tensor:
         """log p_base / p_theta of the chains, (S,), for the theta that drew them; in parts, to save memory."""
         some = max(1, 2**22 // self.x_t[0].numel())
-        parts = [self[index] for index in torch.arange(len(self.x_t)).split(some)]
+        parts = (self[index] for index in torch.arange(len(self.x_t)).split(some))  # one copied at a time
         return torch.cat([part.log_ratio(part.correction) for part in parts])
 
     def rounding(self) -> float:
