@@ -319,7 +319,7 @@ figures.show(
 # ```{glue:figure} untuned
 # :name: fig-untuned
 #
-# Error of $\hat x_1$, and of the worst mode weight, on tasks that nobody tuned on. Filled: the run ended without a warning. The number of every mark is in the table.
+# Error of $\hat x_1$, and of the worst mode weight, on tasks that nobody tuned on. Filled: the run ended without a warning. The table, folded away below, has every number.
 # ```
 
 # %% tags=["hide-cell"]

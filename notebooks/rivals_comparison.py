@@ -472,6 +472,13 @@ shared["spent"] = [(end["network"] + 2 * end["network_gradient"]) / WORK["full"]
 shared["rewards"] = [(end["reward"] + end["reward_gradient"]) / 1e3 for end in ends]
 of = shared.groupby("method")
 assert (of.size() == 3 * len(tasks)).all()
+
+
+def span(shares):
+    """Least and most, if they differ."""
+    return " to ".join(dict.fromkeys(f"{share:.0%}" for share in (shares.min(), shares.max())))
+
+
 STEPS = {"tilting": "200", "implicit": "200", "dpok": "50", "adjoint": "50"}
 STEPS |= dict.fromkeys(("recommended", "value", "adjoint-kept"), "50, kept")
 figures.table(
@@ -481,7 +488,7 @@ figures.table(
         | {
             "trained on steps": STEPS[name],
             "rewards, k": f"{own['rewards'].mean():.1f}",
-            "budget spent": f"{own['spent'].min():.0%} to {own['spent'].max():.0%}",
+            "budget spent": span(own["spent"]),
         }
         for name in everywhere
         for own in [of.get_group(name)]
@@ -568,7 +575,7 @@ figures.table(
         | {title: f"{own[key].mean():.3f} ({own[key].median():.3f})" for title, key in JUDGES.items()}
         | {
             "rewards, k": f"{own['rewards'].mean():.1f}",
-            "budget spent": f"{own['spent'].min():.0%} to {own['spent'].max():.0%}",
+            "budget spent": span(own["spent"]),
         }
         for name in compared
         for own in [by_method.get_group(name)]
@@ -576,7 +583,7 @@ figures.table(
     floatfmt=("", "", "", "", ".1f", ""),
 )
 
-# %%
+# %% tags=["hide-input"]
 wide = four.pivot(index=["task", "seed"], columns="method", values="sliced_w2")
 without = wide.drop(columns=["value", "adjoint", "adjoint-kept"])  # no gradient
 won = wide["value"] < without.min(axis=1)
