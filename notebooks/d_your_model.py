@@ -329,7 +329,7 @@ learned = step.model
 watched(rows)
 
 # %% [markdown]
-# When only few chains are effective, the run warns, and when hardly any are, twice in a row, it ends. This one has only begun. What bounds it is how much of the reward
+# When only few chains are effective, the run warns, and when hardly any are, twice in a row, it ends. At the end it warns if fewer than three in ten are. This one has only begun. What bounds it is how much of the reward
 # a few hundred chains can tell the weights: in trials by hand, of which no records were kept, eight tilts of 600 chains still ended at about half, and a
 # quarter of the way. Begin with a value, and distil it if you must.
 #
