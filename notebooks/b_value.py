@@ -214,7 +214,7 @@ figures.glue(moved=f"{moved:.2f}", close=config.close, enough=config.enough)
 #
 # $$ \text{share} = \Big(1 + \frac{(p - p')^2}{p'(1 - p')}\Big)^{-1}, $$
 #
-# so $p' = 0.19$ in place of $0.13$ costs two hundredths of it. That happened in {doc}`rivals_comparison`: with unequal weights and seed 0 the share was 0.90, and the distance to the target the largest of all its runs. But the chains know. Weighted, they have the right weights, so a run
+# so $p' = 0.19$ in place of $0.13$ costs two hundredths of it. That happened in {doc}`rivals_comparison`: with unequal weights and seed 0 the share was 0.90, and the distance to the target the largest on those tasks. But the chains know. Weighted, they have the right weights, so a run
 # also measures how far the weights move its chains and their rewards: the Wasserstein distance along each coordinate, in standard deviations. Above {glue:text}`close` it warns, too. On the ring the last chains move by {glue:text}`moved`. It costs a sort. The cure is a longer fit, or to draw chains and resample them by their weights.
 #
 # Here is a bounded reward in ten dimensions, drawn at random
